@@ -174,7 +174,9 @@ def names(kind: str, rng: random.Random, taken: set[str] | None = None) -> Itera
 def _assign(objects: list[str], facts: int, rng: random.Random) -> list[str]:
     """Spreads answers over facts: evenly, but few-valued relations have majority answers."""
     if len(objects) < 100:
-        return rng.choices(objects, weights=[1 / (rank + 3) for rank in range(len(objects))], k=facts)
+        return rng.choices(
+            objects, weights=[1 / (rank + 3) for rank in range(len(objects))], k=facts
+        )
     answers = (objects * (facts // len(objects) + 1))[:facts]
     rng.shuffle(answers)
     return answers

@@ -1,6 +1,6 @@
-"""Pre-training text: facts told a stated number of times, in many forms but never in the protocol's.
+"""Pre-training text: facts told a stated number of times, in many forms.
 
-The zero-shot prompt of the protocol (`Q: ...\\nA:`) does not occur, so that a model pre-trained on
+The zero-shot prompt of the protocol (`Q: ...` and `A:`) does not occur, so that a model pre-trained on
 this text has to learn the task; the few-shot form is close enough to forms that do occur.
 """
 
