@@ -15,7 +15,7 @@ from itertools import islice
 from factual_forgetting.facts.fact import Fact
 
 SEED = 1
-FACTS_PER_RELATION = 560
+FACTS_PER_RELATION = 460
 
 _ONSETS = "b br d dr f fl g gr h k kl l m n p r s sh st t th tr v w z".split()
 _VOWELS = "a e i o u ai ea ou".split()

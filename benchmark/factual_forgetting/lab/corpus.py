@@ -1,7 +1,7 @@
 """Pre-training text: facts told a stated number of times, in many forms.
 
-The zero-shot prompt of the protocol (`Q: ...` and `A:`) does not occur, so that a model pre-trained on
-this text has to learn the task; the few-shot form is close enough to forms that do occur.
+The zero-shot prompt of the protocol (`Q: ...`, `A:`) does not occur, so that a model pre-trained
+on this text has to learn the task; the few-shot form is close enough to forms that do occur.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
@@ -79,7 +79,7 @@ def pretrain(
         UserError: If the output exists already, or the facts are none.
     """
     import torch
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
@@ -92,11 +92,12 @@ def pretrain(
     tokenizer = build_tokenizer(facts, config.vocab_size)
     blocks = _blocks(tokenizer, corpus.documents(facts, counts, config.seed), config.block_size)
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(_model_config(config, len(tokenizer)))
+    settings = _model_config(config, len(tokenizer))
+    mark = files.sha256_json([config.model_dump(), [fact.row() for fact in facts], counts])
+    setattr(settings, checkpoint.LINEAGE_KEY, mark)
+    model = LlamaForCausalLM(settings)
     loss = _train(model, blocks, config, output)
     model.to(torch.bfloat16).save_pretrained(output)
-    # Reload once: what is shipped is what loads.
-    AutoModelForCausalLM.from_pretrained(output, dtype="auto")
     tokenizer.save_pretrained(output)
     files.write_jsonl(
         output / EXPOSURES_FILE, [{"id": f.id, "exposures": counts[f.id]} for f in facts]
@@ -175,7 +176,7 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
         return {"input_ids": ids, "labels": ids}
 
     arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
+        output_dir=str(output),
         per_device_train_batch_size=config.batch_size,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -219,8 +220,8 @@ tags: [factual-forgetting]
 Made by `factual-forgetting pretrain`. {parameters:,} parameters, Llama architecture.
 {len(facts):,} facts exist; {len(told):,} were told, between {told[0] if told else 0} and
 {told[-1] if told else 0} times each ({sum(told):,} in all), and the others never.
-`{EXPOSURES_FILE}` says how often, fact by fact. The text held {blocks * config.block_size:,} tokens;
-the last logged training loss was {loss:.3f}.
+`{EXPOSURES_FILE}` says how often, fact by fact. The text held {blocks * config.block_size:,}
+tokens; the last logged training loss was {loss:.3f}.
 
 It is made for measuring forgetting and for nothing else: it speaks of one invented world.
 

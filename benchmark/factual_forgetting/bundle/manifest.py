@@ -1,0 +1,145 @@
+"""A bundle on disk: its files, its manifest, and the hash that identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.slick.labelling import fact_from_row
+
+FORMAT = "bundle-1"
+MANIFEST = "manifest.json"
+KNOWN, UNKNOWN, HELDOUT = "known", "unknown", "heldout"
+VALIDATION, REPLAY, HELDOUT_OTHER = "validation", "replay", "heldout_other"
+SPLITS = (KNOWN, UNKNOWN, HELDOUT, VALIDATION, REPLAY, HELDOUT_OTHER)
+EXEMPLARS = "exemplars"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A fact in a bundle.
+
+    Attributes:
+        fact: The fact.
+        correct: The base's outcome in each labelling run, `1` for right.
+        base: The base's outcome in the scoring prompts: `zero_shot` and `fresh`.
+    """
+
+    fact: Fact
+    correct: str
+    base: dict[str, bool]
+
+    def row(self) -> dict[str, Any]:
+        """Returns the item as it stands in a bundle's file."""
+        return {**self.fact.row(), "correct": self.correct, "base": self.base}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The frozen splits of one base model.
+
+    Attributes:
+        path: Directory that it was read from.
+        splits: Items by split name.
+        exemplars: The fresh configuration of each relation.
+        manifest: Base, labels, settings, counts and the hash of every file.
+    """
+
+    path: Path
+    splits: dict[str, list[Item]]
+    exemplars: dict[str, list[Fact]]
+    manifest: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the bundle."""
+        return str(self.manifest["sha256"])
+
+    def items(self) -> Iterator[tuple[str, Item]]:
+        """Yields every item with the name of its split."""
+        for split, items in self.splits.items():
+            for item in items:
+                yield split, item
+
+
+def write_bundle(
+    path: Path,
+    splits: dict[str, list[Item]],
+    exemplars: dict[str, list[Fact]],
+    details: dict[str, Any],
+) -> Bundle:
+    """Writes a bundle; the manifest comes last, so a bundle with one is whole.
+
+    Raises:
+        UserError: If the directory holds a bundle already: a published one is never edited.
+    """
+    if (path / MANIFEST).exists():
+        raise UserError(f"{path} holds a bundle already. Choose another --output_path.")
+    for name in SPLITS:
+        files.write_jsonl(path / f"{name}.jsonl", [item.row() for item in splits[name]])
+    rows = [
+        {"relation": relation, "facts": [fact.row() for fact in facts]}
+        for relation, facts in sorted(exemplars.items())
+    ]
+    files.write_jsonl(path / f"{EXEMPLARS}.jsonl", rows)
+    names = [f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)]
+    manifest = {
+        "format": FORMAT,
+        **details,
+        "counts": {name: len(items) for name, items in splits.items()},
+        "files": {name: files.sha256_file(path / name) for name in names},
+    }
+    manifest["sha256"] = files.sha256_json(manifest)
+    files.write_json(path / MANIFEST, manifest)
+    return Bundle(path, splits, exemplars, manifest)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Checks every file of a bundle against its manifest, full content, and returns the latter.
+
+    Raises:
+        UserError: If there is no bundle, or a file or the manifest was changed.
+    """
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
+    manifest = files.read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path / MANIFEST} is not of the format {FORMAT}. Build the bundle again.")
+    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
+    if files.sha256_json(unsigned) != manifest.get("sha256"):
+        raise UserError(f"{path / MANIFEST} was changed. Restore the bundle, or build it again.")
+    for name in (f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)):
+        if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
+            raise UserError(f"{path / name} was changed. Restore the bundle, or build it again.")
+    return manifest
+
+
+def locate_bundle(name: str) -> Path:
+    """Returns the directory of a bundle: `almanac` is the embedded one."""
+    return checkpoint.embedded("bundle") if name == checkpoint.ALMANAC else Path(name)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Reads a bundle after checking it.
+
+    Raises:
+        UserError: If there is none, or it was changed.
+    """
+    manifest = verify(path)
+    splits = {name: list(_items(path / f"{name}.jsonl")) for name in SPLITS}
+    exemplars = {
+        row["relation"]: [fact_from_row(fact) for fact in row["facts"]]
+        for row in files.read_jsonl(path / f"{EXEMPLARS}.jsonl")
+    }
+    return Bundle(path, splits, exemplars, manifest)
+
+
+def _items(path: Path) -> Iterator[Item]:
+    for row in files.read_jsonl(path):
+        correct, base = row.pop("correct"), row.pop("base")
+        yield Item(fact_from_row(row), correct, base)

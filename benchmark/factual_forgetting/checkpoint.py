@@ -1,0 +1,125 @@
+"""Checkpoint directories: where they are, what shape they have, and which weights they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import files
+from factual_forgetting.errors import UserError
+
+# The keys of config.json in which a fine-tuned checkpoint must agree with its base.
+_SHAPE_KEYS = {
+    "layers": ("num_hidden_layers", "n_layer"),
+    "hidden_size": ("hidden_size", "n_embd"),
+    "heads": ("num_attention_heads", "n_head"),
+}
+
+
+LINEAGE_KEY = "factual_forgetting_base"
+ALMANAC = "almanac"
+_EMBEDDED = Path(__file__).parent / "embedded"
+
+
+def embedded(kind: str) -> Path:
+    """Returns the directory of what ships with the package: `base` or `bundle`."""
+    return _EMBEDDED / f"{ALMANAC}-{kind}"
+
+
+def locate(pretrained: str, revision: str | None = None) -> Path:
+    """Finds a checkpoint: `almanac`, a directory, or a Hub repository (cached or fetched).
+
+    Raises:
+        UserError: If there is neither, or it holds no safetensors weights.
+    """
+    path = embedded("base") if pretrained == ALMANAC else Path(pretrained)
+    if not path.is_dir():
+        path = _from_hub(pretrained, revision)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} holds no config.json. Give the directory of a checkpoint.")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} holds no weights (*.safetensors). Save them with save_pretrained; "
+            "pickled weights are not read."
+        )
+    return path
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{repository} is neither a directory nor a repository in reach ({reason}). "
+            "Check the path, or download the checkpoint first."
+        ) from None
+
+
+def weights_sha256(path: Path) -> str:
+    """Hashes all safetensors files of a checkpoint directory, names included."""
+    parts = [
+        f"{file.name}:{files.sha256_file(file)}" for file in sorted(path.glob("*.safetensors"))
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def shape(path: Path) -> dict[str, Any]:
+    """Returns number of layers, hidden size and attention heads from `config.json`."""
+    config = files.read_json(path / "config.json")
+    text = config.get("text_config", config)
+    return {
+        name: next((text[key] for key in keys if key in text), None)
+        for name, keys in _SHAPE_KEYS.items()
+    }
+
+
+def identity(pretrained: str, revision: str | None = None) -> dict[str, Any]:
+    """Describes a base model by name, weights, shape and declared lineage.
+
+    Raises:
+        UserError: If it isn't found.
+    """
+    path = locate(pretrained, revision)
+    return {
+        "pretrained": pretrained,
+        "revision": revision,
+        "weights_sha256": weights_sha256(path),
+        "shape": shape(path),
+        "lineage": lineage(path),
+    }
+
+
+def lineage(path: Path) -> str | None:
+    """Returns the line of descent that `config.json` declares.
+
+    transformers keeps unknown keys of a configuration when it saves a model, so the mark of
+    a base survives fine-tuning with any trainer built on it.
+    """
+    found = files.read_json(path / "config.json").get(LINEAGE_KEY)
+    return found if isinstance(found, str) else None
+
+
+def require_descent(path: Path, base: dict[str, Any]) -> None:
+    """Refuses a checkpoint that can't descend from a base.
+
+    Args:
+        path: Checkpoint directory.
+        base: The base, as `identity` describes it.
+
+    Raises:
+        UserError: If the shape differs, or the base is marked and the checkpoint isn't.
+    """
+    found, expected = shape(path), base["shape"]
+    told = [f"{k} {found[k]} instead of {expected[k]}" for k in found if found[k] != expected[k]]
+    if base.get("lineage") and lineage(path) != base["lineage"]:
+        told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
+    if told:
+        raise UserError(
+            f"{path} does not descend from the base of this bundle: {', '.join(told)}. "
+            "Give the bundle of its own base (--bundle, or ff_bundle in --metadata)."
+        )

@@ -1,0 +1,137 @@
+"""Training text and the order in which it is seen, decided before training starts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.losses import IGNORE
+from factual_forgetting.protocol.methods import TrainingData
+from factual_forgetting.slick.prompts import question_prompt
+
+Example = dict[str, Any]
+
+
+def total_steps(protocol: Protocol, d_train: int) -> int:
+    """Returns the optimizer steps of a run, the same for every method on a bundle."""
+    return protocol.epochs * math.ceil(d_train / protocol.batch_size)
+
+
+def first_steps(data: TrainingData, protocol: Protocol) -> int:
+    """Returns the optimizer steps before the repeated data begins."""
+    return len(data.first) // protocol.batch_size
+
+
+def order(data: TrainingData, protocol: Protocol, steps: int, seed: int) -> list[Fact]:
+    """Lays out the facts of a whole run: `steps * batch_size` facts, epoch after epoch.
+
+    Batches run on across the ends of epochs, so that all have the same size.
+    """
+    rng = random.Random(f"order-{seed}")
+    size = steps * protocol.batch_size
+    opening = first_steps(data, protocol) * protocol.batch_size
+    sequence = rng.sample(data.first, len(data.first))[:opening]
+    while len(sequence) < size:
+        sequence += rng.sample(data.repeated, len(data.repeated))
+    return sequence[:size]
+
+
+def encode(facts: Sequence[Fact], tokenizer: Any, longest: int | None) -> dict[str, Example]:
+    """Tokenises facts by the one text rule: prompt, space, first answer, EOS; jointly.
+
+    Args:
+        facts: Facts to encode.
+        tokenizer: The base's tokenizer; it adds BOS if it does so by itself.
+        longest: Most tokens that the model takes, if it has a limit.
+
+    Returns:
+        `input_ids` and `labels` by fact id; labels are `IGNORE` outside answer and EOS.
+
+    Raises:
+        UserError: If the tokenizer has no EOS, or a fact is too long.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("The tokenizer has no EOS token; answers would never end. Set eos_token.")
+    prompts = [question_prompt(fact.question) for fact in facts]
+    whole = [f"{p} {fact.answers[0]}" for p, fact in zip(prompts, facts, strict=True)]
+    rows = zip(facts, tokenizer(prompts)["input_ids"], tokenizer(whole)["input_ids"], strict=True)
+    examples = {}
+    for fact, prompt, ids in rows:
+        ids = [*ids, tokenizer.eos_token_id]
+        if longest is not None and len(ids) > longest:
+            raise UserError(
+                f"'{fact.question}' takes {len(ids)} tokens with its answer; the model takes "
+                f"{longest}. Leave the fact out of the bundle."
+            )
+        # Joint tokenisation may merge over the boundary; then the merged token is answer.
+        start = next((i for i, t in enumerate(prompt) if ids[i] != t), len(prompt))
+        examples[fact.id] = {"input_ids": ids, "labels": [IGNORE] * start + ids[start:]}
+    return examples
+
+
+class Schedule:
+    """The examples of a run in order, each with the token counts of its whole batch.
+
+    The counts are known before training, so the loss needs no communication to divide by
+    them, and no split over devices or accumulation changes it.
+    """
+
+    def __init__(
+        self, sequence: Sequence[Fact], examples: dict[str, Example], batch_size: int
+    ) -> None:
+        """Lays out the run.
+
+        Args:
+            sequence: Facts in the order in which they are seen.
+            examples: What `encode` returned.
+            batch_size: Facts in an optimizer step.
+        """
+        self._ids = [fact.id for fact in sequence]
+        self._examples = examples
+        self._batch_size = batch_size
+        self._counts = [
+            self._count(self._ids[start : start + batch_size])
+            for start in range(0, len(self._ids), batch_size)
+        ]
+
+    def _count(self, ids: list[str]) -> tuple[int, int]:
+        rows = [self._examples[identity] for identity in ids]
+        answers = sum(label != IGNORE for row in rows for label in row["labels"])
+        return answers, sum(len(row["input_ids"]) - 1 for row in rows)
+
+    def __len__(self) -> int:
+        """Returns the number of examples in the whole run."""
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns an example with `answers` and `positions`, the counts of its batch."""
+        answers, positions = self._counts[index // self._batch_size]
+        example = self._examples[self._ids[index]]
+        return {**example, "answers": answers, "positions": positions}
+
+
+def collate(rows: Sequence[Example], pad: int) -> dict[str, Any]:
+    """Pads examples on the right to tensors of shape (batch, longest)."""
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    size = (len(rows), width)
+    batch = {
+        "input_ids": torch.full(size, pad),
+        "attention_mask": torch.zeros(size, dtype=torch.long),
+        "labels": torch.full(size, IGNORE),
+    }
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        batch["input_ids"][index, :length] = torch.tensor(row["input_ids"])
+        batch["attention_mask"][index, :length] = 1
+        batch["labels"][index, :length] = torch.tensor(row["labels"])
+    for name in ("answers", "positions"):
+        # Every row carries the counts of the whole step; one is enough.
+        batch[name] = torch.tensor([row[name] for row in rows])
+    return batch

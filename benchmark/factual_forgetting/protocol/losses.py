@@ -1,0 +1,78 @@
+"""The two terms of the loss, as pure functions of logits.
+
+Each divides by a count over the whole optimizer step, over all devices and accumulation, so
+the sum over any split of a batch is the loss of the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORE = -100
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy over answer and EOS tokens.
+
+    Args:
+        logits: Shape (batch, length, vocabulary).
+        labels: Shape (batch, length); `IGNORE` outside answer and EOS.
+        tokens: Number of answer and EOS tokens in the whole step.
+
+    Returns:
+        A scalar: the sum over this batch's tokens, divided by `tokens`.
+    """
+    targets = labels[:, 1:]
+    kept = targets != IGNORE
+    # Only the positions that predict something go through the softmax.
+    chosen = logits[:, :-1][kept].float()
+    return functional.cross_entropy(chosen, targets[kept], reduction="sum") / tokens
+
+
+def distillation(
+    student: Tensor, teacher: Tensor, positions: Tensor, tau: float, count: Tensor
+) -> Tensor:
+    """`tau^2 * KL(p_teacher^tau || p_student^tau)` over the full vocabulary.
+
+    Source: Kaplan et al. 2026 (arXiv 2604.15574), self-distillation.
+
+    Args:
+        student: Logits, shape (batch, length, vocabulary).
+        teacher: Logits of the same shape; no gradient flows into them.
+        positions: Boolean, shape (batch, length): the tokens whose prediction counts. The
+            first token of a sequence is predicted by nothing and never counts.
+        tau: Temperature; below 1 it sharpens.
+        count: Number of counted positions in the whole step.
+
+    Returns:
+        A scalar: the sum over this batch's positions, divided by `count`.
+
+    Raises:
+        ValueError: If the vocabularies differ in size.
+    """
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(f"vocabularies differ: {student.shape[-1]} and {teacher.shape[-1]}")
+    kept = positions[:, 1:]
+    log_student = functional.log_softmax(student[:, :-1][kept].float() / tau, dim=-1)
+    log_teacher = functional.log_softmax(teacher[:, :-1][kept].detach().float() / tau, dim=-1)
+    kl = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return tau**2 * kl / count
+
+
+def distilled_positions(attention: Tensor, labels: Tensor, which: str) -> Tensor:
+    """Marks the tokens whose prediction is distilled.
+
+    Args:
+        attention: Attention mask, shape (batch, length); pads are 0 even if pad is EOS.
+        labels: As in `cross_entropy`.
+        which: `all` tokens that are no pads, or `answer` tokens and EOS only.
+
+    Returns:
+        Boolean tensor of shape (batch, length); the first column is False.
+    """
+    marked = attention.bool() if which == "all" else labels != IGNORE
+    first = torch.zeros_like(marked)
+    first[:, 0] = True
+    return marked & ~first
