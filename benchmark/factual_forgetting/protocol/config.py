@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
 from factual_forgetting.errors import UserError
 
@@ -76,3 +77,13 @@ def load_protocol(name: str) -> Protocol:
             "a file of your own must end in .yaml."
         )
     return parse(Protocol, load_yaml(path), str(name))
+
+
+def recipe_hashes() -> dict[str, str]:
+    """Returns the hash of every protocol that ships with the package, by name."""
+    return {name: protocol_sha256(load_protocol(name)) for name in recipe_names()}
+
+
+def protocol_sha256(protocol: Protocol) -> str:
+    """Returns the hash of a protocol's content."""
+    return files.sha256_json(protocol.model_dump(mode="json"))

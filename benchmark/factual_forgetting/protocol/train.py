@@ -15,7 +15,7 @@ from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import methods
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.config import Protocol, protocol_sha256
 from factual_forgetting.protocol.curve import Curve
 from factual_forgetting.slick.engines import load_causal_lm
 
@@ -86,7 +86,7 @@ def finetune(
     _save(model, tokenizer, protocol.checkpoint_dtype, output)
     run = {
         **identity,
-        "protocol_sha256": files.sha256_json(protocol.model_dump(mode="json")),
+        "protocol_sha256": protocol_sha256(protocol),
         "steps": steps,
         "weights_sha256": checkpoint.weights_sha256(output),
         "environment": environment(),

@@ -263,7 +263,7 @@ class _GreedyDecoder:
 def stop_ids(tokenizer: Any) -> frozenset[int]:
     """Returns every token that ends an answer: those with a newline in their text, and EOS.
 
-    A newline is often merged into a token (full stop and newline), so comparing with one token misses stops.
+    A newline is often merged into a token (full stop and newline): no one token is the stop.
     """
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     newlines = {token for token, text in enumerate(texts) if "\n" in text}
