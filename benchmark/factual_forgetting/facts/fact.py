@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 SPLITS = ("train", "dev", "test")
@@ -19,8 +20,9 @@ class Fact:
         relation: Name of the relation, for example `P17`.
         subject: The entity asked about, as it stands in the question.
         question: The question in natural language.
-        answers: Accepted answers; the first is the one that is trained on.
+        answers: The golds, as the source has them; the first is the one that is trained on.
         split: One of `train`, `dev`, `test`.
+        aliases: Other names of the golds, accepted as well unless scoring is strict.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Fact:
     question: str
     answers: tuple[str, ...]
     split: str
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def make(
@@ -38,14 +41,35 @@ class Fact:
         question: str,
         answers: tuple[str, ...],
         split: str | None = None,
+        aliases: tuple[str, ...] = (),
     ) -> Fact:
         """Builds a fact with its id; without a split, a hash of the subject decides."""
         identity = fact_id(relation, subject, question)
-        return cls(identity, relation, subject, question, answers, split or split_of(subject))
+        place = split or split_of(subject)
+        return cls(identity, relation, subject, question, answers, place, aliases)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Fact:
+        """Rebuilds a fact from the row that `row` gave; the row is trusted to be one."""
+        lists = {key: tuple(row[key]) for key in ("answers", "aliases")}
+        return cls(**{**row, **lists})
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Golds and aliases: every answer that counts as right in alias accuracy."""
+        return self.answers + self.aliases
 
     def row(self) -> dict[str, Any]:
         """Returns the fact as it stands in a JSON Lines file."""
-        return {**asdict(self), "answers": list(self.answers)}
+        return {
+            "id": self.id,
+            "relation": self.relation,
+            "subject": self.subject,
+            "question": self.question,
+            "answers": list(self.answers),
+            "aliases": list(self.aliases),
+            "split": self.split,
+        }
 
 
 def fact_id(relation: str, subject: str, question: str) -> str:

@@ -1,160 +1,239 @@
-"""Where facts come from: the almanac, a JSON Lines file, or EntityQuestions' own layout."""
+"""Where facts come from, and how they are made fit for testing.
+
+A source is `almanac`, `entityquestions`, `popqa`, `popqa:FILE`, `datasets:ID`, a folder in
+EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` too).
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from pydantic import Field, field_validator
+
+from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import almanac
-from factual_forgetting.facts.fact import SPLITS, Fact, stable_hash
+from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
+from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
+from factual_forgetting.facts.entityquestions import (
+    cache_folder,
+    fetch_entity_questions,
+    read_entity_questions,
+)
+from factual_forgetting.facts.fact import Fact, stable_hash
+from factual_forgetting.facts.popqa import DATASET, popqa_fact
+from factual_forgetting.facts.rows import (
+    FIELDS,
+    SPLIT_NAMES,
+    SUFFIXES,
+    fact_from_row,
+    kind_of,
+    read_rows,
+)
 
-# The question templates of EntityQuestions (Sciavolino et al. 2021), by Wikidata property.
-TEMPLATES = {
-    "P17": "Which country is [X] located in?",
-    "P19": "Where was [X] born?",
-    "P20": "Where did [X] die?",
-    "P26": "Who is [X] married to?",
-    "P36": "What is the capital of [X]?",
-    "P40": "Who is [X]'s child?",
-    "P50": "Who is the author of [X]?",
-    "P69": "Where was [X] educated?",
-    "P106": "What kind of work does [X] do?",
-    "P112": "Who founded [X]?",
-    "P127": "Who owns [X]?",
-    "P131": "Where is [X] located?",
-    "P136": "What type of music does [X] play?",
-    "P159": "Where is the headquarter of [X]?",
-    "P170": "Who was [X] created by?",
-    "P175": "Who performed [X]?",
-    "P176": "Which company is [X] produced by?",
-    "P264": "What music label is [X] represented by?",
-    "P276": "Where is [X] located?",
-    "P407": "Which language was [X] written in?",
-    "P413": "What position does [X] play?",
-    "P495": "Which country was [X] created in?",
-    "P740": "Where was [X] founded?",
-    "P800": "What is [X] famous for?",
-}
+
+class SourceOptions(Config):
+    """Which facts to load, and what to do to them.
+
+    Attributes:
+        facts: The source.
+        relations: Relations to keep; all if empty.
+        limit: At most this many facts of each relation and split, counted after cleaning.
+        seed: Decides which facts a limit keeps.
+        keep: Cleaning rules to turn off.
+        drop: Cleaning rules to turn on that are off by default.
+        aliases: The user's alias table, beside the built-in one.
+        columns: Fields of a fact to the columns of a file or dataset.
+    """
+
+    facts: str = "almanac"
+    relations: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, gt=0)
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    aliases: Path | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        unknown = sorted(set(columns) - set(FIELDS))
+        if unknown:
+            raise ValueError(f"no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
+        return columns
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source, read and cleaned.
+
+    Attributes:
+        read: The rows of the relations asked for, with their aliases, as the source has them.
+        cleaned: What cleaning kept and dropped; facts over the limit stand under `limit`.
+    """
+
+    read: list[Fact]
+    cleaned: Cleaned
 
 
 def load_facts(
-    source: str, relations: Sequence[str] = (), limit: int | None = None, seed: int = 0
+    source: str,
+    relations: Sequence[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> list[Fact]:
-    """Loads the facts of a source, each id once, ordered by relation and id.
+    """Loads the cleaned facts of a source, each id once, ordered by relation and id.
 
     Args:
-        source: `almanac`, a `.jsonl` file, or a directory in EntityQuestions' layout.
+        source: The source; see the module.
         relations: Relations to keep; all if empty.
         limit: At most this many facts of each relation and split, chosen by `seed`.
         seed: Decides which facts a limit keeps.
+        **options: The other fields of `SourceOptions`.
 
     Raises:
         UserError: If the source is unknown, malformed or empty, or a relation isn't in it.
     """
-    facts = list({fact.id: fact for fact in _read(source)}.values())
-    known = sorted({fact.relation for fact in facts})
-    unknown = sorted(set(relations) - set(known))
+    chosen = SourceOptions(
+        facts=source, relations=tuple(relations), limit=limit, seed=seed, **options
+    )
+    return chosen_facts(chosen)
+
+
+def chosen_facts(options: SourceOptions) -> list[Fact]:
+    """Loads the cleaned facts that the options choose, each id once, by relation and id.
+
+    Raises:
+        UserError: As `prepare` does, and if cleaning leaves no fact.
+    """
+    cleaned = prepare(options).cleaned
+    if not cleaned.facts:
+        counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
+        raise UserError(
+            f"{options.facts}: cleaning drops every row ({counts}). Give other facts, "
+            "or --keep a rule."
+        )
+    return cleaned.facts
+
+
+def prepare(options: SourceOptions) -> Prepared:
+    """Reads a source, adds aliases, cleans, and applies the limit.
+
+    Raises:
+        UserError: If the source is unknown, malformed or empty, or a relation, a rule or the
+            alias table isn't there.
+    """
+    active_rules(options.keep, options.drop)
+    table = builtin_aliases()
+    if options.aliases:
+        table = table | read_aliases(options.aliases)
+    rows = list(with_aliases(read_source(options.facts, options.columns), table))
+    if not rows:
+        raise UserError(f"{options.facts} holds no facts. Give a source with at least one.")
+    known = {row.relation for row in rows}
+    unknown = sorted(set(options.relations) - known)
     if unknown:
         raise UserError(
-            f"{source} has no relation {', '.join(unknown)}. It has: {', '.join(known)}."
+            f"{options.facts} has no relation {', '.join(unknown)}. "
+            f"It has: {', '.join(sorted(known))}."
         )
-    kept = [fact for fact in facts if not relations or fact.relation in relations]
-    if limit is not None:
-        kept = _limit(kept, limit, seed)
-    if not kept:
-        raise UserError(f"{source} holds no facts. Check --facts, --relations and --limit.")
-    return sorted(kept, key=lambda fact: (fact.relation, fact.id))
+    chosen = set(options.relations) or known
+    read = [row for row in rows if row.relation in chosen]
+    cleaned = clean(read, options.keep, options.drop, table)
+    if options.limit is not None:
+        cleaned = _limit(cleaned, options.limit, options.seed)
+    return Prepared(read, cleaned)
 
 
-def _read(source: str) -> Iterator[Fact]:
+def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterator[Fact]:
+    """Yields the facts of a source as they stand there; ids may repeat.
+
+    Raises:
+        UserError: If the source is unknown or malformed, or can't take columns.
+    """
+    kind, _, rest = source.partition(":")
     path = Path(source)
+    if kind == "datasets" and rest:
+        return _dataset_facts(rest, columns or {})
+    if path.is_file() or (kind_of(path) in SUFFIXES and kind != "popqa"):
+        return _file_facts(path, columns or {})
+    if columns:
+        raise UserError(f"{source} has columns of its own. Leave --column out.")
     if source == "almanac":
         return iter(almanac.world())
+    if source == "entityquestions":
+        return read_entity_questions(fetch_entity_questions(cache_folder()))
+    if source == "popqa":
+        rows = _dataset_rows(DATASET)
+        return (popqa_fact(row, origin) for origin, _, row in rows)
+    if kind == "popqa":
+        return _popqa_file(Path(rest))
     if path.is_dir():
-        return _entity_questions(path)
-    if path.suffix in {".jsonl", ".gz"} or path.is_file():
-        return _json_lines(path)
+        return read_entity_questions(path)
     raise UserError(
-        f"Unknown fact source '{source}'. Give almanac, a .jsonl file, "
-        "or a directory that holds train/ and dev/ as EntityQuestions does."
+        f"Unknown fact source '{source}'. Give almanac, entityquestions, popqa, popqa:FILE, "
+        "datasets:ID, a folder in EntityQuestions' layout, or a file "
+        f"({', '.join(SUFFIXES)})."
     )
 
 
-def _limit(facts: list[Fact], limit: int, seed: int) -> list[Fact]:
+def _file_facts(path: Path, columns: Mapping[str, str]) -> Iterator[Fact]:
+    _check_kind(path)
+    for line, row in read_rows(path):
+        yield fact_from_row(row, columns, f"{path}, line {line}")
+
+
+def _popqa_file(path: Path) -> Iterator[Fact]:
+    _check_kind(path)
+    for line, row in read_rows(path):
+        yield popqa_fact(row, f"{path}, line {line}")
+
+
+def _check_kind(path: Path) -> None:
+    if kind_of(path) not in SUFFIXES:
+        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}. Rename or convert it.")
+
+
+def _dataset_facts(spec: str, columns: Mapping[str, str]) -> Iterator[Fact]:
+    for origin, split, row in _dataset_rows(spec):
+        yield fact_from_row({"split": split, **row}, columns, origin)
+
+
+def _dataset_rows(spec: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
+    """Yields origin, split and row of a dataset, `ID[:CONFIG][@REVISION]`.
+
+    The splits of a dataset that has only one, or names none of ours, say nothing: None.
+    """
+    import datasets
+
+    address, _, revision = spec.partition("@")
+    name, _, config = address.partition(":")
+    try:
+        loaded = datasets.load_dataset(name, config or None, revision=revision or None)
+    except Exception as error:  # the library's errors have no base class of their own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Dataset {spec} could not be loaded ({reason}). Check its id and the network, or "
+            "give a file."
+        ) from None
+    for split, rows in loaded.items():
+        place = SPLIT_NAMES.get(split) if len(loaded) > 1 else None
+        for number, row in enumerate(rows, start=1):
+            yield f"{spec}, split {split}, row {number}", place, row
+
+
+def _limit(cleaned: Cleaned, limit: int, seed: int) -> Cleaned:
     taken: dict[tuple[str, str], int] = {}
-    kept = []
-    for fact in sorted(facts, key=lambda fact: stable_hash("limit", seed, fact.id)):
+    kept: list[Fact] = []
+    over: list[Fact] = []
+    for fact in sorted(cleaned.facts, key=lambda fact: stable_hash("limit", seed, fact.id)):
         group = (fact.relation, fact.split)
         taken[group] = taken.get(group, 0) + 1
-        if taken[group] <= limit:
-            kept.append(fact)
-    return kept
-
-
-def _json_lines(path: Path) -> Iterator[Fact]:
-    for number, row in enumerate(files.read_jsonl(path), start=1):
-        yield _fact_from_row(row, f"{path}, line {number}")
-
-
-def _fact_from_row(row: Any, origin: str) -> Fact:
-    """Builds a fact from a row of a user's file; `subject` and `split` may be missing."""
-    if not isinstance(row, dict):
-        raise UserError(f"{origin}: not an object. Write {{question, answers, relation}} a line.")
-    missing = [key for key in ("relation", "question", "answers") if not row.get(key)]
-    if missing:
-        raise UserError(f"{origin}: no {', '.join(missing)}. Each line needs it.")
-    relation, question = row["relation"], row["question"]
-    subject = row.get("subject") or question
-    texts = (relation, question, subject)
-    if not all(isinstance(text, str) and text.strip() and "\0" not in text for text in texts):
-        raise UserError(f"{origin}: relation, question and subject must be text.")
-    split = row.get("split")
-    if split is not None and split not in SPLITS:
-        raise UserError(f"{origin}: split '{split}' is none of {', '.join(SPLITS)}.")
-    return Fact.make(relation, subject, question, _answers(row["answers"], origin), split)
-
-
-def _answers(value: Any, origin: str) -> tuple[str, ...]:
-    answers = (value,) if isinstance(value, str) else value
-    if not isinstance(answers, list | tuple) or not answers:
-        raise UserError(f"{origin}: answers must be a list of texts.")
-    if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise UserError(f"{origin}: an answer is empty or not a text.")
-    return tuple(answer.strip() for answer in answers)
-
-
-def _entity_questions(root: Path) -> Iterator[Fact]:
-    paths = sorted(path for split in SPLITS for path in (root / split).glob(f"*.{split}.json"))
-    if not paths:
-        raise UserError(
-            f"{root} holds no train/*.train.json. Give the folder `dataset/` of EntityQuestions."
-        )
-    for path in paths:
-        relation, split = path.name.split(".")[:2]
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not readable JSON ({error}). Restore the file.") from None
-        if not isinstance(rows, list):
-            raise UserError(f"{path}: not a list of questions. Restore the file.")
-        for number, row in enumerate(rows, start=1):
-            origin = f"{path}, row {number}"
-            named = {**row, "relation": relation} if isinstance(row, dict) else row
-            fact = _fact_from_row(named, origin)
-            subject = subject_of(fact.question, relation)
-            yield Fact.make(relation, subject, fact.question, fact.answers, split)
-
-
-def subject_of(question: str, relation: str) -> str:
-    """Recovers the subject from a question by its relation's template, else the question."""
-    template = TEMPLATES.get(relation)
-    if template is None:
-        return question
-    head, tail = (re.escape(part) for part in template.split("[X]"))
-    match = re.fullmatch(f"{head}(.+){tail}", question, flags=re.DOTALL)
-    return match.group(1).strip() if match else question
+        (kept if taken[group] <= limit else over).append(fact)
+    kept.sort(key=lambda fact: (fact.relation, fact.id))
+    return replace(cleaned, facts=kept, dropped={**cleaned.dropped, "limit": over})

@@ -1,0 +1,148 @@
+"""`factual-forgetting facts`, and the arguments of every command that reads facts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import files
+from factual_forgetting.config import parse
+from factual_forgetting.facts.account import account, dropped_ids, plot_account
+from factual_forgetting.facts.cleaning import RULES
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.sources import SourceOptions, chosen_facts, prepare
+
+_SOURCES = (
+    "almanac, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
+    "EntityQuestions' layout, or a .jsonl, .json, .csv or .tsv file"
+)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts") -> None:
+    """Adds the arguments that choose a source and its cleaning.
+
+    Args:
+        parser: The parser of a command.
+        name: `--facts`, or `facts` for a command whose only operand is the source.
+    """
+    parser.add_argument(name, metavar="SOURCE", default="almanac", help=_SOURCES)
+    parser.add_argument("--relations", nargs="+", default=(), help="relations to keep")
+    parser.add_argument("--limit", type=int, help="facts of each relation and split at most")
+    parser.add_argument("--seed", type=int, default=0, help="which facts a limit keeps")
+    optional = [rule.name for rule in RULES if not rule.on]
+    usual = [rule.name for rule in RULES if rule.on and not rule.fixed]
+    parser.add_argument(
+        "--keep", nargs="+", default=(), metavar="RULE", help=f"turn off: {', '.join(usual)}"
+    )
+    parser.add_argument(
+        "--drop", nargs="+", default=(), metavar="RULE", help=f"turn on: {', '.join(optional)}"
+    )
+    parser.add_argument(
+        "--aliases",
+        type=Path,
+        metavar="FILE",
+        help="JSON, relation or * to lists of names of one thing; joins the built-in table",
+    )
+    parser.add_argument(
+        "--column",
+        nargs="+",
+        default=(),
+        type=_column,
+        metavar="FIELD=NAME",
+        help="column of a field (question, answers, relation, subject, aliases, split); "
+        "FIELD==TEXT sets a constant",
+    )
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, sign, column = text.partition("=")
+    if not (field and sign and column):
+        raise argparse.ArgumentTypeError(f"'{text}' is not FIELD=NAME")
+    return field, column
+
+
+def source_options(args: argparse.Namespace) -> SourceOptions:
+    """Collects the arguments of `add_source_arguments`.
+
+    Raises:
+        UserError: If a value is out of range or a field is unknown.
+    """
+    values: dict[str, Any] = {
+        key: getattr(args, key) for key in SourceOptions.model_fields if key != "columns"
+    }
+    return parse(SourceOptions, {**values, "columns": dict(args.column)}, "command line")
+
+
+def facts_from_arguments(args: argparse.Namespace) -> list[Fact]:
+    """Loads the cleaned facts that the arguments of `add_source_arguments` choose.
+
+    Raises:
+        UserError: As `chosen_facts` does.
+    """
+    return chosen_facts(source_options(args))
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `facts` to the subcommands of a parser."""
+    parser = subparsers.add_parser("facts", help="clean a source of facts and account for it")
+    add_source_arguments(parser, "facts")
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument(
+        "--output_path",
+        type=Path,
+        metavar="DIR",
+        help="write facts.jsonl, account.json, dropped.json and account.png there",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the account of a source, and writes it with the facts if a folder is given.
+
+    Raises:
+        UserError: As `prepare` does.
+    """
+    options = source_options(args)
+    prepared = prepare(options)
+    told = {"source": options.model_dump(mode="json"), **account(prepared)}
+    if args.output_path:
+        rows = (fact.row() for fact in prepared.cleaned.facts)
+        files.write_jsonl(args.output_path / "facts.jsonl", rows)
+        files.write_json(args.output_path / "dropped.json", dropped_ids(prepared))
+        plot_account(told, args.output_path / "account.png")
+        files.write_json(args.output_path / "account.json", told)
+    sys.stdout.write(account_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
+
+
+def account_table(told: dict[str, Any]) -> str:
+    """Lays out an account for a terminal: a line a relation, then the rules that dropped rows."""
+    from tabulate import tabulate
+
+    rules = [rule for rule, count in told["rules"].items() if count]
+    head = ["relation", "read", "kept", *range(1, len(rules) + 1)]
+    head += ["answers", "majority answer", "share", "length", "in subject"]
+    lines = [
+        [
+            name,
+            row["read"]["facts"],
+            row["kept"]["facts"],
+            *(row["dropped"][rule] for rule in rules),
+            row["kept"]["answers"],
+            row["kept"]["majority"],
+            row["kept"]["majority_share"],
+            row["kept"]["characters"],
+            row["read"]["in_subject"],
+        ]
+        for name, row in told["relations"].items()
+    ]
+    reasons = {rule.name: rule.reason for rule in RULES}
+    notes = [
+        f"{number}  {rule}: {told['rules'][rule]} rows; {reasons.get(rule, 'over --limit')}"
+        for number, rule in enumerate(rules, start=1)
+    ]
+    table = tabulate(lines, headers=list(map(str, head)), floatfmt=".3f", missingval="-")
+    total = f"{told['facts']} facts of {told['rows']} rows; rows dropped or merged by rule:"
+    legend = "Answers, share and length are of kept facts, 'in subject' of rows read."
+    return "\n".join([table, "", total, *notes, legend]) + "\n"

@@ -1,0 +1,145 @@
+"""EntityQuestions (Sciavolino, Zhong, Lee and Chen 2021): its layout, and its fetch.
+
+The data was committed to its public repository once and then removed in favour of a hosted
+archive; it is read from that commit, where every file's content is fixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from tqdm import tqdm
+
+from factual_forgetting import files
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import SPLITS, Fact
+from factual_forgetting.facts.rows import fact_from_row, read_rows
+
+REPOSITORY = "princeton-nlp/EntityQuestions"
+COMMIT = "096c261f327431b30af7ff718670f4bd13214908"
+URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/dataset"
+_TIMEOUT_SECONDS = 60
+_LARGEST_FILE = 1 << 24
+
+# The question templates of the data, by Wikidata property.
+TEMPLATES = {
+    "P17": "Which country is [X] located in?",
+    "P19": "Where was [X] born?",
+    "P20": "Where did [X] die?",
+    "P26": "Who is [X] married to?",
+    "P36": "What is the capital of [X]?",
+    "P40": "Who is [X]'s child?",
+    "P50": "Who is the author of [X]?",
+    "P69": "Where was [X] educated?",
+    "P106": "What kind of work does [X] do?",
+    "P112": "Who founded [X]?",
+    "P127": "Who owns [X]?",
+    "P131": "Where is [X] located?",
+    "P136": "What type of music does [X] play?",
+    "P159": "Where is the headquarter of [X]?",
+    "P170": "Who was [X] created by?",
+    "P175": "Who performed [X]?",
+    "P176": "Which company is [X] produced by?",
+    "P264": "What music label is [X] represented by?",
+    "P276": "Where is [X] located?",
+    "P407": "Which language was [X] written in?",
+    "P413": "What position does [X] play?",
+    "P495": "Which country was [X] created in?",
+    "P740": "Where was [X] founded?",
+    "P800": "What is [X] famous for?",
+}
+
+
+def read_entity_questions(root: Path) -> Iterator[Fact]:
+    """Yields the rows of a folder in EntityQuestions' layout, `{split}/{relation}.{split}.json`.
+
+    Raises:
+        UserError: If there is no such file, or a row is malformed; names file and line.
+    """
+    paths = sorted(path for split in SPLITS for path in (root / split).glob(f"*.{split}.json"))
+    if not paths:
+        raise UserError(
+            f"{root} holds no train/*.train.json. Give the folder `dataset/` of EntityQuestions."
+        )
+    for path in paths:
+        relation, split = path.name.split(".")[:2]
+        columns = {"relation": f"={relation}", "split": f"={split}", "subject": "="}
+        for line, row in read_rows(path):
+            fact = fact_from_row(row, columns, f"{path}, line {line}")
+            subject = subject_of(fact.question, relation)
+            yield Fact.make(relation, subject, fact.question, fact.answers, split)
+
+
+def subject_of(question: str, relation: str) -> str:
+    """Recovers the subject from a question by its relation's template, else the question."""
+    template = TEMPLATES.get(relation)
+    found = pattern_of(template).fullmatch(question) if template else None
+    return found.group(1).strip() if found else question
+
+
+@cache
+def pattern_of(template: str) -> re.Pattern[str]:
+    """Compiles a template with `[X]` to a pattern whose only group is the subject."""
+    head, tail = (re.escape(part) for part in template.split("[X]"))
+    return re.compile(f"{head}(.*){tail}")
+
+
+def cache_folder() -> Path:
+    """Returns where fetched data is kept: `$FF_CACHE`, else the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = Path(os.environ.get("FF_CACHE") or base / "factual-forgetting")
+    return root / f"entityquestions-{COMMIT[:12]}"
+
+
+def fetch_entity_questions(folder: Path, url: str = URL) -> Path:
+    """Brings every data file into a folder and checks its sha256; what is there stays.
+
+    Args:
+        folder: Where the files are kept, in the data's own layout.
+        url: Address of the `dataset/` folder, the public repository's or a mirror's.
+
+    Returns:
+        The folder, complete.
+
+    Raises:
+        UserError: If a file can't be fetched or isn't the one of the commit.
+    """
+    missing = [
+        (name, sha256)
+        for name, sha256 in _checksums().items()
+        if not ((folder / name).is_file() and files.sha256_file(folder / name) == sha256)
+    ]
+    for name, sha256 in tqdm(missing, "EntityQuestions", unit="file", disable=not missing):
+        files.write_atomic(folder / name, _download(f"{url}/{name}", sha256, folder))
+    return folder
+
+
+def _checksums() -> dict[str, str]:
+    text = (resources.files(__package__) / "entityquestions.sha256").read_text(encoding="utf-8")
+    return {name: sha256 for sha256, name in (line.split() for line in text.splitlines())}
+
+
+def _download(url: str, sha256: str, folder: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+            content: bytes = answer.read(_LARGEST_FILE)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"EntityQuestions could not be fetched from {url} ({error}). Run again, or put "
+            f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {REPOSITORY} into "
+            f"{folder}, or give their folder as the source."
+        ) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(
+            f"{url} has another sha256 than at commit {COMMIT}. Run again, or give a folder "
+            "with the data as the source."
+        )
+    return content

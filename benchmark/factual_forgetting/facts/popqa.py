@@ -1,0 +1,64 @@
+"""PopQA (Mallen, Asai, Zhong, Das, Khashabi and Hajishirzi 2023), in upstream's columns.
+
+Copies that kept only the question and its answers are read as well: the question tells the
+relation and the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.entityquestions import pattern_of
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.rows import fact_from_row
+
+DATASET = "akariasai/PopQA"
+
+# The question templates of the data, by the name of its property.
+TEMPLATES = {
+    "author": "Who is the author of [X]?",
+    "capital": "What is the capital of [X]?",
+    "capital_of": "What is [X] the capital of?",
+    "color": "What color is [X]?",
+    "composer": "Who was the composer of [X]?",
+    "country": "In what country is [X]?",
+    "director": "Who was the director of [X]?",
+    "father": "Who is the father of [X]?",
+    "genre": "What genre is [X]?",
+    "mother": "Who is the mother of [X]?",
+    "occupation": "What is [X]'s occupation?",
+    "place_of_birth": "In what city was [X] born?",
+    "producer": "Who was the producer of [X]?",
+    "religion": "What is the religion of [X]?",
+    "screenwriter": "Who was the screenwriter for [X]?",
+    "sport": "What sport does [X] play?",
+}
+
+
+def popqa_fact(row: Mapping[str, Any], origin: str) -> Fact:
+    """Builds a fact from a row of PopQA.
+
+    The object is the gold, `possible_answers` are aliases: they mix the names of several
+    objects, so that strict accuracy can't rest on them. The relation is the property, with
+    `_` for spaces. PopQA has one split; a hash of the subject decides.
+
+    Raises:
+        UserError: If a column is missing or malformed, or no template fits the question.
+    """
+    gold, names = ("obj", "possible_answers") if "obj" in row else ("answer", "aliases")
+    columns = {"answers": gold, "aliases": names, "relation": "=popqa", "split": "="}
+    fact = fact_from_row(row, columns, origin)
+    relation, subject = _relation_and_subject(row, fact.question, origin)
+    aliases = tuple(name for name in fact.aliases if name not in fact.answers)
+    return Fact.make(relation, subject, fact.question, fact.answers, None, aliases)
+
+
+def _relation_and_subject(row: Mapping[str, Any], question: str, origin: str) -> tuple[str, str]:
+    if isinstance(row.get("prop"), str) and isinstance(row.get("subj"), str):
+        return row["prop"].strip().replace(" ", "_"), row["subj"].strip()
+    for relation, template in TEMPLATES.items():
+        if found := pattern_of(template).fullmatch(question):
+            return relation, found.group(1).strip()
+    raise UserError(f"{origin}: not a question of PopQA. Give its own file, or use --column.")

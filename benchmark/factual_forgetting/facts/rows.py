@@ -1,0 +1,212 @@
+"""Rows of a stranger's file, each with its line, and the fact that a row states.
+
+JSON Lines, JSON (a list of objects), CSV and TSV, any of them gzip-compressed. Files are read
+as a stream, but for JSON, whose list is one value.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from factual_forgetting import files
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import SPLITS, Fact
+
+FIELDS = ("question", "answers", "relation", "subject", "aliases", "split")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+LONGEST_ROW = 1 << 20
+SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev"}
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_EMPTY_LIST = re.compile(r"\s*\[\s*\]\s*\Z")
+_OPENING = re.compile(r"\s*\[\s*")
+_COMMA = re.compile(r"\s*,\s*")
+_CLOSING = re.compile(r"\s*\]\s*\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
+
+
+def kind_of(path: Path) -> str:
+    """Returns the suffix that tells a file's format, without a trailing `.gz`."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields each row with the number of the line it starts on, from 1.
+
+    Raises:
+        UserError: If the file is missing or unreadable, or a row isn't an object: not JSON,
+            not UTF-8, with a NUL byte, or longer than `LONGEST_ROW`. Names file and line.
+    """
+    reader = {".jsonl": _json_lines, ".json": _json_list}.get(kind_of(path), _table)
+    for number, row in reader(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not an object. Write keys and values.")
+        yield number, row
+
+
+def _chunks(path: Path, size: int) -> Iterator[bytes]:
+    """Yields lines of at most `size` bytes; -1 sets no limit."""
+    try:
+        with _open(path) as stream:
+            while line := stream.readline(size):
+                yield line
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist. Check the path.") from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} is not readable ({error}). Restore it.") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _decode(data: bytes, path: Path, line: int) -> str:
+    """Decodes bytes that start on a line, which may have a byte order mark if it is the first."""
+    try:
+        nul = data.find(b"\0")
+        if nul < 0:
+            return data.decode("utf-8-sig" if line == 1 else "utf-8")
+        place, reason = nul, "a NUL byte"
+    except UnicodeDecodeError as error:
+        place, reason = error.start, f"not UTF-8 ({error.reason})"
+    line += data.count(b"\n", 0, place)
+    raise UserError(f"{path}, line {line}: {reason}. Write the file as UTF-8 text.")
+
+
+def _too_long(path: Path, line: int) -> UserError:
+    return UserError(f"{path}, line {line}: over {LONGEST_ROW} bytes. Write one fact a row.")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    for number, data in enumerate(_chunks(path, LONGEST_ROW + 1), start=1):
+        if len(data) > LONGEST_ROW:
+            raise _too_long(path, number)
+        yield _decode(data, path, number)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                yield number, files.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _not_json(path, number, error) from None
+
+
+def _not_json(path: Path, line: int, error: Exception) -> UserError:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    return UserError(f"{path}, line {line}: not JSON ({reason}). Mend that row.")
+
+
+def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
+    """Parses a list item by item, so that the line of each is known."""
+    text = _decode(b"".join(_chunks(path, -1)), path, 1)
+    if _EMPTY_LIST.match(text):
+        return
+    decode = json.JSONDecoder().raw_decode
+    position, line = 0, 1
+    found = _OPENING.match(text)
+    while found:
+        line += text.count("\n", position, found.end())
+        try:
+            row, position = decode(text, found.end())
+        except (ValueError, RecursionError) as error:
+            raise _not_json(path, line, error) from None
+        if position - found.end() > LONGEST_ROW:
+            raise _too_long(path, line)
+        yield line, row
+        line += text.count("\n", found.end(), position)
+        found = _COMMA.match(text, position)
+    if not _CLOSING.match(text, position):
+        raise UserError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
+
+
+def _table(path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.reader(_lines(path), delimiter=_DELIMITERS[kind_of(path)], strict=True)
+    head: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if head is None:
+                head = cells
+                if len(set(head)) != len(head):
+                    raise UserError(f"{path}, line {line}: a column name occurs twice. Rename it.")
+            elif cells:
+                if len(cells) != len(head):
+                    raise UserError(
+                        f"{path}, line {line}: {len(cells)} cells for {len(head)} columns. Mend it."
+                    )
+                yield line, dict(zip(head, cells, strict=True))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not a table row ({error}). Mend it.") from None
+
+
+def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Fact:
+    """Builds a fact from a row.
+
+    A column that `columns` doesn't name has its field's name; a name that starts with `=` is
+    a constant. `subject`, `aliases` and `split` may be missing: the subject is then the
+    question, and a hash of the subject decides the split.
+
+    Args:
+        row: Column names to values. Lists may also be written as JSON in a text.
+        columns: Fields (`FIELDS`) to the names of their columns.
+        origin: File and line, for messages.
+
+    Raises:
+        UserError: If a field is missing, empty, of a wrong type or not one line of text.
+    """
+    values = {field: _value(row, columns.get(field, field)) for field in FIELDS}
+    missing = [field for field in ("question", "answers", "relation") if not values[field]]
+    if missing:
+        raise UserError(
+            f"{origin}: no {', '.join(missing)}. The columns are {', '.join(row)}; "
+            "name the right one with --column, as in --column answers=NAME."
+        )
+    question = _text(values["question"], "question", origin)
+    split = values["split"] or None
+    if split is not None and split not in SPLIT_NAMES:
+        raise UserError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
+    return Fact.make(
+        _text(values["relation"], "relation", origin),
+        _text(values["subject"] or question, "subject", origin),
+        question,
+        texts(values["answers"], "answers", origin),
+        split and SPLIT_NAMES[split],
+        texts(values["aliases"] or (), "aliases", origin),
+    )
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    return column[1:] if column.startswith("=") else row.get(column)
+
+
+def texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
+    """Checks a list of texts, a JSON list in a text, or one text; repeats are dropped."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:  # "[REC]" is the name of a film
+            value = [value]
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple):
+        raise UserError(f"{origin}: {field} is no text and no list of texts. Write a list.")
+    return tuple(dict.fromkeys(_text(item, field, origin) for item in listed))
+
+
+def _text(value: Any, field: str, origin: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{origin}: {field} is empty or not a text. Write a text.")
+    text = value.strip()
+    if _CONTROL.search(text):
+        raise UserError(
+            f"{origin}: {field} has a line break or another control character. Write one line."
+        )
+    return text
