@@ -186,7 +186,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     at_p90 = "never"
     if crossing:
         mark = "~" if crossing["coarse"] else ""
-        at_p90 = f"{mark}{crossing['value']:.3f} ({crossing['lowest']:.3f}-{crossing['highest']:.3f})"
+        at_p90 = (
+            f"{mark}{crossing['value']:.3f} ({crossing['lowest']:.3f}-{crossing['highest']:.3f})"
+        )
     if not row["curve"] and not crossing:
         at_p90 = "no curve"
     return [

@@ -17,7 +17,7 @@ from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.matching import normalise
+from factual_forgetting.facts.leaks import TrainingIndex
 from factual_forgetting.slick.labelling import (
     HIGHLY_KNOWN,
     UNKNOWN,
@@ -26,9 +26,6 @@ from factual_forgetting.slick.labelling import (
     relation_table,
 )
 
-# A fact of the one relation, read backwards, is a fact of the other.
-INVERSE_RELATIONS = {"P26": "P26", "spouse": "spouse", "P36": "capital of", "P800": "P50"}
-INVERSE_RELATIONS |= {inverse: relation for relation, inverse in INVERSE_RELATIONS.items()}
 MOST_OTHER = 1000
 
 
@@ -118,10 +115,10 @@ def _pools(labels: Sequence[Label], trained: list[str], seed: int) -> _Pools:
     random.Random(f"bundle-{seed}").shuffle(shuffled)
     train = [p for p in shuffled if p.fact.relation in trained and p.fact.split == "train"]
     candidates = [p for p in train if p.category in (HIGHLY_KNOWN, UNKNOWN)]
-    leaks = LeakIndex(label.fact for label in candidates)
+    leaks = TrainingIndex(label.fact for label in candidates)
     known_dev = [p for p in shuffled if p.fact.split == "dev" and p.category == HIGHLY_KNOWN]
     inside = [p for p in known_dev if p.fact.relation in trained]
-    clean = [p for p in inside if not leaks.touches(p.fact)]
+    clean = [p for p in inside if not _touched(leaks, p.fact)]
     return _Pools(
         known=_by_relation(p for p in candidates if p.category == HIGHLY_KNOWN),
         unknown=_by_relation(p for p in candidates if p.category == UNKNOWN),
@@ -133,32 +130,9 @@ def _pools(labels: Sequence[Label], trained: list[str], seed: int) -> _Pools:
     )
 
 
-class LeakIndex:
-    """Finds held-out subjects that training facts tell something about.
-
-    A held-out subject must be neither the subject of a training fact, whatever its relation,
-    nor an answer in the same or the inverse relation (a mirrored pair gives the answer away).
-    """
-
-    def __init__(self, training: Iterable[Fact]) -> None:
-        """Indexes the facts that are, or may be, trained on."""
-        self._subjects: set[str] = set()
-        self._objects: dict[str, set[str]] = defaultdict(set)
-        for fact in training:
-            self._subjects.add(normalise(fact.subject))
-            self._objects[fact.relation] |= {normalise(answer) for answer in fact.answers}
-
-    def touches(self, fact: Fact) -> bool:
-        """Tells whether a fact's subject is one that training speaks about."""
-        subject = normalise(fact.subject)
-        relations = {fact.relation, INVERSE_RELATIONS.get(fact.relation, fact.relation)}
-        mirrored = any(subject in self._objects.get(relation, ()) for relation in relations)
-        return subject in self._subjects or mirrored
-
-    def is_object(self, fact: Fact) -> bool:
-        """Tells whether a fact's subject is a training answer in any relation."""
-        subject = normalise(fact.subject)
-        return any(subject in objects for objects in self._objects.values())
+def _touched(index: TrainingIndex, fact: Fact) -> bool:
+    """Whether training speaks of a fact's subject, or gives the fact away backwards."""
+    return any(leak.kind != "any_object" for leak in index.leaks(fact))
 
 
 def _by_relation(labels: Iterable[Label]) -> dict[str, list[Label]]:
@@ -241,7 +215,7 @@ def _item(label: Label) -> Item:
 def _details(
     labels: Labels, config: BundleConfig, pools: _Pools, splits: dict[str, list[Label]]
 ) -> dict[str, object]:
-    training = LeakIndex(p.fact for n in (m.KNOWN, m.UNKNOWN, m.REPLAY) for p in splits[n])
+    training = TrainingIndex(p.fact for n in (m.KNOWN, m.UNKNOWN, m.REPLAY) for p in splits[n])
     held = splits[m.HELDOUT]
     return {
         "base": labels.manifest["base"],
@@ -252,5 +226,7 @@ def _details(
             for name, chosen in splits.items()
         },
         "heldout_dropped_for_overlap": pools.overlapping,
-        "heldout_subjects_as_training_objects": sum(training.is_object(p.fact) for p in held),
+        "heldout_subjects_as_training_objects": sum(
+            any(leak.kind == "any_object" for leak in training.leaks(p.fact)) for p in held
+        ),
     }

@@ -10,7 +10,6 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.labelling import fact_from_row
 
 FORMAT = "bundle-1"
 MANIFEST = "manifest.json"
@@ -133,7 +132,7 @@ def load_bundle(path: Path) -> Bundle:
     manifest = verify(path)
     splits = {name: list(_items(path / f"{name}.jsonl")) for name in SPLITS}
     exemplars = {
-        row["relation"]: [fact_from_row(fact) for fact in row["facts"]]
+        row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
         for row in files.read_jsonl(path / f"{EXEMPLARS}.jsonl")
     }
     return Bundle(path, splits, exemplars, manifest)
@@ -142,4 +141,4 @@ def load_bundle(path: Path) -> Bundle:
 def _items(path: Path) -> Iterator[Item]:
     for row in files.read_jsonl(path):
         correct, base = row.pop("correct"), row.pop("base")
-        yield Item(fact_from_row(row), correct, base)
+        yield Item(Fact.from_row(row), correct, base)

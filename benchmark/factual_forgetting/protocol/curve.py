@@ -75,7 +75,8 @@ class Curve:
         frozen = as_checkpoint(model, self.protocol.checkpoint_dtype)
         texts = answer_zero_shot(frozen, self.tokenizer, facts, self.protocol.max_new_tokens)
         verdicts = {
-            fact.id: is_correct(text, fact.answers) for fact, text in zip(facts, texts, strict=True)
+            fact.id: is_correct(text, fact.accepted)
+            for fact, text in zip(facts, texts, strict=True)
         }
         correct = {
             name: "".join(

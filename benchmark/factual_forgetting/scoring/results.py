@@ -71,7 +71,7 @@ def read_results(path: Path, bundle: Bundle) -> Results:
                 "It is half-written or of another bundle; score again."
             )
         answers |= found
-    correct = {key: is_correct(text, items[key].fact.answers) for key, text in answers.items()}
+    correct = {key: is_correct(text, items[key].fact.accepted) for key, text in answers.items()}
     arguments = results["config"].get("model_args") or {}
     pretrained = arguments.get("pretrained") if isinstance(arguments, dict) else None
     return Results(results_path, pretrained, answers, correct, _environment(results))

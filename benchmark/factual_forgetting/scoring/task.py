@@ -71,7 +71,7 @@ def load_split(
             "id": item.fact.id,
             "relation": item.fact.relation,
             "question": item.fact.question,
-            "answers": list(item.fact.answers),
+            "answers": list(item.fact.accepted),
             "prompt": question_prompt(item.fact.question),
             "base_correct": item.base[ZERO_SHOT],
             "bundle_sha256": bundle.sha256,

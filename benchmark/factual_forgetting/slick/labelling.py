@@ -221,7 +221,7 @@ def _ask(engine: Engine, prefix: str, facts: list[Fact], max_new_tokens: int) ->
 def _outcome(facts: list[Fact], answers: list[Answer]) -> dict[str, Any]:
     pairs = zip(facts, answers, strict=True)
     return {
-        "correct": "".join("01"[is_correct(answer.text, fact.answers)] for fact, answer in pairs),
+        "correct": "".join("01"[is_correct(answer.text, fact.accepted)] for fact, answer in pairs),
         "margins": [answer.margin for answer in answers],
     }
 
@@ -292,22 +292,17 @@ def load_labels(path: Path) -> Labels:
     for name, expected in manifest["files"].items():
         if not (path / name).is_file() or files.sha256_file(path / name) != expected:
             raise UserError(f"{path / name} was changed after labelling. Run classify again.")
-    facts = {row["id"]: fact_from_row(row) for row in files.read_jsonl(path / FACTS)}
+    facts = {row["id"]: Fact.from_row(row) for row in files.read_jsonl(path / FACTS)}
     labels = [
         Label(facts[row["id"]], row["correct"], row["category"], row["base"], row["margin"])
         for row in files.read_jsonl(path / LABELS)
     ]
     exemplars = {
-        row["relation"]: [fact_from_row(fact) for fact in row["facts"]]
+        row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
         for row in files.read_jsonl(path / EXEMPLARS)
         if row["run"] == FRESH
     }
     return Labels(labels, exemplars, manifest)
-
-
-def fact_from_row(row: dict[str, Any]) -> Fact:
-    """Rebuilds a fact from the row that `Fact.row` wrote."""
-    return Fact(**{**row, "answers": tuple(row["answers"])})
 
 
 def relation_table(labels: Sequence[Label], min_highly_known: float) -> list[dict[str, Any]]:
