@@ -11,6 +11,7 @@ from typing import Any
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
+from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.tasks import GROUP, tasks_dir
 
 
@@ -78,13 +79,6 @@ def score(
     if not any(written.glob("results_*.json")):
         raise UserError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
-
-
-def parse_model_args(text: str) -> dict[str, Any]:
-    """Parses lm-eval's `key=value,key=value`; a path alone is the checkpoint."""
-    from lm_eval.utils import simple_parse_args_string
-
-    return dict(simple_parse_args_string(text if "=" in text else f"pretrained={text}"))
 
 
 @contextmanager

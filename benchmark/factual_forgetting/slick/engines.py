@@ -280,13 +280,16 @@ def _common_prefix(ids: list[list[int]]) -> int:
     return limit
 
 
-def load_causal_lm(path: Path, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+def load_causal_lm(
+    path: Path, dtype: str = "auto", device: str | None = None, attention: str | None = None
+) -> tuple[Any, Any]:
     """Loads a checkpoint's model in eval mode and its tokenizer.
 
     Args:
         path: Checkpoint directory.
         dtype: A torch dtype's name, or `auto` for the checkpoint's own.
         device: For example `cuda:0`; None takes the GPU where there is one.
+        attention: transformers' name of an attention implementation; None for its default.
 
     Raises:
         UserError: If transformers can't load it.
@@ -296,7 +299,9 @@ def load_causal_lm(path: Path, dtype: str = "auto", device: str | None = None) -
 
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
