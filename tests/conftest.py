@@ -15,6 +15,9 @@ from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.pretrain import build_tokenizer
 from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.methods import NoSettings
+from factual_forgetting.protocol.train import Run, finetune
+from factual_forgetting.scoring.score import score
 from factual_forgetting.slick.labelling import Label, Labels, category
 
 RELATIONS = ("country", "place_of_birth")
@@ -118,3 +121,18 @@ def protocol() -> Protocol:
             "checkpoint_dtype": "float32",
         }
     )
+
+
+@pytest.fixture(scope="session")
+def sft(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    output = tmp_path_factory.mktemp("runs") / "sft"
+    finetune(Run(bundle, protocol, "sft", NoSettings(), seed=0), output, progress=False)
+    return output
+
+
+@pytest.fixture(scope="session")
+def results(bundle: Bundle, sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What lm-eval says of that run's checkpoint."""
+    output = tmp_path_factory.mktemp("results")
+    return score(bundle, "hf", f"pretrained={sft},dtype=float32", output, batch_size="16")

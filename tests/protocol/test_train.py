@@ -32,13 +32,6 @@ def train(run: Run, output: Path, **options: Any) -> dict[str, torch.Tensor]:
     return weights(output)
 
 
-@pytest.fixture(scope="module")
-def sft(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("runs") / "sft"
-    finetune(make_run(bundle, protocol, "sft"), output, progress=False)
-    return output
-
-
 def test_the_same_seed_gives_the_same_bytes(
     bundle: Bundle, protocol: Protocol, sft: Path, tmp_path: Path
 ) -> None:

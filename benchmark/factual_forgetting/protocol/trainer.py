@@ -206,6 +206,7 @@ def arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         logging_strategy="steps",
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=False,
