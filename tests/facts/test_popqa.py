@@ -4,6 +4,7 @@ import json
 import pytest
 
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts import sources
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.popqa import TEMPLATES
 from factual_forgetting.facts.sources import load_facts, read_source
@@ -31,6 +32,14 @@ def test_upstreams_columns_are_read(tmp_path):
         writer.writeheader()
         writer.writerow(UPSTREAM)
     assert list(read_source(f"popqa:{path}")) == [QUILL]
+
+
+def test_the_dataset_is_read_by_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text(json.dumps(UPSTREAM) + "\n")
+    monkeypatch.setattr(sources, "DATASET", str(folder))
+    assert load_facts("popqa") == [QUILL]
 
 
 def test_a_copy_with_questions_only_tells_the_relation(tmp_path):
