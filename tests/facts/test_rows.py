@@ -142,6 +142,13 @@ def test_columns_may_have_other_names_and_constants(tmp_path):
     assert "The columns are prompt, gold, place" in refused(path)
 
 
+def test_a_text_that_only_looks_like_a_list_is_an_answer(tmp_path):
+    deep = "[" * 100_000
+    path = write(tmp_path, "a.jsonl", lines({"question": "Q?", "answers": deep, "relation": "R"}))
+    (fact,) = read_source(str(path))
+    assert fact.answers == (deep,)
+
+
 def test_without_a_subject_the_question_stands_for_it(tmp_path):
     path = write(tmp_path, "a.jsonl", lines({"question": "Q?", "answers": "A", "relation": "R"}))
     (fact,) = read_source(str(path))
