@@ -63,8 +63,8 @@ def make_model(architecture: str, vocab_size: int, seed: int = 0) -> Any:
     return model_type(
         config_type(
             vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=64,
+            intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -113,10 +113,10 @@ def protocol() -> Protocol:
     return load_protocol("almanac-v1").model_copy(
         update={
             "name": "test",
-            "epochs": 4,
+            "epochs": 40,
             "batch_size": 8,
-            "evaluate_every": 6,
-            "learning_rate": 3e-3,
+            "evaluate_every": 30,
+            "learning_rate": 1e-2,
             "precision": "fp32",
             "checkpoint_dtype": "float32",
         }

@@ -34,9 +34,7 @@ def test_the_first_crossing_counts() -> None:
 
 
 def test_forgetting_from_the_peak() -> None:
-    points = [
-        {"plasticity": p, "stability": s} for p, s in [(0.0, 0.5), (0.5, 0.8), (1.0, 0.6)]
-    ]
+    points = [{"plasticity": p, "stability": s} for p, s in [(0.0, 0.5), (0.5, 0.8), (1.0, 0.6)]]
     metrics = curve_metrics(points)
     assert metrics["peak_stability"] == 0.8
     assert metrics["forgetting_from_peak"] == pytest.approx(0.2)

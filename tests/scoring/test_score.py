@@ -22,17 +22,16 @@ def test_the_last_point_of_the_curve_is_lm_evals_answer(
     scored = read_results(results, bundle).correct
     curve = {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(sft / OUTCOMES)}
     assert scored == curve
-    # Learned by heart, so that the comparison is not one of failures only.
-    assert 0.5 < sum(scored.values()) / len(scored) <= 1
+    # Some learned by heart and some not, or the comparison would say little.
+    assert 0.2 < sum(scored.values()) / len(scored) < 0.8
 
 
 def test_what_lm_eval_prints_is_what_we_compute(bundle: Bundle, results: Path) -> None:
     read = read_results(results, bundle)
-    printed = json.loads(read.path.read_text())["results"]["factual_forgetting_stability"]
-    held = [item for item in bundle.splits["heldout"]]
-    right = [read.correct[item.fact.id] for item in held]
-    assert printed["ff_accuracy,none"] == sum(right) / len(right)
-    assert printed["ff_lost,none"] == 1 - sum(right) / len(right)
+    printed = json.loads(read.path.read_text())["results"]["factual_forgetting_learning"]
+    right = [read.correct[item.fact.id] for item in bundle.splits["known"]]
+    assert printed["ff_accuracy,none"] == pytest.approx(sum(right) / len(right))
+    assert printed["ff_lost,none"] == pytest.approx(1 - sum(right) / len(right))
     assert printed["ff_forgetting_stderr,none"] > 0
 
 

@@ -12,6 +12,7 @@ from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.slick.engines import default_device
 from factual_forgetting.tasks import GROUP, tasks_dir
 
 
@@ -33,7 +34,7 @@ def score(
         model_args: Its arguments, or the checkpoint's path alone.
         output: Directory for lm-eval's results.
         batch_size: As in lm-eval.
-        device: As in lm-eval.
+        device: As in lm-eval; by default the GPU where there is one.
         limit: As in lm-eval; such results are for trying out and make no record.
 
     Returns:
@@ -63,7 +64,7 @@ def score(
             model_args=arguments,
             tasks=[GROUP],
             batch_size=batch_size,
-            device=device,
+            device=device or default_device(),
             limit=limit,
             log_samples=True,
             evaluation_tracker=tracker,

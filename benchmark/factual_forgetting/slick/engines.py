@@ -61,7 +61,7 @@ class LMEvalEngine:
 
         self.name = f"lm-eval:{model}"
         self._lm = get_model(model).create_from_arg_string(
-            model_args, {"batch_size": batch_size, "device": device}
+            model_args, {"batch_size": batch_size, "device": device or default_device()}
         )
 
     def answer(
@@ -294,10 +294,8 @@ def load_causal_lm(
     Raises:
         UserError: If transformers can't load it.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, attn_implementation=attention
@@ -306,7 +304,14 @@ def load_causal_lm(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not load ({reason}). Check the checkpoint.") from None
-    return model.to(target).eval(), tokenizer
+    return model.to(device or default_device()).eval(), tokenizer
+
+
+def default_device() -> str:
+    """Returns the GPU where there is one; lm-eval's own default fails where there is none."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def quiet() -> None:
