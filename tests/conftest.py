@@ -98,7 +98,7 @@ def make_labels(facts: list[Fact], base: Path | None, seed: int = 0) -> Labels:
         "matcher": "test",
         "files": {},
     }
-    return Labels(labels, {name: facts[:3] for name in RELATIONS}, manifest)
+    return Labels(labels, dict.fromkeys(RELATIONS, facts[:3]), manifest)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import RELATIONS, make_labels
 
+from conftest import RELATIONS, make_labels
 from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.export import export_training_data

@@ -1,6 +1,6 @@
 import pytest
-from conftest import make_model
 
+from conftest import make_model
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.groups import select, train_only
 

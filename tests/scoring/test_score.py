@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model
 
+from conftest import make_model
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError

@@ -130,4 +130,8 @@ def as_checkpoint(model: Any, dtype: str) -> Any:
     """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
     import torch
 
-    return copy.deepcopy(model).to(getattr(torch, dtype)).eval()
+    bare = copy.deepcopy(model)
+    # accelerate puts autocast around the forward pass of a model in training; the class's own
+    # forward pass is what a loaded checkpoint has.
+    vars(bare).pop("forward", None)
+    return bare.to(getattr(torch, dtype)).eval()
