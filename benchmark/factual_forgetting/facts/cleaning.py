@@ -22,6 +22,7 @@ from factual_forgetting.facts.matching import normalise
 
 SHORTEST_SUBJECT = 3
 _SHORTEST_ALIAS = 3
+_APOSTROPHES = str.maketrans("'’", "  ")
 
 # What isn't music among genres, unless the last word says that it is ("film score").
 _NOT_MUSIC = re.compile(
@@ -246,9 +247,11 @@ def short_subject(fact: Fact) -> bool:
 def answer_in_subject(fact: Fact) -> bool:
     """Tells whether an accepted answer stands in the subject, as whole words in normal form.
 
-    Aliases of one or two letters don't count: "us" is a word.
+    An apostrophe may end the word ("Rembrandt's Mother"). Aliases of one or two letters don't
+    count: "us" is a word.
     """
-    subject = f" {normalise(fact.subject)} "
+    split = fact.subject.translate(_APOSTROPHES)
+    subject = f" {normalise(fact.subject)} | {normalise(split)} "
     golds = (normalise(answer) for answer in fact.answers)
     names = (normalise(alias) for alias in fact.aliases)
     return any(f" {gold} " in subject for gold in golds) or any(

@@ -47,17 +47,20 @@ def popqa_fact(row: Mapping[str, Any], origin: str) -> Fact:
     Raises:
         UserError: If a column is missing or malformed, or no template fits the question.
     """
-    gold, names = ("obj", "possible_answers") if "obj" in row else ("answer", "aliases")
-    columns = {"answers": gold, "aliases": names, "relation": "=popqa", "split": "="}
+    full = {"subj", "prop", "obj"} <= row.keys()
+    gold, names = ("obj", "possible_answers") if full else ("answer", "aliases")
+    columns = {"answers": gold, "aliases": names, "split": "=", "subject": "=", "relation": "=?"}
+    if full:
+        columns |= {"subject": "subj", "relation": "prop"}
     fact = fact_from_row(row, columns, origin)
-    relation, subject = _relation_and_subject(row, fact.question, origin)
+    relation, subject = fact.relation.replace(" ", "_"), fact.subject if row.get("subj") else ""
+    if not full:
+        relation, subject = _from_template(fact.question, origin)
     aliases = tuple(name for name in fact.aliases if name not in fact.answers)
     return Fact.make(relation, subject, fact.question, fact.answers, None, aliases)
 
 
-def _relation_and_subject(row: Mapping[str, Any], question: str, origin: str) -> tuple[str, str]:
-    if isinstance(row.get("prop"), str) and isinstance(row.get("subj"), str):
-        return row["prop"].strip().replace(" ", "_"), row["subj"].strip()
+def _from_template(question: str, origin: str) -> tuple[str, str]:
     for relation, template in TEMPLATES.items():
         if found := pattern_of(template).fullmatch(question):
             return relation, found.group(1).strip()

@@ -193,7 +193,7 @@ def texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:  # "[REC]" is the name of a film
+        except (ValueError, RecursionError):  # "[REC]" is the name of a film
             value = [value]
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):

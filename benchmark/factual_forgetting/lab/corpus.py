@@ -23,7 +23,8 @@ _WORD_MARKERS = [
     ("Teacher", "Pupil"),
     ("In", "Out"),
 ]
-_LETTERS = "BCDEFGHIJKLMNOPRSTUVWXYZ"  # neither Q nor A: that pair is the protocol's
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PROTOCOL_MARKERS = ("Q", "A")
 
 
 def exposures(
@@ -96,8 +97,14 @@ def _lines(group: list[Fact], rng: random.Random) -> str:
 
 
 def _marked(group: list[Fact], rng: random.Random) -> str:
-    letters = (rng.choice(_LETTERS), rng.choice(_LETTERS))
-    ask, reply = letters if rng.random() < 0.6 else rng.choice(_WORD_MARKERS)
+    markers = rng.choice(_WORD_MARKERS)
+    if rng.random() < 0.6:
+        # Both letters of the protocol occur as markers, but never as this pair: a letter that
+        # the model never met there would hide facts that it knows.
+        markers = rng.choice(_LETTERS), rng.choice(_LETTERS)
+        while markers == _PROTOCOL_MARKERS:
+            markers = rng.choice(_LETTERS), rng.choice(_LETTERS)
+    ask, reply = markers
     mark = rng.choice([":", ":", ":", ")", ">", " -"])
     pairs = (f"{ask}{mark} {fact.question}\n{reply}{mark} {fact.answers[0]}" for fact in group)
     return rng.choice(["\n\n", "\n\n", "\n"]).join(pairs)

@@ -59,17 +59,21 @@ class Curve:
         partial = self.output / _PARTIAL
         self._points = list(files.read_jsonl(partial)) if partial.exists() else []
 
-    def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> None:
-        """Adds the point of a step; does nothing for a step that has one.
+    def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> dict[str, Any]:
+        """Adds the point of a step, unless it has one already.
 
         Args:
             model: The model in training; it is copied to the checkpoint's dtype.
             step: Optimizer steps done.
             loss: Mean training loss since the last point.
             final: Whether this is the last point, at which every fact is asked.
+
+        Returns:
+            The point as it will stand in the curve.
         """
-        if any(point["step"] == step for point in self._points):
-            return
+        for point in self._points:
+            if point["step"] == step:
+                return self._line(point)
         asked = {name: self._sample(name, final=final) for name in METRIC_OF_SPLIT}
         facts = [fact for chosen in asked.values() for fact in chosen]
         frozen = as_checkpoint(model, self.protocol.checkpoint_dtype)
@@ -84,6 +88,7 @@ class Curve:
         }
         self._points.append({"step": step, "loss": loss, "correct": correct})
         files.write_jsonl(self.output / _PARTIAL, self._points)
+        return self._line(self._points[-1])
 
     def forget_after(self, step: int) -> None:
         """Drops points later than the step that training resumes from."""
@@ -122,4 +127,8 @@ def as_checkpoint(model: Any, dtype: str) -> Any:
     """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
     import torch
 
-    return copy.deepcopy(model).to(getattr(torch, dtype)).eval()
+    bare = copy.deepcopy(model)
+    # accelerate puts autocast around the forward pass of a model in training; the class's own
+    # forward pass is what a loaded checkpoint has.
+    vars(bare).pop("forward", None)
+    return bare.to(getattr(torch, dtype)).eval()

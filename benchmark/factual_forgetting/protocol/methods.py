@@ -100,20 +100,18 @@ class Method:
         config: Type of its settings.
         data: Chooses the training facts.
         prepare: Freezes parameters before training; None trains all.
-        distils: Whether its settings are those of a teacher that training stays close to.
     """
 
     config: type[Config]
     data: Callable[[Bundle, Any], TrainingData]
     prepare: Callable[[Any, Any], None] | None = None
-    distils: bool = False
 
 
 METHODS: dict[str, Method] = {
     "sft": Method(NoSettings, _all_data),
     "known_only": Method(NoSettings, _known_data),
     "freeze": Method(Freeze, _all_data, prepare=_freeze),
-    "self_distillation": Method(SelfDistillation, _distillation_data, distils=True),
+    "self_distillation": Method(SelfDistillation, _distillation_data),
 }
 
 

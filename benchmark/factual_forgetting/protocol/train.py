@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factual_forgetting import __version__, checkpoint, files
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
@@ -24,34 +25,63 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 LOG = "run.log.json"
-_IDENTITY = "run.partial.json"
+_PARTIAL = "run.partial.json"
 _RESUME = "resume"
 _SNAPSHOT = "snapshot"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What decides a checkpoint.
+
+    Attributes:
+        bundle: The bundle to train on; it names the base.
+        protocol: The recipe.
+        method: Key of `methods.METHODS`.
+        settings: The method's validated settings.
+        seed: Decides the order of the facts.
+    """
+
+    bundle: Bundle
+    protocol: Protocol
+    method: str
+    settings: Config
+    seed: int
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what distinguishes this run from every other."""
+        return {
+            "bundle_sha256": self.bundle.sha256,
+            "base": self.bundle.manifest["base"],
+            "method": {"name": self.method, "settings": self.settings.model_dump(mode="json")},
+            "protocol": self.protocol.model_dump(mode="json"),
+            "protocol_sha256": protocol_sha256(self.protocol),
+            "seed": self.seed,
+        }
+
+    def steps(self) -> int:
+        """Returns its optimizer steps: those of every method under this protocol and bundle."""
+        size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
+        return schedule.total_steps(self.protocol, size)
+
+
 def finetune(
-    bundle: Bundle,
-    protocol: Protocol,
-    method_name: str,
-    method_config: Config,
-    seed: int,
+    run: Run,
     output: Path,
     *,
     pretrained: str | None = None,
     device_batch_size: int | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains the bundle's base by a method; a finished run is returned as it is.
+    """Trains a run; one that is finished is returned as it is, an interrupted one resumes.
 
     Args:
-        bundle: The bundle to train on.
-        protocol: The recipe.
-        method_name: Key of `methods.METHODS`.
-        method_config: Its validated settings.
-        seed: Decides the order of the facts.
-        output: Directory of the run.
+        run: What to train.
+        output: Its directory.
         pretrained: Where the base is, if not where the bundle's manifest says.
         device_batch_size: Facts in one forward pass on a device; accumulation makes up the
             protocol's batch. The whole batch by default.
+        progress: Whether to draw a progress bar.
 
     Returns:
         The content of `run.json`.
@@ -59,35 +89,18 @@ def finetune(
     Raises:
         UserError: If the output holds another run, or the base isn't the bundle's.
     """
-    base = _locate_base(bundle, pretrained)
-    identity = {
-        "bundle_sha256": bundle.sha256,
-        "base": bundle.manifest["base"],
-        "method": {"name": method_name, "settings": method_config.model_dump(mode="json")},
-        "protocol": protocol.model_dump(mode="json"),
-        "seed": seed,
-    }
-    if _begun(output, identity):
+    base = _locate_base(run.bundle, pretrained)
+    identity = run.identity()
+    if _finished(output, identity):
         return dict(files.read_json(output / RUN))
     started = time.time()
-    model, tokenizer = load_causal_lm(base, dtype="float32")
-    steps = _train(
-        model,
-        tokenizer,
-        bundle,
-        protocol,
-        method_name,
-        method_config,
-        seed,
-        output,
-        base,
-        device_batch_size or protocol.batch_size,
-    )
-    _save(model, tokenizer, protocol.checkpoint_dtype, output)
-    run = {
+    model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
+    batch = device_batch_size or run.protocol.batch_size
+    _train(run, model, tokenizer, base, output, batch, progress)
+    _save(model, tokenizer, run.protocol.checkpoint_dtype, output)
+    content = {
         **identity,
-        "protocol_sha256": protocol_sha256(protocol),
-        "steps": steps,
+        "steps": run.steps(),
         "weights_sha256": checkpoint.weights_sha256(output),
         "environment": environment(),
         "version": __version__,
@@ -95,9 +108,9 @@ def finetune(
     for leftover in (_RESUME, _SNAPSHOT):
         shutil.rmtree(output / leftover, ignore_errors=True)
     files.write_json(output / LOG, {"seconds": time.time() - started})
-    files.write_json(output / RUN, run)
-    (output / _IDENTITY).unlink(missing_ok=True)
-    return run
+    files.write_json(output / RUN, content)
+    (output / _PARTIAL).unlink(missing_ok=True)
+    return content
 
 
 def _locate_base(bundle: Bundle, pretrained: str | None) -> Path:
@@ -113,9 +126,9 @@ def _locate_base(bundle: Bundle, pretrained: str | None) -> Path:
     return base
 
 
-def _begun(output: Path, identity: dict[str, Any]) -> bool:
+def _finished(output: Path, identity: dict[str, Any]) -> bool:
     """Tells whether the run is finished; refuses a directory that holds another one."""
-    for name in (RUN, _IDENTITY):
+    for name in (RUN, _PARTIAL):
         if (output / name).exists():
             found = files.read_json(output / name)
             differing = [key for key, value in identity.items() if found.get(key) != value]
@@ -125,65 +138,53 @@ def _begun(output: Path, identity: dict[str, Any]) -> bool:
                     "Choose another --output_path."
                 )
             return name == RUN
-    files.write_json(output / _IDENTITY, identity)
+    if (output / "config.json").exists():
+        raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
+    files.write_json(output / _PARTIAL, identity)
     return False
 
 
 def _train(
+    run: Run,
     model: Any,
     tokenizer: Any,
-    bundle: Bundle,
-    protocol: Protocol,
-    method_name: str,
-    method_config: Config,
-    seed: int,
-    output: Path,
     base: Path,
+    output: Path,
     device_batch_size: int,
-) -> int:
+    progress: bool,
+) -> None:
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
-    method = methods.METHODS[method_name]
+    method, protocol = methods.METHODS[run.method], run.protocol
     if method.prepare is not None:
-        method.prepare(model, method_config)
-    training = method.data(bundle, method_config)
-    steps = schedule.total_steps(
-        protocol, bundle.manifest["counts"]["known"] + bundle.manifest["counts"]["unknown"]
-    )
-    sequence = schedule.order(training, protocol, steps, seed)
+        method.prepare(model, run.settings)
+    training = method.data(run.bundle, run.settings)
     longest = getattr(model.config, "max_position_embeddings", None)
     examples = schedule.encode([*training.first, *training.repeated], tokenizer, longest)
+    sequence = schedule.order(training, protocol, run.steps(), run.seed)
     _set_dropout(model, protocol.dropout)
-    curve = Curve(bundle, tokenizer, protocol, output)
+    curve = Curve(run.bundle, tokenizer, protocol, output)
+    resumed = _last_checkpoint(output / _RESUME, curve)
     trainer = ForgettingTrainer(
         model=model,
-        args=arguments(protocol, steps, seed, output / _RESUME, device_batch_size),
+        args=arguments(protocol, run.steps(), run.seed, output / _RESUME, device_batch_size),
         train_dataset=schedule.Schedule(sequence, examples, protocol.batch_size),
         data_collator=partial(schedule.collate, pad=tokenizer.pad_token_id or 0),
-        teacher=_teacher(method, method_config, training, protocol, base, output),
+        teacher=_teacher(run, training, base, output),
     )
-    trainer.add_callback(CurveCallback(curve, protocol.evaluate_every))
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output / _RESUME, curve))
+    trainer.add_callback(CurveCallback(curve, protocol.evaluate_every, progress=progress))
+    trainer.train(resume_from_checkpoint=resumed)
     curve.finish()
-    return steps
 
 
-def _teacher(
-    method: methods.Method,
-    config: Config,
-    training: methods.TrainingData,
-    protocol: Protocol,
-    base: Path,
-    output: Path,
-) -> Teacher | None:
+def _teacher(run: Run, training: methods.TrainingData, base: Path, output: Path) -> Teacher | None:
     from factual_forgetting.protocol.trainer import Teacher
 
-    if not method.distils:
+    if not isinstance(run.settings, methods.SelfDistillation):
         return None
-    assert isinstance(config, methods.SelfDistillation)  # noqa: S101
-    if config.teacher == "base":
-        return Teacher(config, base, from_step=0)
-    return Teacher(config, output / _SNAPSHOT, schedule.first_steps(training, protocol))
+    if run.settings.teacher == "base":
+        return Teacher(run.settings, base, from_step=0)
+    return Teacher(run.settings, output / _SNAPSHOT, schedule.first_steps(training, run.protocol))
 
 
 def _set_dropout(model: Any, rate: float) -> None:
@@ -193,7 +194,7 @@ def _set_dropout(model: Any, rate: float) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = rate
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = rate
+            vars(module)["attention_dropout"] = rate
 
 
 def _last_checkpoint(resume: Path, curve: Curve) -> str | None:

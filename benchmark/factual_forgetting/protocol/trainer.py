@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
@@ -61,6 +68,8 @@ class ForgettingTrainer(Trainer):
     def __init__(self, teacher: Teacher | None = None, **kwargs: Any) -> None:
         """Takes Trainer's arguments and a teacher."""
         super().__init__(**kwargs)
+        # It prints losses to stdout, which is for data.
+        self.remove_callback(PrinterCallback)
         self._teacher = teacher
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
@@ -98,20 +107,31 @@ class ForgettingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+_SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
+
+
 class CurveCallback(TrainerCallback):
     """Evaluates at the start, every few steps and at the end, and stops on a broken loss."""
 
-    def __init__(self, curve: Curve, every: int) -> None:
-        """Takes the curve and the steps between two points."""
+    def __init__(self, curve: Curve, every: int, *, progress: bool) -> None:
+        """Takes the curve, the steps between two points, and whether to draw a bar."""
         self._curve, self._every = curve, every
         self._loss: float | None = None
+        self._bar = tqdm(desc="finetune", unit="step", disable=not progress)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the model that training starts from."""
+        self._bar.total = state.max_steps
+        self._bar.update(state.global_step)
         self._evaluate(state, kwargs["model"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the progress bar."""
+        self._bar.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Logs the last step too, so that the curve ends where training does."""
+        self._bar.update(1)
         if state.global_step >= state.max_steps:
             control.should_log = True
         return control
@@ -137,7 +157,10 @@ class CurveCallback(TrainerCallback):
             return
         final = state.global_step >= state.max_steps
         if final or state.global_step % self._every == 0:
-            self._curve.evaluate(model, state.global_step, self._loss, final=final)
+            point = self._curve.evaluate(model, state.global_step, self._loss, final=final)
+            self._bar.set_postfix(
+                {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
+            )
 
 
 def arguments(
@@ -182,8 +205,9 @@ def arguments(
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        disable_tqdm=False,
         logging_strategy="steps",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
         ddp_find_unused_parameters=False,
         average_tokens_across_devices=False,
     )

@@ -11,6 +11,8 @@ from typing import Any
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
+from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.slick.engines import default_device
 from factual_forgetting.tasks import GROUP, tasks_dir
 
 
@@ -32,7 +34,7 @@ def score(
         model_args: Its arguments, or the checkpoint's path alone.
         output: Directory for lm-eval's results.
         batch_size: As in lm-eval.
-        device: As in lm-eval.
+        device: As in lm-eval; by default the GPU where there is one.
         limit: As in lm-eval; such results are for trying out and make no record.
 
     Returns:
@@ -62,7 +64,7 @@ def score(
             model_args=arguments,
             tasks=[GROUP],
             batch_size=batch_size,
-            device=device,
+            device=device or default_device(),
             limit=limit,
             log_samples=True,
             evaluation_tracker=tracker,
@@ -78,13 +80,6 @@ def score(
     if not any(written.glob("results_*.json")):
         raise UserError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
-
-
-def parse_model_args(text: str) -> dict[str, Any]:
-    """Parses lm-eval's `key=value,key=value`; a path alone is the checkpoint."""
-    from lm_eval.utils import simple_parse_args_string
-
-    return dict(simple_parse_args_string(text if "=" in text else f"pretrained={text}"))
 
 
 @contextmanager

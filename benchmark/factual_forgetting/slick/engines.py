@@ -29,7 +29,7 @@ class LMEvalEngine:
 
         self.name = f"lm-eval:{model}"
         self._lm = get_model(model).create_from_arg_string(
-            model_args, {"batch_size": batch_size, "device": device}
+            model_args, {"batch_size": batch_size, "device": device or default_device()}
         )
 
     def answer(
@@ -52,28 +52,38 @@ class LMEvalEngine:
         return [Answer(first_line(text)) for text in texts]
 
 
-def load_causal_lm(path: Path, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
+def load_causal_lm(
+    path: Path, dtype: str = "auto", device: str | None = None, attention: str | None = None
+) -> tuple[Any, Any]:
     """Loads a checkpoint's model in eval mode and its tokenizer.
 
     Args:
         path: Checkpoint directory.
         dtype: A torch dtype's name, or `auto` for the checkpoint's own.
         device: For example `cuda:0`; None takes the GPU where there is one.
+        attention: transformers' name of an attention implementation; None for its default.
 
     Raises:
         UserError: If transformers can't load it.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not load ({reason}). Check the checkpoint.") from None
-    return model.to(target).eval(), tokenizer
+    return model.to(device or default_device()).eval(), tokenizer
+
+
+def default_device() -> str:
+    """Returns the GPU where there is one; lm-eval's own default fails where there is none."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def quiet() -> None:

@@ -1,0 +1,158 @@
+"""The whole path on the embedded world: labels, bundle, six arms, scores, records, board."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.board.board import make_board, markdown
+from factual_forgetting.board.plots import plot_frontier
+from factual_forgetting.board.record import load_record, make_record
+from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
+from factual_forgetting.facts.sources import load_facts
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.slick.labelling import SlickConfig
+
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {}),
+    "known_only": ("known_only", {}),
+    "attention_only": ("freeze", {"trainable": "attention"}),
+    "ffn_only": ("freeze", {"trainable": "ffn"}),
+    "distil_base": ("self_distillation", {"teacher": "base", "tau": 1.0}),
+    "distil_snapshot": ("self_distillation", {"teacher": "snapshot", "tau": 0.5}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a demonstration is.
+
+    Attributes:
+        relations: Relations to use; all if empty.
+        slick: Settings of the labelling.
+        bundle: Sizes of the splits.
+        protocol: The recipe.
+        seeds: Seeds of each arm.
+    """
+
+    relations: tuple[str, ...]
+    slick: SlickConfig
+    bundle: BundleConfig
+    protocol: Protocol
+    seeds: tuple[int, ...]
+
+
+def full_plan() -> Plan:
+    """Returns the demonstration that shows the effect."""
+    sizes = BundleConfig(
+        known=300, unknown=300, heldout=500, validation=60, replay=60, other_relations=("shelf",)
+    )
+    return Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
+
+
+def quick_plan() -> Plan:
+    """Returns the smallest demonstration that goes through every step."""
+    sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
+    short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
+    protocol = load_protocol("almanac-v1").model_copy(update=short)
+    return Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
+
+
+def demo(output: Path, *, quick: bool = False) -> None:
+    """Runs the whole path; a second start resumes, and recomputes nothing that is finished.
+
+    Args:
+        output: Directory for everything that is written.
+        quick: Whether to run the smallest version.
+    """
+    plan = quick_plan() if quick else full_plan()
+    jobs = [(name, seed) for seed in plan.seeds for name in ARMS]
+    # Each worker computes with one thread, so results don't depend on the number of cores.
+    with ProcessPoolExecutor(
+        max_workers=min(len(jobs), os.cpu_count() or 1, 4),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_one_thread,
+    ) as pool:
+        pool.submit(_prepare, output, plan).result()
+        futures = [pool.submit(_arm, output, plan, name, seed) for name, seed in jobs]
+        done = tqdm(as_completed(futures), total=len(jobs), desc="train and score", unit="run")
+        for future in done:
+            future.result()
+    records = [future.result() for future in futures]
+    board = make_board(load_record(path) for path in records)
+    files.write_json(output / "board.json", board)
+    plot_frontier(board["bundles"][0], output / "frontier.png")
+    sys.stdout.write(f"{markdown(board)}\n\n{_closing(output)}\n")
+
+
+def _one_thread() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+
+    from factual_forgetting.slick.engines import quiet
+
+    torch.set_num_threads(1)
+    quiet()
+
+
+def _prepare(output: Path, plan: Plan) -> None:
+    from factual_forgetting.slick.engines import PrefixEngine, load_causal_lm
+    from factual_forgetting.slick.labelling import classify, load_labels
+
+    labels, bundle = output / "labels", output / "bundle"
+    if (bundle / MANIFEST).exists():
+        return
+    base = checkpoint.identity(checkpoint.ALMANAC)
+    model, tokenizer = load_causal_lm(checkpoint.locate(checkpoint.ALMANAC))
+    facts = load_facts("almanac", plan.relations)
+    classify(facts, PrefixEngine(model, tokenizer), plan.slick, base, labels)
+    build(load_labels(labels), plan.bundle, bundle)
+
+
+def _arm(output: Path, plan: Plan, name: str, seed: int) -> Path:
+    from factual_forgetting.protocol.train import Run, finetune
+
+    bundle = load_bundle(output / "bundle")
+    method, settings = ARMS[name]
+    _, config = methods.resolve(method, settings)
+    run = output / "runs" / f"{name}-{seed}"
+    finetune(Run(bundle, plan.protocol, method, config, seed), run, progress=False)
+    results = _score_once(bundle, run, output / "results" / run.name)
+    return make_record(results, bundle, output / "records")
+
+
+def _score_once(bundle: Bundle, run: Path, output: Path) -> Path:
+    from factual_forgetting.scoring.score import score
+
+    if any(output.rglob("results_*.json")):
+        return output
+    return score(bundle, "hf", str(run), output, batch_size="256", device="cpu")
+
+
+def _closing(output: Path) -> str:
+    return f"""Written to {output}:
+  labels/       what the base knows, by few-shot configuration
+  bundle/       D_Known, D_Unk, D_Held of that base
+  runs/         checkpoints with their curves
+  results/      lm-eval's own output for each
+  records/      one record a run
+  board.json    the table above
+  frontier.png  stability against plasticity over training
+
+Next:
+  factual-forgetting validate {output}/records --bundle {output}/bundle
+  factual-forgetting finetune --bundle {output}/bundle --protocol almanac-v1 \\
+      --method self_distillation --method_args teacher=base,weight=2 --output_path my-run
+  factual-forgetting score --model_args my-run --bundle {output}/bundle --output_path my-results
+  factual-forgetting record my-results --bundle {output}/bundle --output_path {output}/records
+  factual-forgetting board {output}/records"""

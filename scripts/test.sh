@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint, types and tests. `--all` adds the slow tier. Other arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh dev
+# One thread a process: two on shared cores are slower than one, and sums stay the same.
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+tier=()
+if [ "${1:-}" = "--all" ]; then
+    shift
+    tier=(-m "")
+fi
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python -m pytest "${tier[@]}" "$@"

@@ -1,0 +1,164 @@
+import itertools
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import RELATIONS, make_labels
+from factual_forgetting import files
+from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.export import export_training_data
+from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.leaks import find_leaks
+from factual_forgetting.slick.labelling import Label, Labels
+
+SIZES = BundleConfig(known=24, unknown=24, heldout=16, validation=4, replay=4)
+
+
+def test_splits_have_the_sizes_and_categories_asked_for(bundle: Bundle) -> None:
+    sizes = {name: len(items) for name, items in bundle.splits.items()}
+    assert sizes == {
+        "known": 24,
+        "unknown": 24,
+        "heldout": 16,
+        "validation": 4,
+        "replay": 4,
+        "heldout_other": 0,
+    }
+    for split, item in bundle.items():
+        assert ("1" not in item.correct) if split == "unknown" else ("0" not in item.correct)
+        assert item.fact.split == ("dev" if split == "heldout" else "train")
+
+
+def test_relations_have_the_same_shares(bundle: Bundle) -> None:
+    for name in ("known", "unknown", "heldout"):
+        counts = Counter(item.fact.relation for item in bundle.splits[name])
+        size = len(bundle.splits[name])
+        assert all(abs(counts[relation] / size - 0.5) <= 1 / size for relation in RELATIONS)
+
+
+def test_no_fact_is_in_two_splits_and_no_subject_leaks(bundle: Bundle) -> None:
+    ids = [item.fact.id for _, item in bundle.items()]
+    assert len(ids) == len(set(ids))
+    held = [item.fact for item in bundle.splits["heldout"]]
+    for name in ("known", "unknown", "replay", "validation"):
+        assert not find_leaks([item.fact for item in bundle.splits[name]], held)
+    subjects = {n: {i.fact.subject for i in items} for n, items in bundle.splits.items()}
+    for one, other in itertools.combinations(SPLITS, 2):
+        if {one, other} & {"validation", "replay"}:
+            assert not subjects[one] & subjects[other]
+
+
+def planted(facts: list[Fact], held: Fact, training: Fact) -> Labels:
+    labels = [label for label in make_labels(facts, None).labels if label.fact.id != held.id]
+    outcome = {"zero_shot": True, "fresh": True}
+    known = [Label(fact, "1111", "HighlyKnown", outcome, None) for fact in (held, training)]
+    return replace(make_labels(facts, None), labels=[*labels, *known])
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["subject", "mirrored pair"])
+def test_a_heldout_fact_that_training_gives_away_is_dropped(
+    facts: list[Fact], tmp_path: Path, mirrored: bool
+) -> None:
+    held = Fact.make("country", "Planted Town", "Which country is it?", ("Nowhere",), "dev")
+    if mirrored:
+        training = Fact.make("country", "Elsewhere", "Where?", ("planted  town",), "train")
+    else:
+        training = Fact.make("place_of_birth", "The Planted Town", "Where?", ("X",), "train")
+    clean = build(planted(facts, held, facts[0]), SIZES, tmp_path / "clean")
+    leaky = build(planted(facts, held, training), SIZES, tmp_path / "leaky")
+    dropped = "heldout_dropped_for_overlap"
+    assert leaky.manifest[dropped] == clean.manifest[dropped] + 1
+    assert held.id not in {item.fact.id for item in leaky.splits["heldout"]}
+
+
+def test_the_order_of_labels_does_not_matter_and_the_seed_does(
+    facts: list[Fact], base: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    labels = make_labels(facts, base)
+    turned = build(replace(labels, labels=labels.labels[::-1]), SIZES, tmp_path / "turned")
+    assert turned.sha256 == bundle.sha256
+    other = build(labels, SIZES.model_copy(update={"seed": 1}), tmp_path / "other")
+    assert {i.fact.id for _, i in bundle.items()} != {i.fact.id for _, i in other.items()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"known": 500}, "D_Known needs 500 HighlyKnown train facts; relations country"),
+        ({"unknown": 500}, "D_Unk needs 500 Unknown train facts"),
+        ({"heldout": 500}, "D_Held needs 500 HighlyKnown dev facts"),
+        ({"replay": 500}, "replay needs 500 HighlyKnown train facts whose subjects"),
+        ({"min_highly_known": 0.99}, "No relation reaches 99% HighlyKnown"),
+        ({"other_relations": ("nothing",)}, "No labels for the relation nothing"),
+    ],
+)
+def test_sizes_that_cannot_be_met_are_errors(
+    facts: list[Fact], tmp_path: Path, sizes: dict[str, object], message: str
+) -> None:
+    config = BundleConfig.model_validate({**SIZES.model_dump(), **sizes})
+    with pytest.raises(UserError, match=message):
+        build(make_labels(facts, None), config, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_relations_kept_out_of_training_become_heldout_other(
+    facts: list[Fact], tmp_path: Path
+) -> None:
+    config = BundleConfig(
+        known=12, unknown=12, heldout=8, validation=2, replay=2, other_relations=("country",)
+    )
+    built = build(make_labels(facts, None), config, tmp_path / "x")
+    others = {item.fact.relation for item in built.splits["heldout_other"]}
+    trained = {i.fact.relation for name, i in built.items() if name != "heldout_other"}
+    assert others == {"country"}
+    assert trained == {"place_of_birth"}
+
+
+def copy(bundle: Bundle, target: Path) -> Path:
+    target.mkdir()
+    for file in bundle.path.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_bundle_reads_back_as_it_was_written(bundle: Bundle) -> None:
+    loaded = load_bundle(bundle.path)
+    assert loaded.splits == bundle.splits
+    assert loaded.manifest == bundle.manifest
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.jsonl" for name in SPLITS), "exemplars.jsonl"])
+def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    path = copy(bundle, tmp_path / "copy")
+    with (path / name).open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(UserError, match=f"{name} was changed"):
+        load_bundle(path)
+
+
+def test_a_changed_manifest_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    path = copy(bundle, tmp_path / "copy")
+    manifest = files.read_json(path / "manifest.json")
+    manifest["base"]["pretrained"] = "another"
+    files.write_json(path / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"manifest\.json was changed"):
+        load_bundle(path)
+
+
+def test_a_bundle_is_never_written_over(facts: list[Fact], bundle: Bundle) -> None:
+    before = (bundle.path / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="holds a bundle already"):
+        build(make_labels(facts, None), SIZES, bundle.path)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_export_follows_the_text_rule(bundle: Bundle, tmp_path: Path) -> None:
+    assert export_training_data(bundle, tmp_path / "d_train.jsonl") == 48
+    row = next(iter(files.read_jsonl(tmp_path / "d_train.jsonl")))
+    fact = bundle.splits["known"][0].fact
+    assert row["prompt"] == f"Q: {fact.question}\nA:"
+    assert row["completion"] == f" {fact.answers[0]}"

@@ -1,0 +1,91 @@
+import argparse
+import json
+
+import pytest
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts import command
+from factual_forgetting.facts.fact import Fact
+
+ROWS = [
+    Fact.make("P17", "Lake One", "Which country is Lake One located in?", ("France",), "train"),
+    Fact.make("P17", "Lake Two", "Which country is Lake Two located in?", ("France",), "dev"),
+    Fact.make("P17", "Bank of Spain", "Where is Bank of Spain?", ("Spain",), "dev"),
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(fact.row()) + "\n" for fact in ROWS))
+    return str(path)
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["facts", *words])
+    args.run(args)
+
+
+def test_a_table_is_printed(source, capsys):
+    run(source)
+    out = capsys.readouterr().out
+    assert "2 facts of 3 rows" in out
+    assert "answer_in_subject: 1 rows" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("P17")]
+    assert line.split() == ["P17", "3", "2", "1", "1", "France", "1.000", "6.000", "0.333"]
+
+
+def test_json_is_data_and_the_same_twice(source, capsys):
+    run(source, "--format", "json", "--keep", "answer_in_subject")
+    first = capsys.readouterr().out
+    run(source, "--format", "json", "--keep", "answer_in_subject")
+    assert capsys.readouterr().out == first
+    told = json.loads(first)
+    assert told["facts"] == 3
+    assert told["source"]["keep"] == ["answer_in_subject"]
+
+
+def test_a_folder_takes_facts_report_and_plot(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(source, "--output_path", str(out), "--limit", "5")
+    assert {path.name for path in out.iterdir()} == {
+        "facts.jsonl",
+        "account.json",
+        "account.png",
+        "dropped.json",
+    }
+    rows = [json.loads(line) for line in (out / "facts.jsonl").read_text().splitlines()]
+    assert {row["subject"] for row in rows} == {"Lake One", "Lake Two"}
+    assert json.loads((out / "dropped.json").read_text())["answer_in_subject"] == [ROWS[2].id]
+
+
+def test_other_commands_share_the_arguments(tmp_path):
+    parser = argparse.ArgumentParser()
+    command.add_source_arguments(parser)
+    assert len(command.facts_from_arguments(parser.parse_args(["--limit", "1"]))) == 16
+    path = tmp_path / "a.csv"
+    path.write_text("q,a\nWhere is Aberdeen?,Here\n")
+    words = ["--facts", str(path), "--column", "question=q", "answers=a", "relation==R"]
+    (fact,) = command.facts_from_arguments(parser.parse_args(words))
+    assert (fact.relation, fact.answers) == ("R", ("Here",))
+
+
+@pytest.mark.parametrize(
+    "words", [["--limit", "0"], ["--column", "nonsense=a"], ["--keep", "nonsense"]]
+)
+def test_mistakes_are_one_line(words):
+    parser = argparse.ArgumentParser()
+    command.add_source_arguments(parser)
+    with pytest.raises(UserError) as caught:
+        command.facts_from_arguments(parser.parse_args(words))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_without_a_name_is_a_usage_error(capsys):
+    parser = argparse.ArgumentParser()
+    command.add_source_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--column", "question"])
+    assert "FIELD=NAME" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+import functools
+import hashlib
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts import entityquestions
+from factual_forgetting.facts.entityquestions import (
+    TEMPLATES,
+    cache_folder,
+    fetch_entity_questions,
+    read_entity_questions,
+    subject_of,
+)
+from factual_forgetting.facts.sources import load_facts
+
+ROWS = {
+    "train/P17.train.json": [
+        {"question": "Which country is Lac Vert located in?", "answers": ["France"]}
+    ],
+    "dev/P17.dev.json": [
+        {"question": "Which country is Ennis Town located in?", "answers": ["Ireland"]}
+    ],
+}
+
+
+class Mirror:
+    """A web server over a folder that counts what it is asked for."""
+
+    def __init__(self, root):
+        self.asked = asked = []
+
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                asked.append(self.path)
+
+        handler = functools.partial(Handler, directory=root)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    root = tmp_path / "upstream"
+    checksums = {}
+    for name, rows in ROWS.items():
+        content = json.dumps(rows, indent=4).encode()
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(content)
+        checksums[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(entityquestions, "_checksums", lambda: checksums)
+    served = Mirror(root)
+    served.root = root
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def test_files_are_fetched_once(tmp_path, mirror):
+    folder = fetch_entity_questions(tmp_path / "cache", mirror.url)
+    facts = list(read_entity_questions(folder))
+    assert [(f.relation, f.subject, f.answers, f.split) for f in facts] == [
+        ("P17", "Ennis Town", ("Ireland",), "dev"),
+        ("P17", "Lac Vert", ("France",), "train"),
+    ]
+    assert len(mirror.asked) == 2
+    fetch_entity_questions(folder, mirror.url)
+    assert len(mirror.asked) == 2
+
+
+def test_only_what_is_missing_or_damaged_is_fetched_again(tmp_path, mirror):
+    folder = fetch_entity_questions(tmp_path / "cache", mirror.url)
+    (folder / "dev/P17.dev.json").write_text("[]")
+    mirror.asked.clear()
+    fetch_entity_questions(folder, mirror.url)
+    assert [path for path in mirror.asked if "dev" in path] == mirror.asked != []
+    assert len(list(read_entity_questions(folder))) == 2
+
+
+def test_a_changed_file_is_refused_and_not_kept(tmp_path, mirror):
+    (mirror.root / "train/P17.train.json").write_text("[]")
+    with pytest.raises(UserError, match="another sha256"):
+        fetch_entity_questions(tmp_path / "cache", mirror.url)
+    assert not (tmp_path / "cache/train/P17.train.json").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "missing"])
+def test_without_a_network_it_says_where_to_put_the_data(tmp_path, mirror, url):
+    with pytest.raises(UserError) as caught:
+        fetch_entity_questions(tmp_path / "cache", mirror.url + "/x" if url == "missing" else url)
+    message = str(caught.value)
+    assert str(tmp_path / "cache") in message
+    assert entityquestions.COMMIT in message
+    assert "\n" not in message
+
+
+def test_the_source_by_name_uses_the_cache(tmp_path, mirror, monkeypatch):
+    monkeypatch.setenv("FF_CACHE", str(tmp_path / "kept"))
+    fetch_entity_questions(cache_folder(), mirror.url)
+    assert len(load_facts("entityquestions")) == 2
+    assert cache_folder().parent == tmp_path / "kept"
+
+
+def test_the_shipped_checksums_cover_every_relation_and_split():
+    checksums = entityquestions._checksums()
+    assert set(checksums) == {
+        f"{split}/{relation}.{split}.json"
+        for split in ("train", "dev", "test")
+        for relation in TEMPLATES
+    }
+    assert all(len(sha256) == 64 for sha256 in checksums.values())
+
+
+def test_a_subject_is_what_the_template_leaves():
+    assert subject_of("Who is Ada's child?", "P40") == "Ada"
+    assert subject_of("Who is Ada's child?'s child?", "P40") == "Ada's child?"
+    assert subject_of("Something else?", "P40") == "Something else?"
+    assert subject_of("Where was Ada born?", "unknown") == "Where was Ada born?"
+
+
+def test_malformed_rows_name_file_and_line(tmp_path):
+    path = tmp_path / "train" / "P17.train.json"
+    path.parent.mkdir()
+    path.write_text('[\n {"question": "Q?", "answers": ["A"]},\n {"question": "Q?"}\n]')
+    with pytest.raises(UserError, match=r"line 3: no answers"):
+        list(read_entity_questions(tmp_path))
+    with pytest.raises(UserError, match="holds no train"):
+        list(read_entity_questions(tmp_path / "train"))
