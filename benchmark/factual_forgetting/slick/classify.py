@@ -252,11 +252,15 @@ class Tally:
         return bool(self._quota) and not self.missing
 
 
-def merge(job: Job) -> dict[str, Any]:
+def merge(job: Job, *, some_right: bool = True) -> dict[str, Any]:
     """Writes the labelling from the journals of its shards.
 
     Labels stand in the random order in which questions are taken, so that a quota is filled
     in that order whatever finished first.
+
+    Args:
+        job: The labelling.
+        some_right: Whether a base that answers nothing right is refused.
 
     Raises:
         UserError: If shards are missing, the base answers nothing right, or a quota isn't met.
@@ -276,7 +280,7 @@ def merge(job: Job) -> dict[str, Any]:
             categories[label.category] += 1
             tally.add(label)
             right = right or "1" in label.correct
-        if not right:
+        if some_right and not right:
             raise UserError(
                 f"The base answers none of {categories.total()} questions in any run. "
                 "Check that it is a language model of these facts, and its tokenizer."

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
             return
         merge(job)
         if args.check_redraw:
-            _check_redraw(engine, args.output_path, args.check_redraw)
+            _check_redraw(facts, engine, args.output_path, args.check_redraw)
     table = relation_table(load_labels(args.output_path).labels, args.min_highly_known)
     sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
 
@@ -192,10 +192,10 @@ def _print_plan(
     sys.stdout.write(files.dumps(told, indent=2) + "\n")
 
 
-def _check_redraw(engine: Engine, output: Path, sample: int) -> None:
+def _check_redraw(facts: list[Fact], engine: Engine, output: Path, sample: int) -> None:
     from factual_forgetting.slick.redraw import check_redraw
 
-    told = check_redraw(load_labels(output), engine, output, sample)
+    told = check_redraw(facts, engine, output, sample)
     rows = [{"category": one, **counts} for one, counts in told["confusion"].items()]
     sys.stdout.write(tabulate(rows, headers="keys", tablefmt="github"))
     sys.stdout.write(

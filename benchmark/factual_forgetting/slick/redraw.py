@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import stable_fraction
+from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.classify import ask, merge, prepare
 from factual_forgetting.slick.labelling import (
     CATEGORIES,
+    EXEMPLARS,
     HIGHLY_KNOWN,
     UNKNOWN,
-    Labels,
     SlickConfig,
     load_labels,
 )
@@ -24,13 +25,15 @@ REDRAW = "redraw.json"
 _AGAIN = "redraw"
 
 
-def check_redraw(labels: Labels, engine: Engine, output: Path, sample: int) -> dict[str, Any]:
+def check_redraw(
+    facts: Iterable[Fact], engine: Engine, output: Path, sample: int
+) -> dict[str, Any]:
     """Labels a sample again, and tells how often the category is the same.
 
-    The exemplars are drawn from labelled facts outside the sample, so none has served before.
+    The exemplars are drawn from facts outside the sample that have not been exemplars before.
 
     Args:
-        labels: The labelling in question.
+        facts: The facts that were given to the labelling.
         engine: The engine that made it.
         output: Its directory; takes `redraw.json` and the second labelling.
         sample: Facts to label again.
@@ -42,6 +45,7 @@ def check_redraw(labels: Labels, engine: Engine, output: Path, sample: int) -> d
     Raises:
         UserError: If there are fewer labels than the sample asks for, or too few others.
     """
+    labels = load_labels(output)
     if sample > len(labels.labels):
         raise UserError(
             f"--check-redraw asks for {sample} of {len(labels.labels)} labels. Lower it."
@@ -50,11 +54,12 @@ def check_redraw(labels: Labels, engine: Engine, output: Path, sample: int) -> d
     chosen = frozenset(sorted(first, key=lambda fact: stable_fraction(_AGAIN, fact))[:sample])
     settings = SlickConfig(**{**labels.manifest["settings"], "quota": {}})
     settings = settings.model_copy(update={"seed": settings.seed + 1})
-    facts = (label.fact for label in labels.labels)
+    used = {e["id"] for row in files.read_jsonl(output / EXEMPLARS) for e in row["facts"]}
+    others = (fact for fact in facts if fact.id not in used)
     again = output / _AGAIN
-    job = prepare(facts, engine.name, settings, labels.manifest["base"], again, chosen)
+    job = prepare(others, engine.name, settings, labels.manifest["base"], again, chosen)
     ask(job, engine, job.shards)
-    merge(job)
+    merge(job, some_right=False)
     pairs = Counter((first[p.fact.id], p.category) for p in load_labels(again).labels)
     same = sum(count for (one, other), count in pairs.items() if one == other)
     told = {

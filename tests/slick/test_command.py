@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import WORLD, checkpoint_of
+
+import factual_forgetting
+from factual_forgetting import files
+from factual_forgetting.cli import main
+from factual_forgetting.slick.classify import LOG
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    files.write_jsonl(tmp_path / "facts.jsonl", [fact.row() for fact in WORLD])
+    return tmp_path / "facts.jsonl"
+
+
+def arguments(source: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("classify", "--facts", str(source), "--model_args", f"pretrained={checkpoint_of()}"),
+        *("--device", "cpu", "--runs", "4", "--min_highly_known", "0"),
+        *("--output_path", str(output), *more),
+    ]
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.name != LOG}
+
+
+def test_parts_and_their_merge_equal_one_process(source: Path, tmp_path: Path) -> None:
+    assert main(arguments(source, tmp_path / "one")) == 0
+    for part in ("2/2", "1/2"):
+        assert main(arguments(source, tmp_path / "parts", "--shard", part)) == 0
+    assert main(arguments(source, tmp_path / "parts", "--merge")) == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+
+
+def test_a_merge_of_unfinished_parts_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(source, tmp_path / "parts", "--shard", "1/2")) == 0
+    assert main(arguments(source, tmp_path / "parts", "--merge")) == 1
+    assert "unfinished: shard 1 of 2" in capsys.readouterr().err
+
+
+def test_a_merge_of_nothing_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(source, tmp_path / "none", "--merge")) == 1
+    assert "holds no labelling that was begun" in capsys.readouterr().err
+
+
+def test_a_plan_measures_and_leaves_nothing_behind(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(source, tmp_path / "plan", "--plan")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["queries"] == told["queries_left"] == _asked(source) * 6
+    assert told["tokens_a_query"] > 0
+    assert told["seconds_left"] > 0
+    assert told["memory"] > 0
+    assert not (tmp_path / "plan").exists()
+
+
+def _asked(source: Path) -> int:
+    training = {"born": 0, "work": 0}
+    for row in files.read_jsonl(source):
+        training[row["relation"]] += row["split"] == "train"
+    return len(WORLD) - sum(min(15, int(count / 4)) for count in training.values())
+
+
+def test_quota_redraw_and_classes_are_told(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--quota", "unknown=10", "--check-redraw", "6", "--samples", "2")
+    assert main(arguments(source, tmp_path, *more)) == 0
+    told = capsys.readouterr().out
+    assert "of 6 facts keep their category" in told
+    assert "WeaklyKnown" in told
+    settings = files.read_json(tmp_path / "manifest.json")["settings"]
+    assert (settings["retire"], settings["quota"]) == (True, {"unknown": 10})
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--quota", "many=3"), "many is none of known, unknown, heldout"),
+        (("--runs", "0"), "greater than or equal to 1"),
+        (("--check-redraw", "100000"), "Lower it"),
+        (("--model", "dummy", "--engine", "prefix"), "--model dummy is not hf"),
+    ],
+)
+def test_bad_input_is_one_line(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    told: str,
+) -> None:
+    assert main(arguments(source, tmp_path / "bad", *more)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert told in error
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_same_labels(source: Path, tmp_path: Path) -> None:
+    assert main(arguments(source, tmp_path / "one")) == 0
+    package = Path(factual_forgetting.__file__).parents[1]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    subprocess.run(
+        [
+            *(sys.executable, *launch, "-m", "factual_forgetting.cli"),
+            *arguments(source, tmp_path / "two"),
+        ],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
+    )
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
