@@ -12,31 +12,31 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATI
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.slick.engines import PrefixEngine
+from factual_forgetting.slick.answers import Group, Query
+from factual_forgetting.slick.prefix import PrefixEngine
 from factual_forgetting.slick.prompts import question_prompt
 
 CURVE = "curve.jsonl"
 OUTCOMES = "curve.outcomes.jsonl.gz"
 VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
-_PARTIAL = "curve.partial.jsonl"
+PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
 NOT_ASKED = "-"
 Point = dict[str, Any]
 
 
-def answer_zero_shot(
+def ask_zero_shot(
     model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
-) -> list[str]:
-    """Answers facts greedily in the protocol's zero-shot prompt, as lm-eval does."""
+) -> list[bool]:
+    """Tells which facts are answered right, greedily, in the protocol's zero-shot prompt.
+
+    The verdicts are those of lm-eval's greedy scoring.
+    """
     engine = PrefixEngine(model, tokenizer)
-    answers = engine.answer(
-        "",
-        [question_prompt(fact.question) for fact in facts],
-        [fact.answers[0] + tokenizer.eos_token for fact in facts],
-        max_new_tokens,
-    )
-    return [answer.text for answer in answers]
+    queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
+    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=True)[0]
+    return [is_correct(a.text, f.accepted) for a, f in zip(answers, facts, strict=True)]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         """Reads the points of an interrupted run."""
-        partial = self.output / _PARTIAL
+        partial = self.output / PARTIAL_CURVE
         self._points = list(files.read_jsonl(partial)) if partial.exists() else []
 
     def at(self, step: int) -> Point | None:
@@ -102,11 +102,8 @@ class Curve:
         """
         asked = {name: self._sample(name, final=final) for name in _ASKED}
         facts = [fact for chosen in asked.values() for fact in chosen]
-        texts = answer_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
-        verdicts = {
-            fact.id: is_correct(text, fact.accepted)
-            for fact, text in zip(facts, texts, strict=True)
-        }
+        right = ask_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
+        verdicts = {fact.id: verdict for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(
                 "01"[verdicts[item.fact.id]] if item.fact.id in verdicts else NOT_ASKED
@@ -118,7 +115,7 @@ class Curve:
         cost = self.cost(step if trained is None else trained)
         self._points.append({"step": step, **measured, **cost, "correct": correct})
         if self.persistent:
-            files.write_jsonl(self.output / _PARTIAL, self._points)
+            files.write_jsonl(self.output / PARTIAL_CURVE, self._points)
         return self._line(self._points[-1])
 
     def forget_after(self, step: int) -> None:
@@ -130,10 +127,6 @@ class Curve:
         files.write_jsonl(self.output / CURVE, self.lines())
         files.write_jsonl(self.output / OUTCOMES, self._outcomes(METRIC_OF_SPLIT))
         files.write_jsonl(self.output / VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
-
-    def discard_partial(self) -> None:
-        """Removes what an interrupted run would have needed."""
-        (self.output / _PARTIAL).unlink(missing_ok=True)
 
     def _outcomes(self, splits: Sequence[str] | dict[str, str]) -> list[dict[str, str]]:
         return [

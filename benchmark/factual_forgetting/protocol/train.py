@@ -21,7 +21,7 @@ from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
-from factual_forgetting.protocol.curve import Curve
+from factual_forgetting.protocol.curve import PARTIAL_CURVE, Curve
 from factual_forgetting.protocol.processes import is_main_process, world_size
 from factual_forgetting.slick.engines import load_causal_lm
 
@@ -161,7 +161,7 @@ def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
     for leftover in (_RESUME, _SNAPSHOT, _BEST):
         shutil.rmtree(output / leftover, ignore_errors=True)
-    for leftover in (_PARTIAL, "curve.partial.jsonl"):
+    for leftover in (_PARTIAL, PARTIAL_CURVE):
         (output / leftover).unlink(missing_ok=True)
 
 
