@@ -12,6 +12,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "datasets",
     "tokenizers",
     "vllm",

@@ -14,7 +14,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, SPLITS, UNKNOWN, 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import recipe_hashes
+from factual_forgetting.protocol.config import is_recipe
 from factual_forgetting.protocol.curve import (
     CURVE,
     METRIC_OF_SPLIT,
@@ -218,7 +218,7 @@ def _write(
     digest = files.sha256_json(rows)
     identifier = record_id(**identity, outcomes_sha256=digest)
     closed = identity["protocol"] is not None and (
-        recipe_hashes().get(identity["protocol"]["name"]) == identity["protocol"]["sha256"]
+        is_recipe(identity["protocol"]["name"], identity["protocol"]["sha256"])
     )
     record = {
         **identity,
