@@ -13,7 +13,8 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.slick.engines import PrefixEngine
+from factual_forgetting.slick.answers import Group, Query
+from factual_forgetting.slick.prefix import PrefixEngine
 from factual_forgetting.slick.prompts import question_prompt
 
 CURVE = "curve.jsonl"
@@ -23,18 +24,17 @@ METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stab
 NOT_ASKED = "-"
 
 
-def answer_zero_shot(
+def ask_zero_shot(
     model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
-) -> list[str]:
-    """Answers facts greedily in the protocol's zero-shot prompt, as lm-eval does."""
+) -> list[bool]:
+    """Tells which facts are answered right, greedily, in the protocol's zero-shot prompt.
+
+    The verdicts are those of lm-eval's greedy scoring.
+    """
     engine = PrefixEngine(model, tokenizer)
-    answers = engine.answer(
-        "",
-        [question_prompt(fact.question) for fact in facts],
-        [fact.answers[0] + tokenizer.eos_token for fact in facts],
-        max_new_tokens,
-    )
-    return [answer.text for answer in answers]
+    queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
+    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=True)[0]
+    return [is_correct(a.text, f.accepted) for a, f in zip(answers, facts, strict=True)]
 
 
 @dataclass
@@ -77,11 +77,8 @@ class Curve:
         asked = {name: self._sample(name, final=final) for name in METRIC_OF_SPLIT}
         facts = [fact for chosen in asked.values() for fact in chosen]
         frozen = as_checkpoint(model, self.protocol.checkpoint_dtype)
-        texts = answer_zero_shot(frozen, self.tokenizer, facts, self.protocol.max_new_tokens)
-        verdicts = {
-            fact.id: is_correct(text, fact.accepted)
-            for fact, text in zip(facts, texts, strict=True)
-        }
+        right = ask_zero_shot(frozen, self.tokenizer, facts, self.protocol.max_new_tokens)
+        verdicts = {fact.id: verdict for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(
                 "01"[verdicts[item.fact.id]] if item.fact.id in verdicts else NOT_ASKED

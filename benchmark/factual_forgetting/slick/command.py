@@ -13,13 +13,15 @@ from factual_forgetting import checkpoint
 from factual_forgetting.config import parse
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.modelargs import parse_model_args
-from factual_forgetting.slick.engines import Engine, LMEvalEngine, PrefixEngine, load_causal_lm
+from factual_forgetting.slick.answers import Engine
+from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm
 from factual_forgetting.slick.labelling import (
     SlickConfig,
     classify,
     load_labels,
     relation_table,
 )
+from factual_forgetting.slick.prefix import PrefixEngine
 
 
 def add_parser(subparsers: Any) -> None:

@@ -63,10 +63,11 @@ def _draw_relation(
     relation: str, candidates: list[Fact], runs: int, shots: int, seed: int
 ) -> Configurations:
     size = min((runs + 1) * shots, int(len(candidates) * MAX_POOL_SHARE))
-    if size < 3 * shots:
+    least = min(runs + 1, 3) * shots
+    if size < least:
         raise UserError(
             f"Relation {relation} has {len(candidates)} training facts; exemplars would take more "
-            f"than a quarter of them. Give it at least {int(3 * shots / MAX_POOL_SHARE)}, "
+            f"than a quarter of them. Give it at least {int(least / MAX_POOL_SHARE)}, "
             "or leave it out with --relations."
         )
     rng = random.Random(f"exemplars-{seed}-{relation}")

@@ -22,8 +22,8 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION, is_correct
 from factual_forgetting.slick import configurations, prompts
+from factual_forgetting.slick.answers import Answer, Engine, Group, Query
 from factual_forgetting.slick.configurations import Configurations
-from factual_forgetting.slick.engines import Answer, Engine
 
 HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN = "HighlyKnown", "MaybeKnown", "Unknown"
 CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN)
@@ -210,12 +210,8 @@ def _prefix(drawn: Configurations, run: int | str) -> str:
 
 
 def _ask(engine: Engine, prefix: str, facts: list[Fact], max_new_tokens: int) -> list[Answer]:
-    return engine.answer(
-        prefix,
-        [prompts.question_prompt(fact.question) for fact in facts],
-        [fact.answers[0] + prompts.SEPARATOR for fact in facts],
-        max_new_tokens,
-    )
+    queries = [Query(prompts.question_prompt(fact.question), fact.accepted) for fact in facts]
+    return engine.answer([Group(prefix, queries)], max_new_tokens, verdict_only=True)[0]
 
 
 def _outcome(facts: list[Fact], answers: list[Answer]) -> dict[str, Any]:

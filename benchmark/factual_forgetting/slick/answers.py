@@ -1,0 +1,94 @@
+"""The one interface of all engines: questions in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question to a model.
+
+    Attributes:
+        text: The rest of the prompt, after the group's prefix.
+        accepted: Accepted answers.
+        likely: Whether one of them is expected. Both may save time, and never change a verdict.
+    """
+
+    text: str
+    accepted: tuple[str, ...]
+    likely: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Questions whose prompts begin with the same text, which may be empty."""
+
+    prefix: str
+    queries: Sequence[Query]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated answer.
+
+    Attributes:
+        text: The generated text up to the first newline, stripped.
+        margin: Smallest gap between the two highest logits over the generated tokens; None
+            where the engine doesn't see logits, or drew at random.
+        truncated: Whether generation ended early, because no accepted answer was in reach.
+    """
+
+    text: str
+    margin: float | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn at random.
+
+    Attributes:
+        samples: Answers a question.
+        temperature: Divides the logits.
+        top_k: Tokens to draw from.
+        seed: Decides the draws, whatever the batch.
+    """
+
+    samples: int
+    temperature: float
+    top_k: int
+    seed: str
+
+
+class Engine(Protocol):
+    """Answers questions until a newline or the end of the sequence."""
+
+    name: str
+
+    def answer(
+        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
+    ) -> list[list[Answer]]:
+        """Generates greedily.
+
+        Args:
+            groups: Questions by shared prefix.
+            max_new_tokens: Most tokens to generate.
+            verdict_only: Whether an answer may be cut short once it can only be wrong.
+
+        Returns:
+            One list a group, one answer a question.
+        """
+        ...
+
+    def sample(
+        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    ) -> list[list[list[Answer]]]:
+        """Draws several answers a question; those that can only be wrong may be cut short.
+
+        Returns:
+            One list a group, one list a question, one answer a sample.
+        """
+        ...

@@ -1,0 +1,342 @@
+"""The engine for causal models of transformers: shared prefixes, drafts, and an early stop.
+
+The model's own choice is taken at every token. What accepted answers would say is computed
+ahead: where the choices agree, a whole answer is finished in one forward pass. In exact
+arithmetic the answers are those of plain greedy decoding (by induction over positions); in
+bf16 they differ from it as they do between batch sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice, takewhile
+from typing import Any
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import stable_fraction
+from factual_forgetting.facts.matching import first_line
+from factual_forgetting.slick.answers import Answer, Group, Query, Sampling
+from factual_forgetting.slick.reach import reachable, skeletons
+from factual_forgetting.slick.tree import Branch, TreeModel
+
+_REMEMBERED = 20_000
+# What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
+_REWRITTEN = " .?!,'nmtsvre"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is worked out once for a question, whatever its prefix.
+
+    Attributes:
+        tail: The question's tokens.
+        drafts: Tokens of its accepted answers.
+        accepted: What `reach.skeletons` gives for them.
+    """
+
+    tail: list[int]
+    drafts: list[tuple[int, ...]]
+    accepted: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Question:
+    """A question in one prompt, and the answers of its samples as they finish."""
+
+    query: Query
+    known: _Known
+    answers: dict[int, Answer]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Samples of one question that agree so far; a greedy answer is one sample.
+
+    Attributes:
+        question: The question.
+        samples: Numbers of the samples.
+        tokens: Tokens generated so far.
+        margin: Smallest margin over them.
+        branch: What to compute next.
+    """
+
+    question: _Question
+    samples: Sequence[int]
+    tokens: tuple[int, ...]
+    margin: float
+    branch: Branch
+
+
+class PrefixEngine:
+    """Answers with a causal model of transformers, every shared beginning computed once."""
+
+    name = "prefix"
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 256) -> None:
+        """Wraps a loaded model in eval mode.
+
+        Args:
+            model: A causal language model of transformers.
+            tokenizer: Its tokenizer.
+            batch_size: Questions in one forward pass.
+
+        Raises:
+            UnsupportedModelError: If the model can't be computed over trees.
+        """
+        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._tree = TreeModel(model)
+        self._stops = stop_ids(tokenizer)
+        self._context = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self._known: dict[Query, _Known] = {}
+        self._separable = True
+
+    @property
+    def computed(self) -> int:
+        """Tokens computed so far, padding included."""
+        return self._tree.computed
+
+    def answer(
+        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
+    ) -> list[list[Answer]]:
+        """See `Engine.answer`."""
+        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, verdict_only)
+        return [[answers[0] for answers in self._run(group, rules)] for group in groups]
+
+    def sample(
+        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    ) -> list[list[list[Answer]]]:
+        """See `Engine.sample`."""
+        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, True, sampling)
+        return [self._run(group, rules) for group in groups]
+
+    def _run(self, group: Group, rules: _Rules) -> list[list[Answer]]:
+        if not group.queries:
+            return []
+        head, tails = self._encode(group)
+        self._require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens)
+        common = _common_prefix(tails)
+        self._tree.start(head + tails[0][:common])
+        questions = [_Question(q, self._known[q], {}) for q in group.queries]
+        order = sorted(range(len(tails)), key=tails.__getitem__)
+        for start in range(0, len(order), self._batch_size):
+            chunk = order[start : start + self._batch_size]
+            self._decode([questions[i] for i in chunk], [tails[i][common:] for i in chunk], rules)
+        return [[q.answers[sample] for sample in rules.samples] for q in questions]
+
+    def _decode(
+        self, questions: Sequence[_Question], tails: Sequence[list[int]], rules: _Rules
+    ) -> None:
+        """Computes the tails, then goes on until every sample is answered."""
+        walks = [
+            _Walk(
+                question, rules.samples, (), math.inf, _tree(tail, self._guesses(question, rules))
+            )
+            for question, tail in zip(questions, tails, strict=True)
+        ]
+        while walks:
+            tokens, logits = self._tree.compute([walk.branch for walk in walks], rules.top)
+            walks = [
+                following
+                for found in zip(walks, tokens, logits, strict=True)
+                for following in rules.advance(*found)
+            ]
+
+    def _guesses(self, question: _Question, rules: _Rules) -> list[tuple[int, ...]]:
+        return rules.drafts(question.known, ()) if question.query.likely else []
+
+    def _encode(self, group: Group) -> tuple[list[int], list[list[int]]]:
+        """Tokenises prompts as a prefix and tails that joined are the tokens of the whole.
+
+        Whether the boundary holds is checked for every new question and every new prefix; a
+        tokenizer that fails once (SentencePiece marks where a text starts) gets whole prompts.
+        """
+        fresh = list(dict.fromkeys(q for q in group.queries if q not in self._known))
+        if fresh:
+            if len(self._known) > _REMEMBERED:
+                kept = set(group.queries)
+                self._known = {q: known for q, known in self._known.items() if q in kept}
+            self._known |= zip(fresh, self._learn(fresh), strict=True)
+        if self._separable:
+            head = self._ids([group.prefix], special=True)[0]
+            checked = [group.queries[0], *fresh]
+            whole = self._ids([group.prefix + query.text for query in checked], special=True)
+            self._separable = whole == [head + self._known[query].tail for query in checked]
+        if self._separable:
+            return head, [self._known[query].tail for query in group.queries]
+        return [], self._ids([group.prefix + query.text for query in group.queries], special=True)
+
+    def _learn(self, queries: Sequence[Query]) -> Iterator[_Known]:
+        """Tokenises questions, and the answers that they may get."""
+        # With a newline too: a full stop and a newline may be one token, as after "Jr."
+        texts = [
+            f"{query.text} {answer}{end}"
+            for query in queries
+            for answer in query.accepted
+            for end in ("", "\n\n")
+        ]
+        guesses = iter(self._ids(texts, special=False))
+        tails = self._ids([query.text for query in queries], special=False)
+        for query, tail in zip(queries, tails, strict=True):
+            drafts = {
+                tuple(takewhile(lambda token: token not in self._stops, guess[len(tail) :]))
+                for guess in islice(guesses, 2 * len(query.accepted))
+                if guess[: len(tail)] == tail
+            }
+            yield _Known(tail, sorted(drafts), skeletons(query.accepted))
+
+    def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
+        return found
+
+    def _require_room(self, tokens: int) -> None:
+        if tokens > self._context:
+            raise UserError(
+                f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
+                f"{self._context}. Lower --shots or --max_new_tokens, or leave the relation out."
+            )
+
+
+class _Rules:
+    """How tokens are chosen, and when an answer ends."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: frozenset[int],
+        max_new_tokens: int,
+        verdict_only: bool,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self._tokenizer, self._stops, self._verdict_only = tokenizer, stops, verdict_only
+        self._sampling = sampling
+        self.max_new_tokens = max_new_tokens
+        self.samples: Sequence[int] = range(sampling.samples if sampling else 1)
+        self.top = min(sampling.top_k, len(tokenizer)) if sampling else 2
+
+    def drafts(self, known: _Known, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Returns how accepted answers go on after tokens, as far as there is room."""
+        done, room = len(tokens), self.max_new_tokens - 1
+        return [draft[done:room] for draft in known.drafts if draft[:done] == tokens]
+
+    def advance(
+        self, walk: _Walk, choices: list[list[int]], logits: list[list[float]]
+    ) -> list[_Walk]:
+        """Follows the model's choices down what was computed; returns what goes on.
+
+        Args:
+            walk: The walk; answers that end are left with its question.
+            choices: The best tokens after each wanted one, best first.
+            logits: Their logits.
+        """
+        branch, question = walk.branch, walk.question
+        children = {
+            (parent, token): position
+            for position, (token, parent) in enumerate(
+                zip(branch.tokens, branch.parents, strict=True)
+            )
+        }
+        first = branch.wanted[0]
+        path = branch.path + branch.columns[:first]
+        reached = [(first, walk.samples, walk.tokens, walk.margin, path)]
+        following = []
+        while reached:
+            position, samples, tokens, margin, path = reached.pop()
+            best, values = choices[position - first], logits[position - first]
+            margin = min(margin, values[0] - values[1])
+            path = [*path, branch.columns[position]]
+            for token, drawn in self._choose(question, samples, len(tokens), best, values):
+                grown = (*tokens, token)
+                ended = token in self._stops or len(grown) >= self.max_new_tokens
+                if not ended and (position, token) in children:
+                    reached.append((children[position, token], drawn, grown, margin, path))
+                elif ended or self._hopeless(question.known, grown):
+                    answer = Answer(self._text(grown), self._told(margin), not ended)
+                    question.answers |= dict.fromkeys(drawn, answer)
+                else:
+                    drafts = self.drafts(question.known, grown)
+                    tree = _tree([token], drafts, branch.row, path)
+                    following.append(_Walk(question, drawn, grown, margin, tree))
+        return following
+
+    def _choose(
+        self,
+        question: _Question,
+        samples: Sequence[int],
+        step: int,
+        tokens: list[int],
+        logits: list[float],
+    ) -> Iterable[tuple[int, Sequence[int]]]:
+        """Pairs each chosen token with the samples that chose it."""
+        if self._sampling is None:
+            return [(tokens[0], samples)]
+        temperature = self._sampling.temperature
+        weights = [math.exp((logit - logits[0]) / temperature) for logit in logits]
+        sums = list(accumulate(weights))
+        chosen: dict[int, list[int]] = defaultdict(list)
+        for sample in samples:
+            drawn = stable_fraction(self._sampling.seed, question.query.text, sample, step)
+            chosen[tokens[bisect_left(sums, drawn * sums[-1])]].append(sample)
+        return chosen.items()
+
+    def _hopeless(self, known: _Known, tokens: tuple[int, ...]) -> bool:
+        if not self._verdict_only or self.drafts(known, tokens):
+            return False
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text = text.rstrip("\ufffd")  # bytes of a character that is not complete
+        if getattr(self._tokenizer, "clean_up_tokenization_spaces", False):
+            text = text.rstrip(_REWRITTEN)
+        return not reachable(text, known.accepted)
+
+    def _text(self, tokens: tuple[int, ...]) -> str:
+        return first_line(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _told(self, margin: float) -> float | None:
+        return None if self._sampling else margin
+
+
+def _tree(
+    tokens: list[int],
+    drafts: Iterable[Sequence[int]],
+    row: int = 0,
+    path: Sequence[int] = (),
+) -> Branch:
+    """Builds what to compute next: tokens that are certain, and drafts of what follows.
+
+    What follows is asked for after the last certain token and after each drafted one.
+    """
+    last = len(tokens) - 1
+    tree = Branch([*tokens], list(range(-1, last)), [last], row, [*path])
+    children: dict[tuple[int, int], int] = {}
+    for draft in drafts:
+        parent = last
+        for token in draft:
+            position = children.setdefault((parent, token), len(tree.tokens))
+            if position == len(tree.tokens):
+                tree.tokens.append(token)
+                tree.parents.append(parent)
+                tree.wanted.append(position)
+            parent = position
+    return tree
+
+
+def _common_prefix(ids: list[list[int]]) -> int:
+    """Length of the longest common head that leaves every row at least one token."""
+    first, last = min(ids), max(ids)
+    limit = min(map(len, ids)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Returns every token that ends an answer: those with a newline in their text, and EOS.
+
+    A newline is often merged into a token (full stop and newline): no one token is the stop.
+    """
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    newlines = {token for token, text in enumerate(texts) if "\n" in text}
+    return frozenset(newlines | {tokenizer.eos_token_id})

@@ -1,0 +1,274 @@
+"""A causal model over token trees: what several prompts begin with is computed once.
+
+Several questions lie side by side in one row of a forward pass. Every token sees the shared
+prefix and its own ancestors only, so a row needs no padding between questions, questions
+that begin alike share their tokens, and several guesses of one answer are checked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from typing import Any
+
+ROW_TOKENS = 96
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+class UnsupportedModelError(Exception):
+    """The model can't be computed over trees; the message says why."""
+
+
+@dataclass(slots=True)
+class Branch:
+    """One question in the course of being answered.
+
+    Attributes:
+        tokens: Tokens to compute next.
+        parents: Of each, the position of its parent in `tokens`; -1 for the last on the path.
+        wanted: Positions in `tokens` whose next-token logits are asked for.
+        row: Row of the last forward pass in which the path lies.
+        path: Columns there of the tokens that lead from the prefix to the question's end.
+        columns: Columns there of `tokens`.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    wanted: list[int]
+    row: int = 0
+    path: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Row:
+    """Branches that are computed side by side; tokens that they share stand here once.
+
+    Attributes:
+        branches: The branches.
+        past: Where in the last forward pass the tokens of their paths lie, and the new column.
+        tokens: Tokens to compute.
+        visible: Of each token, the columns of its ancestors and its own, from the prefix down.
+    """
+
+    branches: list[Branch] = field(default_factory=list)
+    past: dict[tuple[int, int], int] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    visible: list[list[int]] = field(default_factory=list)
+
+    def gather_past(self, start: int) -> None:
+        """Gives the tokens on the branches' paths new columns, from `start` on."""
+        for branch in self.branches:
+            for column in branch.path:
+                self.past.setdefault((branch.row, column), start + len(self.past))
+
+    def add_tokens(self, number: int, start: int) -> None:
+        """Gives the tokens to compute their columns, from `start` on."""
+        children: dict[tuple[int, int], int] = {}
+        for branch in self.branches:
+            branch.path = [self.past[branch.row, column] for column in branch.path]
+            branch.row, branch.columns = number, []
+            for token, parent in zip(branch.tokens, branch.parents, strict=True):
+                if parent >= 0:
+                    above = branch.columns[parent]
+                    ancestors = self.visible[above - start]
+                else:
+                    above = branch.path[-1] if branch.path else -1
+                    ancestors = branch.path
+                column = children.setdefault((above, token), start + len(self.tokens))
+                if column == start + len(self.tokens):
+                    self.tokens.append(token)
+                    self.visible.append([*ancestors, column])
+                branch.columns.append(column)
+
+
+class TreeModel:
+    """Computes branches after a shared prefix, and keeps their keys and values.
+
+    Attributes:
+        computed: Tokens computed so far, padding included.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Wraps a causal language model of transformers.
+
+        Raises:
+            UnsupportedModelError: If its attention is neither full nor sliding, or if it
+                computes other logits over a tree than over a text.
+        """
+        config = model.config.get_text_config(decoder=True)
+        self._model, self._device = model, model.device
+        self._window = getattr(config, "sliding_window", None)
+        default = _SLIDING if self._window else _FULL
+        self._kinds = sorted(set(getattr(config, "layer_types", None) or [default]))
+        if not set(self._kinds) <= {_FULL, _SLIDING}:
+            raise UnsupportedModelError(f"its layers are {', '.join(self._kinds)}")
+        self._prefix = 0
+        self._shared: list[tuple[Any, Any]] = []
+        self._last: list[tuple[Any, Any]] = []
+        self.computed = 0
+        self._probe(config.vocab_size)
+
+    def start(self, prefix: Sequence[int]) -> None:
+        """Computes a prefix, which may be empty, and forgets everything before."""
+        self._prefix, self._shared, self._last = 0, [], []
+        if prefix:
+            self.compute([Branch(list(prefix), list(range(-1, len(prefix) - 1)), [])], top=1)
+            self._prefix, self._shared = len(prefix), self._last
+
+    def compute(self, branches: Sequence[Branch], top: int) -> tuple[list[Any], list[Any]]:
+        """Computes the tokens of branches in one forward pass, and sets their columns.
+
+        Args:
+            branches: New ones, or those of the last pass that go on.
+            top: How many of the highest logits to return.
+
+        Returns:
+            The tokens and their logits (fp32), best first: `[branch][wanted][top]`.
+        """
+        import torch
+
+        rows = _spread(branches)
+        for row in rows:
+            row.gather_past(self._prefix)
+        start = self._prefix + max(len(row.past) for row in rows)
+        for number, row in enumerate(rows):
+            row.add_tokens(number, start)
+        with torch.inference_mode():
+            logits = self._forward(rows, start, self._gather(rows, start))
+            values, tokens = logits.float().topk(top, dim=-1)
+        ordered = [branch for row in rows for branch in row.branches]
+        return _split(ordered, tokens.tolist()), _split(ordered, values.tolist())
+
+    def _gather(self, rows: Sequence[_Row], start: int) -> list[tuple[Any, Any]]:
+        """Copies keys and values of the prefix and of each row's paths."""
+        import torch
+
+        count, past = len(rows), start - self._prefix
+        shared = [
+            (keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1))
+            for keys, values in self._shared
+        ]
+        if not past:
+            return shared
+        where = torch.zeros((count, past, 2), dtype=torch.long)
+        for index, row in enumerate(rows):
+            where[index, : len(row.past)] = torch.tensor(list(row.past)).reshape(-1, 2)
+        r, c = where.to(self._device).unbind(-1)
+        paths = [(k[r, :, c].transpose(1, 2), v[r, :, c].transpose(1, 2)) for k, v in self._last]
+        if not shared:
+            return paths
+        return [
+            (torch.cat([a, c], dim=2), torch.cat([b, d], dim=2))
+            for (a, b), (c, d) in zip(shared, paths, strict=True)
+        ]
+
+    def _forward(self, rows: Sequence[_Row], start: int, layers: list[tuple[Any, Any]]) -> Any:
+        """Runs the model; returns logits at the wanted places only, `[wanted, vocabulary]`."""
+        import torch
+        from transformers import DynamicCache
+
+        width = max(len(row.tokens) for row in rows)
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row.tokens)] = torch.tensor(row.tokens)
+            depths = [self._prefix + len(columns) - 1 for columns in row.visible]
+            positions[index, : len(row.tokens)] = torch.tensor(depths)
+        wanted = [
+            (b.row, b.columns[w] - start) for row in rows for b in row.branches for w in b.wanted
+        ]
+        r, c = torch.tensor(wanted, dtype=torch.long, device=self._device).reshape(-1, 2).unbind(-1)
+        # Only wanted places go through the head: all logits of a large vocabulary fill a GPU.
+        hook = self._model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, inputs: (inputs[0][r, c].unsqueeze(0), *inputs[1:])
+        )
+        cache = DynamicCache(layers or None)
+        try:
+            logits = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=self._masks(rows, positions, start),
+                position_ids=positions.to(self._device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        finally:
+            hook.remove()
+        self._last = [(layer.keys, layer.values) for layer in cache.layers]
+        self.computed += ids.numel()
+        return logits[0]
+
+    def _masks(self, rows: Sequence[_Row], positions: Any, start: int) -> Any:
+        """Returns additive masks `[row, 1, token, column]`, one for each kind of layer."""
+        import numpy as np
+        import torch
+
+        width = positions.shape[1]
+        seen = np.zeros((len(rows), width, start + width), dtype=bool)
+        seen[:, :, : self._prefix] = True
+        for index, row in enumerate(rows):
+            counts = list(map(len, row.visible))
+            columns = np.fromiter(chain.from_iterable(row.visible), np.int64, sum(counts))
+            seen[index, np.repeat(np.arange(len(counts)), counts), columns] = True
+            seen[index, len(counts) :] = True  # padding sees all: a row of nothing is NaN
+        masks = {}
+        for kind in self._kinds:
+            allowed = torch.from_numpy(seen)
+            if kind == _SLIDING and self._window:
+                places = torch.from_numpy(self._places(rows, start, start + width))
+                allowed = allowed & (positions.unsqueeze(2) - places.unsqueeze(1) < self._window)
+            mask = torch.zeros(allowed.shape, dtype=self._model.dtype)
+            mask.masked_fill_(~allowed, torch.finfo(mask.dtype).min)
+            masks[kind] = mask.unsqueeze(1).to(self._device)
+        return masks if len(masks) > 1 else masks[self._kinds[0]]
+
+    def _places(self, rows: Sequence[_Row], start: int, end: int) -> Any:
+        """Returns the position in its text of what stands in each column, `[row, column]`."""
+        import numpy as np
+
+        places = np.zeros((len(rows), end), dtype=np.int64)
+        places[:, : self._prefix] = np.arange(self._prefix)
+        for index, row in enumerate(rows):
+            for columns in row.visible:
+                places[index, columns] = np.arange(len(columns)) + self._prefix
+        return places
+
+    def _probe(self, vocabulary: int) -> None:
+        """Compares the logits of a small tree with those of the same tokens as texts."""
+        import torch
+
+        t = [(7 * i + 3) % vocabulary for i in range(12)]
+        tree = Branch([*t[4:8], *t[8:]], [-1, 0, 1, 2, 3, 4, 3, 6], [5, 7])
+        try:
+            with torch.inference_mode():
+                ids = torch.tensor([t[:10], t[:8] + t[10:]], device=self._device)
+                expected = self._model(input_ids=ids).logits[:, -1].float().max(dim=-1).values
+            self.start(t[:4])
+            found = torch.tensor(self.compute([tree], top=1)[1]).flatten()
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UnsupportedModelError(reason) from error
+        scale = expected.abs().max().item()
+        tolerance = max(1e-3, 32 * scale * torch.finfo(self._model.dtype).eps)
+        if not torch.allclose(found, expected.cpu(), rtol=0, atol=tolerance):
+            raise UnsupportedModelError("it computes other logits over a tree than over a text")
+        self.computed = 0
+
+
+def _spread(branches: Sequence[Branch]) -> list[_Row]:
+    """Spreads branches evenly over rows of about `ROW_TOKENS` columns, in their order."""
+    ends = list(accumulate(len(branch.path) + len(branch.tokens) for branch in branches))
+    rows = [_Row() for _ in range(max(1, round(ends[-1] / ROW_TOKENS)))]
+    for branch, end in zip(branches, ends, strict=True):
+        rows[(end - 1) * len(rows) // ends[-1]].branches.append(branch)
+    return [row for row in rows if row.branches]
+
+
+def _split(branches: Sequence[Branch], found: list[Any]) -> list[Any]:
+    """Cuts a flat list into one list a branch."""
+    parts, start = [], 0
+    for branch in branches:
+        parts.append(found[start : start + len(branch.wanted)])
+        start += len(branch.wanted)
+    return parts
