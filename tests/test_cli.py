@@ -101,7 +101,7 @@ def test_an_unknown_setting_of_a_method(
         *("finetune", "--bundle", bundle.path, "--method", "self_distillation"),
         *("--method_args", "teacher=base,temperature=2", "--output_path", tmp_path / "r"),
     )
-    assert "unknown key 'temperature' (known: positions, tau, teacher, weight)" in told
+    assert "unknown key 'temperature' (known: direction, positions, tau, teacher, weight)" in told
 
 
 def test_a_changed_bundle(
