@@ -34,10 +34,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a user's mistake is one line on stderr and status 1."""
+    """Runs a command; a user's mistake is one line on stderr and status 1.
+
+    A command may return a status of its own.
+    """
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except UserError as error:
         sys.stderr.write(f"factual-forgetting: {' '.join(str(error).split())}\n")
         return 1
@@ -46,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    return 0
 
 
 if __name__ == "__main__":
