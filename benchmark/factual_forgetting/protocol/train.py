@@ -25,7 +25,7 @@ from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
 from factual_forgetting.protocol.curve import PARTIAL_CURVE, Curve
 from factual_forgetting.protocol.processes import is_main_process, world_size
-from factual_forgetting.slick.engines import load_causal_lm
+from factual_forgetting.slick.engines import load_causal_lm, quiet
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
@@ -102,6 +102,7 @@ def finetune(
     """
     base = _locate_base(run, pretrained)
     identity = run.identity()
+    quiet()
     with _room_on_disk(output):
         if not _finished(output, identity):
             started = time.time()
