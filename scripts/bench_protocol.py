@@ -1,7 +1,7 @@
 """What the protocol costs, as ratios from one run.
 
-    python scripts/bench_protocol.py                          # the embedded base, on the CPU
-    python scripts/bench_protocol.py --shape qwen2.5-1.5b     # random weights of that shape, on a GPU
+    python scripts/bench_protocol.py                        # the embedded base, on the CPU
+    python scripts/bench_protocol.py --shape qwen2.5-1.5b   # random weights of that shape, on a GPU
 
 Prints: SFT against the plain transformers Trainer on the same data, distillation against SFT
 (a teacher's forward pass beside forward and backward: 4/3 is the floor), and the evaluation of
