@@ -13,11 +13,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from conftest import make_model
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.data import IGNORE, collate
 from factual_forgetting.protocol.methods import SelfDistillation
 from factual_forgetting.protocol.penalties import Frozen, Step, _taught, save_whole
+from small import make_model
 
 VOCABULARY = 300
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from runs import make_run, same, train, weights
 
-from conftest import make_model
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
@@ -14,6 +13,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import trainer
 from factual_forgetting.protocol.config import Protocol
+from small import make_model
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import yaml
 from runs import curve, make_run, train, weights
 from sharded import VOCABULARY, work
 
-from conftest import make_model
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.trainer import arguments
+from small import make_model
 
 SOURCE = str(Path(__file__).parents[2] / "benchmark")
 
