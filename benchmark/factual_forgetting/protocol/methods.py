@@ -83,7 +83,7 @@ class L2(Config):
     """
 
     to: Reference = "base"
-    weight: float = Field(default=0.1, gt=0)
+    weight: float = Field(default=0.03, gt=0)
 
 
 class EWC(Config):
