@@ -74,7 +74,8 @@ def _effective(
     rows = _strata(strata)
     sizes = np.array([len(index) for index in rows], dtype=float)
     weights = np.full(len(rows), 1 / len(rows)) if macro else sizes / len(values)
-    value = float(weights @ np.array([values[index].mean() for index in rows]))
+    means = np.array([values[index].mean() for index in rows])
+    value = float(means.mean() if macro else values.mean())
     pooled = variance(values)
     within = np.array(
         [
