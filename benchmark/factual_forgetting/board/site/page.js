@@ -2,8 +2,8 @@
 // Every text comes into the document as text, never as markup.
 const data = JSON.parse(document.getElementById("board").textContent);
 const at = (id) => document.getElementById(id);
-const PAGE = 100, COLORS = 8, MANY = 150;
-const state = { bundle: 0, table: "learns", sort: null, up: true, all: false, selected: [], hot: null };
+const PAGE = 100, STEP = 500, COLORS = 8, MANY = 150;
+const state = { bundle: 0, table: "learns", sort: null, up: true, shown: PAGE, selected: [] };
 const loaded = new Map(), waiting = new Map();
 
 // Adjacent data calls this; a script works from file:// where fetch doesn't.
@@ -108,12 +108,12 @@ function drawTable(rows) {
   const table = at("table");
   table.caption.textContent = `${at(state.table).textContent}, bundle ${bundle().title}`;
   table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
-  const shown = state.all ? rows : rows.slice(0, PAGE);
+  const shown = rows.slice(0, state.shown);
   at("ranked").replaceChildren(...shown.map((row) => tableRow(row, names)));
   const known = bundle().rows.filter((row) => row.reference).map((row) => tableRow(row, names));
   at("references").replaceChildren(...known, ...bundle().references.map((row) => referenceRow(row, names)));
   at("more").hidden = shown.length === rows.length;
-  at("more").textContent = `Show all ${rows.length} methods (${shown.length} shown)`;
+  at("more").textContent = `Show ${Math.min(STEP, rows.length - shown.length)} more (${shown.length} of ${rows.length} shown)`;
 }
 function header(name) {
   const sorted = state.sort === name;
@@ -223,7 +223,6 @@ function drawSteps() {
 
 function hover(key, event) {
   for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
-  state.hot = key;
   at("tip").hidden = true;
   if (!key) return;
   for (const node of document.querySelectorAll(`[data-key="${CSS.escape(key)}"]`)) node.classList.add("hot");
@@ -304,7 +303,7 @@ function enter() {
   for (const name of ["track", "level", "family"]) options(name, rows.map((row) => row[name]), true);
   for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.family}`.toLowerCase();
   at("about").textContent = bundle().about;
-  Object.assign(state, { all: false, selected: [], sort: null });
+  Object.assign(state, { shown: PAGE, selected: [], sort: null });
   const first = bundle()[state.table].map(rowOf);
   const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
   state.selected = [...new Set(start.map((row) => row.key))].slice(0, 5);
@@ -325,7 +324,7 @@ function start() {
   at("search").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(draw, 80); });
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const name of ["learns", "keeps"]) at(name).addEventListener("click", () => tab(name));
-  at("more").addEventListener("click", () => { state.all = true; draw(); });
+  at("more").addEventListener("click", () => { state.shown += STEP; draw(); });
   at("close").addEventListener("click", () => at("detail").close());
   at("detail").addEventListener("close", () => history.replaceState(null, "", "#"));
   at("theme").addEventListener("click", () => {
