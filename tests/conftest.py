@@ -13,6 +13,7 @@ from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.lab.pretrain import build_tokenizer
 from factual_forgetting.protocol.config import Protocol, load_protocol
 from factual_forgetting.protocol.methods import NoSettings
@@ -95,7 +96,7 @@ def make_labels(facts: list[Fact], base: Path | None, seed: int = 0) -> Labels:
         "base": checkpoint.identity(str(base)) if base else {"pretrained": None},
         "engine": "none",
         "settings": {},
-        "matcher": "test",
+        "matcher": MATCHER_VERSION,
         "files": {},
     }
     return Labels(labels, dict.fromkeys(RELATIONS, facts[:3]), manifest)

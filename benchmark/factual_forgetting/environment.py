@@ -14,6 +14,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "datasets",
     "tokenizers",
     "vllm",

@@ -26,7 +26,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, SPLITS, UNKNOWN, 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import recipe_hashes
+from factual_forgetting.protocol.config import is_recipe
 from factual_forgetting.protocol.curve import (
     CURVE,
     METRIC_OF_SPLIT,
@@ -228,7 +228,7 @@ def _base(bundle: Bundle) -> dict[str, Any]:
 
 def track_of(protocol: Mapping[str, Any] | None) -> str:
     """Returns the track of a result: closed only for a recipe that ships with the package."""
-    known = protocol is not None and recipe_hashes().get(protocol["name"]) == protocol["sha256"]
+    known = protocol is not None and is_recipe(protocol["name"], protocol["sha256"])
     return "closed" if known else "open"
 
 

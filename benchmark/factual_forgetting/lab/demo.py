@@ -107,8 +107,9 @@ def _one_thread() -> None:
 
 
 def _prepare(output: Path, plan: Plan) -> None:
+    from factual_forgetting.slick.classify import classify
     from factual_forgetting.slick.engines import load_causal_lm
-    from factual_forgetting.slick.labelling import classify, load_labels
+    from factual_forgetting.slick.labelling import load_labels
     from factual_forgetting.slick.prefix import PrefixEngine
 
     labels, bundle = output / "labels", output / "bundle"
