@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RELATIONS, make_labels
 from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.export import export_training_data
@@ -14,6 +13,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
 from factual_forgetting.slick.labelling import Label, Labels
+from small import RELATIONS, make_labels
 
 SIZES = BundleConfig(known=24, unknown=24, heldout=16, validation=4, replay=4)
 

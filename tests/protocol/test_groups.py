@@ -1,8 +1,8 @@
 import pytest
 
-from conftest import make_model
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.groups import select, train_only
+from small import make_model
 
 _LLAMA_ATTENTION = [f"self_attn.{name}_proj.weight" for name in "qkvo"]
 _LLAMA_FFN = [f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")]

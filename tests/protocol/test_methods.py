@@ -6,7 +6,6 @@ import pytest
 import torch
 from runs import curve, distance, make_run, same, train, weights
 
-from conftest import make_model
 from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import curve as curves
@@ -15,6 +14,7 @@ from factual_forgetting.protocol import losses, methods, penalties
 from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.curve import selection_score
 from factual_forgetting.slick.engines import load_causal_lm
+from small import make_model
 
 
 @pytest.fixture(scope="session")
