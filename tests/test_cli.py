@@ -130,7 +130,12 @@ def test_a_base_without_any_known_fact(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path
 ) -> None:
     rows = [
-        {"relation": "r", "subject": f"Xan{i}", "question": f"Where is Xan{i}?", "answers": [f"Y{i}"]}
+        {
+            "relation": "r",
+            "subject": f"Xan{i}",
+            "question": f"Where is Xan{i}?",
+            "answers": [f"Y{i}"],
+        }
         for i in range(60)
     ]
     files.write_jsonl(tmp_path / "facts.jsonl", rows)

@@ -43,6 +43,19 @@ def test_one_command_seeds_the_leaderboard(
     assert files.read_json(official / "manifest.json")["sha256"] == world.sha256
 
 
+def test_of_a_sweep_the_chosen_runs_are_recorded(
+    script: Any, world: Bundle, runs: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "sweep"
+    shutil.copytree(world.path, output / "bundle")
+    for run in runs:
+        shutil.copytree(run, output / "runs" / "arm" / run.name)
+    chosen = {"arm": {"runs": [f"runs/arm/{run.name}" for run in runs[:3]]}}
+    files.write_json(output / "chosen.json", chosen)
+    records = script.seed(output, tmp_path / "leaderboard", "v1")
+    assert [files.read_json(path)["seed"] for path in records] == [0, 1, 2]
+
+
 def test_nothing_to_seed_from(script: Any, world: Bundle, tmp_path: Path) -> None:
     shutil.copytree(world.path, tmp_path / "bundle")
     with pytest.raises(UserError, match="holds no finished runs"):
