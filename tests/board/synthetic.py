@@ -11,8 +11,10 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import (
     HELDOUT,
     KNOWN,
+    REPLAY,
     SPLITS,
     UNKNOWN,
+    VALIDATION,
     Bundle,
     Item,
     write_bundle,
@@ -35,7 +37,7 @@ BASE = {
 
 def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 20) -> Bundle:
     """A bundle of two relations whose base answers all of D_Held."""
-    sizes = {KNOWN: known, UNKNOWN: unknown, HELDOUT: heldout}
+    sizes = {KNOWN: known, UNKNOWN: unknown, HELDOUT: heldout, VALIDATION: 4, REPLAY: 4}
     splits = {
         split: [_item(split, index) for index in range(sizes.get(split, 0))] for split in SPLITS
     }
@@ -79,15 +81,19 @@ def write_run(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     protocol: str = "almanac-v1",
+    **changed: Any,
 ) -> Path:
     """What finetune leaves behind, with the outcomes given in the order of the splits."""
-    recipe = load_protocol(protocol)
+    recipe = load_protocol(protocol).model_copy(update=changed)
     facts = [(split, item) for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
     rows = [
         {"id": item.fact.id, "split": split, "correct": text}
         for (split, item), text in zip(facts, curves, strict=True)
     ]
-    points = [{"step": EVERY * i, "loss": 1 / (i + 1)} for i in range(len(curves[0]))]
+    points = [
+        {"step": EVERY * i, "loss": 1 / (i + 1), "tokens": 9 * i, "teacher_tokens": i}
+        for i in range(len(curves[0]))
+    ]
     path.mkdir(parents=True)
     (path / "model.safetensors").write_bytes(f"{path.name} {method} {seed} {curves}".encode())
     files.write_jsonl(path / CURVE, points)

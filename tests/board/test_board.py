@@ -279,3 +279,24 @@ def test_a_difference_tells_what_moved(
     assert "3 records added" in diff_markdown(told)
     assert main(["diff", str(records), str(records)]) == 0
     assert "doesn't change" in capsys.readouterr().out
+
+
+def test_references_of_another_rate_and_seeds_of_other_lengths(
+    world: Bundle, tmp_path: Path
+) -> None:
+    """Each method of a grid has its own best rate; a method that stops early its own length."""
+    for seed, points in ((0, 8), (1, 12)):
+        for method, rate in (("sft", 1e-4), ("known_only", 2e-4), ("early_stop", 5e-5)):
+            length = points if method == "early_stop" else 12
+            text = drawn(world, seed, 0.3, 0.1, length)
+            path = tmp_path / f"{method}-{seed}"
+            run = write_run(
+                path, world, text, method, seed, None, "standard-v1", learning_rate=rate
+            )
+            make_record(run, world, tmp_path / "records")
+    (bundle,) = make_board(entries(tmp_path / "records"))["bundles"]
+    row = next(row for row in bundle["rows"] if row["family"] == "early_stop")
+    assert row["track"] == "closed"
+    assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
+    assert [point["step"] for point in row["curve"]] == [*range(0, 57, 8)]
+    assert all(len(point["seeds"]) == 2 for point in row["curve"])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import drawn, write_run
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official, official, reference_of
@@ -94,7 +95,9 @@ def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path
     assert content["method"] == {"name": "self_distillation", "settings": {"tau": 1.0}}
     assert content["seed"] == 2
     assert (content["track"], content["trials"], content["note"]) == ("closed", 4, "first")
-    assert content["cost"]["steps"] == 88
+    assert content["cost"] == {
+        "steps": 88, "tokens": 99, "extra_forwards": 11, "extra_data": 0, "gpu_hours": None,
+    }  # fmt: skip
     assert content["environment"]["dtype"] == "bfloat16"
     assert content["training_data"]["heldout"] == "excluded"
     assert [point["step"] for point in content["curve"]] == [*range(0, 89, 8)]
@@ -177,3 +180,34 @@ def test_reference_rows_by_hand(world: Bundle) -> None:
     reference = reference_of(world)
     assert (reference.majority_micro, reference.majority_macro) == (0.2, 0.2)
     assert reference.base_stability["value"] == reference.base_macro == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "changed", "track", "trials"),
+    [
+        ("sft", {}, {}, "closed", 9),
+        ("sft", {}, {"learning_rate": 1e-4}, "closed", 9),
+        ("sft", {}, {"learning_rate": 3e-4}, "open", None),
+        ("sft", {}, {"epochs": 31}, "open", None),
+        ("self_distillation", {"weight": 5.0}, {"learning_rate": 1e-4}, "open", None),
+        ("self_distillation", {"weight": 5.0}, {"learning_rate": 5e-5}, "closed", 9),
+        ("self_distillation", {"weight": 4.0}, {"learning_rate": 5e-5}, "open", None),
+        ("magic", {}, {}, "open", None),
+    ],
+)
+def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
+    world: Bundle, tmp_path: Path, method: str, settings: Any, changed: Any, track: str, trials: Any
+) -> None:
+    curves = drawn(world, 1, 0.3, 0.1)
+    run = write_run(tmp_path / "run", world, curves, method, 0, settings, "standard-v1", **changed)
+    record, _ = load_record(make_record(run, world, tmp_path / "records"))
+    assert (record.track, record.trials) == (track, trials)
+    assert errors(validate(tmp_path / "records", {world.sha256: world})) == []
+
+
+def test_a_run_from_another_base_is_not_recorded(world: Bundle, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", world, drawn(world, 1, 0.3, 0.1))
+    content = {**files.read_json(run / "run.json"), "foreign_base": {"pretrained": "other"}}
+    files.write_json(run / "run.json", content)
+    with pytest.raises(UserError, match="another base than the bundle's"):
+        make_record(run, world, tmp_path / "records")

@@ -224,7 +224,7 @@ def _points(split: Split, chosen: NDArray[np.bool_]) -> Split:
 
 def _row(arm: _Arm, arms: Mapping[tuple[str, str], _Arm], facts: _Facts) -> dict[str, Any]:
     records = [one.record for one in arm.seeds]
-    references = {name: arms.get((name, arm.protocol)) for name in (KNOWN_ONLY, SFT)}
+    references = {name: _reference(name, arm, arms) for name in (KNOWN_ONLY, SFT)}
     held = facts.counts[HELDOUT]
     return {
         "id": arm.identifier,
@@ -253,7 +253,23 @@ def _row(arm: _Arm, arms: Mapping[tuple[str, str], _Arm], facts: _Facts) -> dict
     }
 
 
-_COSTS = ("steps", "extra_forwards", "extra_data", "gpu_hours")
+_COSTS = ("steps", "tokens", "extra_forwards", "extra_data", "gpu_hours")
+
+
+def _reference(name: str, arm: _Arm, arms: Mapping[tuple[str, str], _Arm]) -> _Arm | None:
+    """The reference under the same recipe, at the same rate if there is one."""
+    recipe = arm.protocol.split("@")[0]
+    found = [
+        other
+        for (method, protocol), other in arms.items()
+        if method == name and protocol.split("@")[0] == recipe
+    ]
+    ours = set(arm.by_seed())
+    return max(
+        found,
+        key=lambda other: (other.protocol == arm.protocol, len(ours & set(other.by_seed()))),
+        default=None,
+    )
 
 
 def _declared(records: list[Record]) -> str:
@@ -348,21 +364,26 @@ def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | No
 
 
 def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
-    """Averages the curves of seeds that were evaluated at the same steps."""
-    steps = [[point.step for point in one.record.curve] for one in arm.seeds]
-    if not steps[0] or any(other != steps[0] for other in steps):
-        return []
-    curves = [
-        {METRIC_OF_SPLIT[split]: _points_of(found) for split, found in one.curve.items()}
-        for one in arm.seeds
-    ]
+    """Averages the curves at the steps at which every seed was evaluated."""
+    curves = []
+    for one in arm.seeds:
+        shares_of = {
+            METRIC_OF_SPLIT[split]: _points_of(found) for split, found in one.curve.items()
+        }
+        steps = [point.step for point in one.record.curve]
+        curves.append(
+            {step: {name: v[i] for name, v in shares_of.items()} for i, step in enumerate(steps)}
+        )
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
     return [
         {
             "step": step,
-            **{name: _average([curve[name][i] for curve in curves]) for name in curves[0]},
-            "seeds": [[curve["plasticity"][i], curve["stability"][i]] for curve in curves],
+            **{
+                name: _average([c[step][name] for c in curves]) for name in METRIC_OF_SPLIT.values()
+            },
+            "seeds": [[curve[step]["plasticity"], curve[step]["stability"]] for curve in curves],
         }
-        for i, step in enumerate(steps[0])
+        for step in common
     ]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = Path("leaderboard/records")
 WARNED = 3
-FORMATS = ("markdown", "latex", "csv", "json")
+FORMATS = ("markdown", "latex", "csv", "html", "json")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     board.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
     _add_bundles(board)
     board.add_argument("--format", choices=FORMATS, default="markdown")
+    board.add_argument("--output_path", type=Path, help="directory for --format html")
     board.add_argument("--plot", type=Path, help="also draw stability against plasticity there")
     board.set_defaults(run=_board)
 
@@ -114,13 +115,20 @@ def _board(args: argparse.Namespace) -> None:
     from factual_forgetting.board.plots import plot_frontier
     from factual_forgetting.board.tables import render
 
+    if (args.format == "html") != (args.output_path is not None):
+        raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
     bundles = _bundles(args)
-    board, _ = _make(args.records, bundles)
+    board, entries = _make(args.records, bundles)
     if args.plot:
         if len(board["bundles"]) > 1:
             raise UserError("The records are of several bundles; plot each bundle's by itself.")
         plot_frontier(board["bundles"][0], args.plot)
-    sys.stdout.write(render(board, args.format) + "\n")
+    if args.format == "html":
+        from factual_forgetting.board.page import write_page
+
+        sys.stdout.write(f"{write_page(board, entries, bundles, args.output_path)}\n")
+    else:
+        sys.stdout.write(render(board, args.format) + "\n")
 
 
 def _make(records: Path, bundles: dict[str, Bundle]) -> tuple[dict[str, Any], list[Any]]:

@@ -82,12 +82,14 @@ class Cost(Config):
 
     Attributes:
         steps: Optimizer steps.
-        extra_forwards: Forward passes of a batch beyond the student's own, of a teacher say.
+        tokens: Tokens that the student read in training.
+        extra_forwards: Tokens read by forward passes beyond the student's own, of a teacher say.
         extra_data: Facts or documents seen in training beside D_Known and D_Unk.
         gpu_hours: Hours times GPUs.
     """
 
     steps: Count | None = None
+    tokens: Count | None = None
     extra_forwards: Count | None = None
     extra_data: Count | None = None
     gpu_hours: Amount | None = None

@@ -14,7 +14,6 @@ from typing import Any, TypedDict
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import (
-    Cost,
     EnvironmentOf,
     Level,
     Record,
@@ -26,7 +25,13 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, SPLITS, UNKNOWN, 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import is_recipe
+from factual_forgetting.protocol import grid, methods
+from factual_forgetting.protocol.config import (
+    Protocol,
+    is_recipe,
+    load_protocol,
+    protocol_sha256,
+)
 from factual_forgetting.protocol.curve import (
     CURVE,
     METRIC_OF_SPLIT,
@@ -141,16 +146,16 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
     }
     identifier = record_id(record)
     record["outcomes"]["file"] = f"{identifier}.outcomes.jsonl.gz"
+    record["track"] = track_of(record["protocol"], record["method"])
     record |= {
         "id": identifier,
         "base": _base(bundle),
-        "track": track_of(record["protocol"]),
-        "trials": declared.trials,
+        "trials": _trials(record, declared),
         "level": declared.level,
         "repository": declared.repository,
         "metrics": recompute(bundle, rows, len(curve)),
         "curve": curve,
-        "cost": _cost(found),
+        "cost": _cost(found, bundle),
         "environment": _environment(found),
         "training_data": _training_data(found, declared),
         "note": declared.note,
@@ -187,7 +192,10 @@ def _read_source(source: Path, bundle: Bundle) -> _Evidence:
     results = read_results(source, bundle)
     local = Path(results.pretrained) if results.pretrained else None
     path = local if local and local.is_dir() else None
-    return _Evidence(path, _run_of(path, bundle) if path else None, results)
+    run = _run_of(path, bundle) if path else None
+    if run and results.weights_sha256 not in (None, run["weights_sha256"]):
+        raise UserError(f"{source} is of other weights than {path} holds now. Score it again.")
+    return _Evidence(path, run, results)
 
 
 def _run_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
@@ -195,7 +203,12 @@ def _run_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
         return None
     run = dict(files.read_json(path / RUN))
     if run["bundle_sha256"] != bundle.sha256:
-        raise UserError(f"{path} was trained on another bundle than {bundle.path}.")
+        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+    if run.get("foreign_base"):
+        raise UserError(
+            f"{path} was trained from another base than the bundle's, so its stability says "
+            "nothing about forgetting. Build a bundle for that base, and train again."
+        )
     if checkpoint.weights_sha256(path) != run["weights_sha256"]:
         raise UserError(f"The weights in {path} were changed after training. Train again.")
     return run
@@ -214,7 +227,7 @@ def _identity(found: _Evidence, bundle: Bundle, declared: Declared) -> dict[str,
         }
     return {
         "bundle_sha256": bundle.sha256,
-        "weights_sha256": checkpoint.weights_sha256(found.path) if found.path else None,
+        "weights_sha256": found.results.weights_sha256 if found.results else None,
         "method": {"name": declared.method, "settings": {}},
         "protocol": None,
         "seed": declared.seed,
@@ -226,10 +239,38 @@ def _base(bundle: Bundle) -> dict[str, Any]:
     return {key: base.get(key) for key in ("pretrained", "revision", "weights_sha256")}
 
 
-def track_of(protocol: Mapping[str, Any] | None) -> str:
-    """Returns the track of a result: closed only for a recipe that ships with the package."""
-    known = protocol is not None and is_recipe(protocol["name"], protocol["sha256"])
-    return "closed" if known else "open"
+def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> str:
+    """Returns the track of a result, of what its record says alone.
+
+    Closed is a recipe of the package, known by its hash, with one of the method's trials.
+    """
+    recipe = _recipe(protocol) if protocol else None
+    if recipe is None or method["name"] not in methods.METHODS:
+        return "open"
+    try:
+        _, settings = methods.resolve(method["name"], method["settings"])
+    except UserError:
+        return "open"
+    return grid.track(recipe, method["name"], settings, None)
+
+
+def _recipe(protocol: Mapping[str, Any]) -> Protocol | None:
+    """The package's recipe of that hash, at the rate that gives it; None if there is none."""
+    if not is_recipe(protocol["name"], protocol["sha256"]):
+        return None
+    recipe = load_protocol(protocol["name"])
+    at_rates = (
+        recipe.model_copy(update={"learning_rate": rate})
+        for rate in (recipe.learning_rate, *recipe.learning_rates)
+    )
+    return next(found for found in at_rates if protocol_sha256(found) == protocol["sha256"])
+
+
+def _trials(record: Mapping[str, Any], declared: Declared) -> int | None:
+    """On the closed track the recipe says how many settings are tried."""
+    if declared.trials is not None or record["track"] != "closed":
+        return declared.trials
+    return len(grid.trials(load_protocol(record["protocol"]["name"]), record["method"]["name"]))
 
 
 def _outcomes(found: _Evidence, bundle: Bundle) -> tuple[list[Outcome], list[dict[str, Any]]]:
@@ -265,11 +306,16 @@ def _read_curve(path: Path, bundle: Bundle) -> tuple[list[dict[str, Any]], dict[
     return points, {key: text for key, text in strings.items() if key in expected}
 
 
-def _cost(found: _Evidence) -> dict[str, Any]:
+def _cost(found: _Evidence, bundle: Bundle) -> dict[str, Any]:
     if not found.run or not found.path:
         return {}
-    told = {key: found.run.get("cost", {}).get(key) for key in Cost.model_fields}
-    told["steps"] = told["steps"] or found.run.get("steps")
+    *_, last = files.read_jsonl(found.path / CURVE)
+    told = {
+        "steps": found.run["steps"],
+        "tokens": last.get("tokens"),
+        "extra_forwards": last.get("teacher_tokens"),
+        "extra_data": _extra_data(found.run["method"], bundle),
+    }
     gpus = re.match(r"(\d+) x ", str(found.run["environment"].get("device")))
     if gpus and (found.path / LOG).is_file():
         seconds = files.read_json(found.path / LOG)["seconds"]
@@ -277,12 +323,21 @@ def _cost(found: _Evidence) -> dict[str, Any]:
     return told
 
 
+def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
+    if method["name"] not in methods.METHODS:  # A run of another version.
+        return None
+    found, settings = methods.resolve(method["name"], method["settings"])
+    data = found.data(bundle, settings)
+    seen = {fact.id for facts in (data.repeated, data.first, data.last) for fact in facts}
+    return len(seen - {item.fact.id for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]})
+
+
 def _environment(found: _Evidence) -> dict[str, Any]:
     """Reports the run and the scoring; of neither known, the matcher that scored again."""
     made = dict(found.run["environment"]) if found.run else _recorder()
     if found.run:
-        protocol = found.run["protocol"]
-        made["attention"] = protocol["attention"]
+        protocol, resolved = found.run["protocol"], found.run.get("resolved", {})
+        made["attention"] = resolved.get("attention") or protocol["attention"]
         made["dtype"], made["batch_size"] = protocol["checkpoint_dtype"], protocol["batch_size"]
     if found.results:
         scored = found.results.environment
