@@ -9,6 +9,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
+from factual_forgetting.bundle.hub import fetch_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 
@@ -122,8 +123,14 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def locate_bundle(name: str) -> Path:
-    """Returns the directory of a bundle: `almanac` is the embedded one."""
-    return checkpoint.embedded("bundle") if name == checkpoint.ALMANAC else Path(name)
+    """Returns the directory of a bundle: `almanac`, a directory, or `owner/dataset@commit`.
+
+    Raises:
+        UserError: If a dataset of the Hub is neither in the cache nor in reach.
+    """
+    if name == checkpoint.ALMANAC:
+        return checkpoint.embedded("bundle")
+    return Path(name) if Path(name).is_dir() else fetch_bundle(name) or Path(name)
 
 
 def load_bundle(path: Path) -> Bundle:
