@@ -47,7 +47,7 @@ class Run:
         protocol: The recipe.
         method: Key of `methods.METHODS`.
         settings: The method's validated settings.
-        seed: Decides the order of the facts.
+        seed: Decides the order of the facts, and the start of what is new.
         foreign_base: Identity of the base where it isn't the bundle's own; None otherwise.
     """
 
@@ -276,6 +276,8 @@ def _context(
 def _assemble(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
 ) -> tuple[ForgettingTrainer, Curve, methods.Context]:
+    import torch
+
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
     method, protocol = methods.METHODS[run.method], run.protocol
@@ -287,6 +289,7 @@ def _assemble(
     place = {fact.id: index for index, fact in enumerate(context.facts)}
     laid_out = schedule.Schedule([place[f.id] for f in order], examples, protocol.batch_size)
     divergence = _divergence(run, context)
+    torch.manual_seed(run.seed)  # decides the start of what is new, such as an adapter
     model = method.prepare(context.model, run.settings) if method.prepare else context.model
     penalty = method.penalty(context, run.settings) if method.penalty else None
 
