@@ -12,6 +12,7 @@ from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.lab.command import ALMANAC_RECIPE
 from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain
+from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.engines import load_causal_lm
 from factual_forgetting.slick.labelling import (
     HIGHLY_KNOWN,
@@ -19,7 +20,6 @@ from factual_forgetting.slick.labelling import (
     UNKNOWN,
     Label,
     SlickConfig,
-    classify,
     load_labels,
 )
 from factual_forgetting.slick.prefix import PrefixEngine

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import make_model
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
@@ -25,6 +24,7 @@ from factual_forgetting.scoring.results import read_results, styles_in
 from factual_forgetting.scoring.score import score
 from factual_forgetting.scoring.task import load_split, process_results
 from factual_forgetting.tasks import tasks_dir
+from small import make_model
 
 
 def test_the_last_point_of_the_curve_is_lm_evals_answer(

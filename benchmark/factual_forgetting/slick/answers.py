@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from factual_forgetting.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +96,58 @@ class Engine(Protocol):
             One list a group, one list a question, one answer a sample.
         """
         ...
+
+
+class Batched(Protocol):
+    """An engine whose batches may have to shrink."""
+
+    batch_size: int
+
+
+@contextmanager
+def halving(engine: Batched, size: int) -> Iterator[None]:
+    """Halves the batch when memory runs out, so that the same work can be tried again.
+
+    Args:
+        engine: Whose batch size is set.
+        size: Questions in the batch that is tried.
+
+    Raises:
+        UserError: If there is no memory even for one question.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if size == 1:
+            raise UserError(
+                "Memory runs out with a single question. Use a smaller dtype (dtype=bfloat16 in "
+                "--model_args), fewer --shots, or a larger device."
+            ) from None
+        engine.batch_size = size // 2
+    else:
+        return
+    gc.collect()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
+
+
+def require_room(tokens: int, context: float) -> None:
+    """Checks that a prompt with its answer fits.
+
+    Args:
+        tokens: Its tokens, with those of the longest answer.
+        context: Tokens that the model's context holds.
+
+    Raises:
+        UserError: If it doesn't.
+    """
+    if tokens > context:
+        raise UserError(
+            f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
+            f"{context}. Lower --shots or --max_new_tokens, or leave the relation out."
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.fact import Fact, stable_fraction
 
 MAX_POOL_SHARE = 0.25
 
@@ -32,48 +33,71 @@ class Configurations:
         runs = (*self.labelling, self.fresh)
         return {fact.id for exemplars in runs for fact in exemplars}
 
+    def for_question(self, fact: Fact, run: int, seed: int) -> tuple[Fact, ...]:
+        """Draws exemplars of its own for one question and run, as Kaplan et al. 2026 do."""
+        pool = sorted({e.id: e for run in self.labelling for e in run}.items())
+        rng = random.Random(f"question-{seed}-{run}-{fact.id}")
+        return tuple(exemplar for _, exemplar in rng.sample(pool, len(self.fresh)))
 
-def draw(facts: Sequence[Fact], runs: int, shots: int, seed: int) -> dict[str, Configurations]:
+
+def draw(
+    facts: Iterable[Fact],
+    runs: int,
+    shots: int,
+    seed: int,
+    questions: frozenset[str] = frozenset(),
+) -> dict[str, Configurations]:
     """Draws the configurations of every relation from its training facts.
 
     The labelling runs walk through a reserved pool, so that they share no exemplar while the
-    pool lasts. The pool takes at most a quarter of a relation's training facts.
+    pool lasts. The pool takes at most a quarter of a relation's training facts, unless the
+    questions are given. The facts are read once, and only pools are kept.
 
     Args:
         facts: All facts of the source.
         runs: Number of labelling configurations a relation (Kaplan et al. 2026: 20).
         shots: Exemplars in each (Kaplan et al. 2026: 3).
         seed: Decides which facts become exemplars.
+        questions: Ids of facts that must not become exemplars.
 
     Raises:
         UserError: If a relation has too few training facts to spare.
     """
-    by_relation: dict[str, list[Fact]] = defaultdict(list)
+    pools: dict[str, list[tuple[float, str, Fact]]] = defaultdict(list)
+    training: Counter[str] = Counter()
     for fact in facts:
-        pool = by_relation[fact.relation]
-        if fact.split == "train":
-            pool.append(fact)
+        pool = pools[fact.relation]
+        if fact.split == "train" and fact.id not in questions:
+            training[fact.relation] += 1
+            entry = (-stable_fraction("exemplar", seed, fact.id), fact.id, fact)
+            full = len(pool) >= (runs + 1) * shots
+            (heapq.heappushpop if full else heapq.heappush)(pool, entry)
     return {
-        relation: _draw_relation(relation, pool, runs, shots, seed)
-        for relation, pool in sorted(by_relation.items())
+        relation: _draw_relation(
+            relation,
+            [fact for *_, fact in sorted(pool)],
+            int(training[relation] * (1 if questions else MAX_POOL_SHARE)),
+            runs,
+            shots,
+            seed,
+        )
+        for relation, pool in sorted(pools.items())
     }
 
 
 def _draw_relation(
-    relation: str, candidates: list[Fact], runs: int, shots: int, seed: int
+    relation: str, drawn: list[Fact], most: int, runs: int, shots: int, seed: int
 ) -> Configurations:
-    size = min((runs + 1) * shots, int(len(candidates) * MAX_POOL_SHARE))
-    least = min(runs + 1, 3) * shots
+    size, least = min(len(drawn), most), min(runs + 1, 3) * shots
     if size < least:
         raise UserError(
-            f"Relation {relation} has {len(candidates)} training facts; exemplars would take more "
-            f"than a quarter of them. Give it at least {int(least / MAX_POOL_SHARE)}, "
-            "or leave it out with --relations."
+            f"Relation {relation} can spare {size} training facts as exemplars and needs {least}: "
+            "they may take a quarter, or the rest would go unasked. "
+            f"Give it at least {int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
-    rng = random.Random(f"exemplars-{seed}-{relation}")
-    pool = rng.sample(sorted(candidates, key=lambda fact: fact.id), size)
+    pool = drawn[-size:]
     fresh, rest = tuple(pool[:shots]), pool[shots:]
-    walk = _walk(rest, shots, rng)
+    walk = _walk(rest, shots, random.Random(f"exemplars-{seed}-{relation}"))
     return Configurations(tuple(next(walk) for _ in range(runs)), fresh)
 
 

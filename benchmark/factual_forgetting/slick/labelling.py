@@ -1,4 +1,4 @@
-"""SLiCK: asks every question in many few-shot configurations and labels it by the outcomes.
+"""SLiCK's labels: what they rest on, what they mean, and how they are read.
 
 Source: Gekhman et al. 2024 (arXiv 2405.05904) section 2; Kaplan et al. 2026 (arXiv 2604.15574)
 section 2.1 with 20 greedy runs and 3 exemplars. Greedy runs give three categories; WeaklyKnown
@@ -7,34 +7,43 @@ exists only with sampled runs.
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tqdm import tqdm
+from pydantic import Field, field_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.matching import MATCHER_VERSION, is_correct
-from factual_forgetting.slick import configurations, prompts
-from factual_forgetting.slick.answers import Answer, Engine, Group, Query
-from factual_forgetting.slick.configurations import Configurations
+from factual_forgetting.slick import prompts
 
-HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN = "HighlyKnown", "MaybeKnown", "Unknown"
-CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, UNKNOWN)
+HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN = (
+    "HighlyKnown",
+    "MaybeKnown",
+    "WeaklyKnown",
+    "Unknown",
+)
+CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
 ZERO_SHOT, FRESH = "zero_shot", "fresh"
-LABELS, FACTS, EXEMPLARS, MANIFEST = (
+NOT_ASKED = "-"
+LABELS, FACTS, EXEMPLARS, MANIFEST, PARTS = (
     "labels.jsonl",
     "facts.jsonl",
     "exemplars.jsonl",
     "manifest.json",
+    "parts",
 )
-_PARTS = "parts"
+# What a quota counts: a category, and the split of the facts.
+SOURCE = "source.json"
+QUOTAS = {
+    "known": (HIGHLY_KNOWN, "train"),
+    "unknown": (UNKNOWN, "train"),
+    "heldout": (HIGHLY_KNOWN, "dev"),
+}
 
 
 class SlickConfig(Config):
@@ -43,14 +52,40 @@ class SlickConfig(Config):
     Attributes:
         runs: Few-shot configurations a relation.
         shots: Exemplars in each.
-        seed: Decides which facts become exemplars.
+        seed: Decides which facts become exemplars, and the order of the questions.
         max_new_tokens: Most tokens of an answer.
+        exemplars: Whether a relation's questions share their exemplars in each run, or every
+            question draws its own (Kaplan et al. 2026), which no prefix can be shared over.
+        retire: Whether a question is asked no more after one right and one wrong answer: it
+            is MaybeKnown, whatever the other runs would say.
+        quota: Facts to find, by `known`, `unknown` and `heldout`. Questions are taken in a
+            random order that the seed fixes until all are found; needs `retire`.
+        samples: Random answers a run for questions with no right greedy one (Gekhman et al.
+            2024: 16); 0 for none, and then WeaklyKnown counts as Unknown.
+        temperature: Of random answers.
+        top_k: Tokens that they are drawn from.
+        shard_size: Questions of a relation that are asked together, about.
     """
 
-    runs: int = 20
-    shots: int = 3
+    runs: int = Field(default=20, ge=1)
+    shots: int = Field(default=3, ge=1)
     seed: int = 0
-    max_new_tokens: int = prompts.MAX_NEW_TOKENS
+    max_new_tokens: int = Field(default=prompts.MAX_NEW_TOKENS, ge=1)
+    exemplars: Literal["relation", "question"] = "relation"
+    retire: bool = False
+    quota: dict[str, int] = Field(default_factory=dict)
+    samples: int = Field(default=0, ge=0)
+    temperature: float = Field(default=0.5, gt=0)
+    top_k: int = Field(default=40, ge=1)
+    shard_size: int = Field(default=512, ge=1)
+
+    @field_validator("quota")
+    @classmethod
+    def _known_quota(cls, quota: dict[str, int]) -> dict[str, int]:
+        unknown = sorted(set(quota) - set(QUOTAS))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(QUOTAS)}")
+        return quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +94,12 @@ class Label:
 
     Attributes:
         fact: The fact.
-        correct: One character a labelling run, `1` for right.
-        category: HighlyKnown, MaybeKnown or Unknown.
-        base: The base's outcome in the scoring prompts: `zero_shot` and `fresh`.
+        correct: One character a labelling run: `1` right, `0` wrong, `-` not asked.
+        category: One of `CATEGORIES`.
+        base: The base's outcome in the scoring prompts, `zero_shot` and `fresh`; empty for a
+            retired question.
         margin: Smallest logit margin over the labelling runs; None if the engine has none.
+        sampled: Right ones among random answers, and their number; None where none were drawn.
     """
 
     fact: Fact
@@ -70,210 +107,48 @@ class Label:
     category: str
     base: dict[str, bool]
     margin: float | None
+    sampled: tuple[int, int] | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Returns the label as it stands in `labels.jsonl`."""
+        return {
+            "id": self.fact.id,
+            "correct": self.correct,
+            "category": self.category,
+            "base": self.base,
+            "margin": self.margin,
+            "sampled": self.sampled,
+        }
+
+    @classmethod
+    def from_row(cls, fact: Fact, row: dict[str, Any]) -> Label:
+        """Rebuilds a label from the row that `row` gave."""
+        sampled = tuple(row["sampled"]) if row["sampled"] else None
+        return cls(fact, row["correct"], row["category"], row["base"], row["margin"], sampled)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A finished labelling: labels, exemplars by relation, and the manifest."""
+    """A finished labelling: labels, exemplars by relation, the manifest, and the source."""
 
     labels: list[Label]
     exemplars: dict[str, list[Fact]]
     manifest: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
 
 
-def category(correct: str) -> str:
-    """Returns the SLiCK category of greedy outcomes (one character a run, `1` for right)."""
-    if "0" not in correct:
-        return HIGHLY_KNOWN
-    return MAYBE_KNOWN if "1" in correct else UNKNOWN
-
-
-def classify(
-    facts: Sequence[Fact],
-    engine: Engine,
-    settings: SlickConfig,
-    base: dict[str, Any],
-    output: Path,
-) -> dict[str, Any]:
-    """Labels every fact that isn't an exemplar and writes the labelling.
-
-    Each relation and configuration is one part, written as it finishes; a restart asks the
-    model nothing that a finished part answers. Beside the labelling runs, every question is
-    asked once without exemplars and once in the fresh configuration: the base's own outcome
-    in the prompts in which checkpoints are scored.
+def category(correct: str, sampled: tuple[int, int] | None = None) -> str:
+    """Returns the SLiCK category of a question's outcomes.
 
     Args:
-        facts: Facts with their splits.
-        engine: Answers the questions.
-        settings: Runs, shots, seed.
-        base: Identity of the base model; goes into the manifest.
-        output: Directory to write.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        UserError: If the directory holds a labelling with other settings, a relation is too
-            small, or the base answers nothing right at all.
+        correct: Greedy outcomes, one character a run.
+        sampled: Right ones among random answers, and their number.
     """
-    identity = {
-        "base": base,
-        "engine": engine.name,
-        "settings": settings.model_dump(),
-        "matcher": MATCHER_VERSION,
-        "facts_sha256": files.sha256_json([fact.row() for fact in facts]),
-    }
-    if _resume(output, identity):
-        return dict(files.read_json(output / MANIFEST))
-    drawn = configurations.draw(facts, settings.runs, settings.shots, settings.seed)
-    questions: dict[str, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        if fact.id not in drawn[fact.relation].ids:
-            questions[fact.relation].append(fact)
-    started = time.time()
-    asked = _ask_all(questions, drawn, engine, settings, output)
-    labels = list(_labels(questions, settings, output))
-    if not any("1" in label.correct for label in labels):
-        raise UserError(
-            f"The base answers none of {len(labels)} questions in any run. "
-            "Check that it is a language model of these facts, and its tokenizer."
-        )
-    manifest = _write(labels, drawn, identity, output)
-    files.write_json(
-        output / "classify.log.json", {"seconds": time.time() - started, "queries": asked}
-    )
-    for part in (output / _PARTS).iterdir():
-        part.unlink()
-    (output / _PARTS).rmdir()
-    return manifest
-
-
-def _resume(output: Path, identity: dict[str, Any]) -> bool:
-    """Tells whether the labelling is finished; refuses one that was begun otherwise."""
-    begun = output / _PARTS / "identity.json"
-    finished = output / MANIFEST
-    if finished.exists():
-        manifest = files.read_json(finished)
-        _require_same({key: manifest.get(key) for key in identity}, identity, output)
-        return True
-    if begun.exists():
-        _require_same(files.read_json(begun), identity, output)
-    else:
-        files.write_json(begun, identity)
-    return False
-
-
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
-    differing = [key for key, value in wanted.items() if found.get(key) != value]
-    if differing:
-        told = "; ".join(
-            f"{key} was {files.dumps(found.get(key))}, now {files.dumps(wanted[key])}"
-            for key in differing
-        )
-        raise UserError(f"{output} was begun with other settings: {told}. Use another directory.")
-
-
-def _part(output: Path, relation: str, run: str) -> Path:
-    # Relation names come from strangers' files: a hash can't leave the directory.
-    return output / _PARTS / f"{files.sha256_json(relation)[:16]}-{run}.json"
-
-
-def _ask_all(
-    questions: dict[str, list[Fact]],
-    drawn: dict[str, Configurations],
-    engine: Engine,
-    settings: SlickConfig,
-    output: Path,
-) -> int:
-    """Asks what no part answers yet; returns the number of questions asked."""
-    runs = [*range(settings.runs), FRESH, ZERO_SHOT]
-    total = sum(map(len, questions.values())) * len(runs)
-    asked = 0
-    with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
-        for relation, facts in sorted(questions.items()):
-            for run in runs:
-                part = _part(output, relation, str(run))
-                if not part.exists():
-                    prefix = _prefix(drawn[relation], run)
-                    answers = _ask(engine, prefix, facts, settings.max_new_tokens)
-                    asked += len(answers)
-                    files.write_json(part, _outcome(facts, answers))
-                bar.update(len(facts))
-    return asked
-
-
-def _prefix(drawn: Configurations, run: int | str) -> str:
-    if run == ZERO_SHOT:
-        return ""
-    exemplars = drawn.fresh if run == FRESH else drawn.labelling[int(run)]
-    return prompts.exemplar_prefix(exemplars)
-
-
-def _ask(engine: Engine, prefix: str, facts: list[Fact], max_new_tokens: int) -> list[Answer]:
-    queries = [Query(prompts.question_prompt(fact.question), fact.accepted) for fact in facts]
-    return engine.answer([Group(prefix, queries)], max_new_tokens, verdict_only=True)[0]
-
-
-def _outcome(facts: list[Fact], answers: list[Answer]) -> dict[str, Any]:
-    pairs = zip(facts, answers, strict=True)
-    return {
-        "correct": "".join("01"[is_correct(answer.text, fact.accepted)] for fact, answer in pairs),
-        "margins": [answer.margin for answer in answers],
-    }
-
-
-def _labels(
-    questions: dict[str, list[Fact]], settings: SlickConfig, output: Path
-) -> Iterator[Label]:
-    for relation, facts in sorted(questions.items()):
-        parts = {
-            run: files.read_json(_part(output, relation, run))
-            for run in [*map(str, range(settings.runs)), FRESH, ZERO_SHOT]
-        }
-        runs = [parts[str(run)] for run in range(settings.runs)]
-        for index, fact in enumerate(facts):
-            correct = "".join(part["correct"][index] for part in runs)
-            margins = [part["margins"][index] for part in runs]
-            margin = None if None in margins else min(margins)
-            base = {run: parts[run]["correct"][index] == "1" for run in (ZERO_SHOT, FRESH)}
-            yield Label(fact, correct, category(correct), base, margin)
-
-
-def _write(
-    labels: list[Label],
-    drawn: dict[str, Configurations],
-    identity: dict[str, Any],
-    output: Path,
-) -> dict[str, Any]:
-    files.write_jsonl(output / FACTS, [label.fact.row() for label in labels])
-    files.write_jsonl(
-        output / LABELS,
-        [
-            {
-                "id": label.fact.id,
-                "correct": label.correct,
-                "category": label.category,
-                "base": label.base,
-                "margin": label.margin,
-            }
-            for label in labels
-        ],
-    )
-    files.write_jsonl(
-        output / EXEMPLARS,
-        [
-            {"relation": relation, "run": run, "facts": [fact.row() for fact in exemplars]}
-            for relation, configs in drawn.items()
-            for run, exemplars in [*enumerate(configs.labelling), (FRESH, configs.fresh)]
-        ],
-    )
-    manifest = {
-        **identity,
-        "categories": dict(Counter(label.category for label in labels)),
-        "files": {name: files.sha256_file(output / name) for name in (FACTS, LABELS, EXEMPLARS)},
-    }
-    files.write_json(output / MANIFEST, manifest)
-    return manifest
+    if "0" not in correct:
+        return HIGHLY_KNOWN
+    if "1" in correct:
+        return MAYBE_KNOWN
+    return WEAKLY_KNOWN if sampled and sampled[0] else UNKNOWN
 
 
 def load_labels(path: Path) -> Labels:
@@ -282,23 +157,21 @@ def load_labels(path: Path) -> Labels:
     Raises:
         UserError: If it is unfinished or a file was changed.
     """
-    if (path / _PARTS).exists() and not (path / MANIFEST).exists():
+    if (path / PARTS).exists() and not (path / MANIFEST).exists():
         raise UserError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
     manifest = files.read_json(path / MANIFEST)
     for name, expected in manifest["files"].items():
         if not (path / name).is_file() or files.sha256_file(path / name) != expected:
             raise UserError(f"{path / name} was changed after labelling. Run classify again.")
     facts = {row["id"]: Fact.from_row(row) for row in files.read_jsonl(path / FACTS)}
-    labels = [
-        Label(facts[row["id"]], row["correct"], row["category"], row["base"], row["margin"])
-        for row in files.read_jsonl(path / LABELS)
-    ]
+    labels = [Label.from_row(facts[row["id"]], row) for row in files.read_jsonl(path / LABELS)]
     exemplars = {
         row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
         for row in files.read_jsonl(path / EXEMPLARS)
         if row["run"] == FRESH
     }
-    return Labels(labels, exemplars, manifest)
+    source = files.read_json(path / SOURCE) if (path / SOURCE).exists() else {}
+    return Labels(labels, exemplars, manifest, source)
 
 
 def relation_table(labels: Sequence[Label], min_highly_known: float) -> list[dict[str, Any]]:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
-from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_fraction
 from factual_forgetting.facts.matching import first_line
-from factual_forgetting.slick.answers import Answer, Group, Query, Sampling
+from factual_forgetting.slick.answers import Answer, Group, Query, Sampling, halving, require_room
 from factual_forgetting.slick.reach import reachable, skeletons
 from factual_forgetting.slick.tree import Branch, TreeModel
 
@@ -72,7 +71,11 @@ class _Walk:
 
 
 class PrefixEngine:
-    """Answers with a causal model of transformers, every shared beginning computed once."""
+    """Answers with a causal model of transformers, every shared beginning computed once.
+
+    Attributes:
+        batch_size: Questions in one forward pass; halved when memory runs out.
+    """
 
     name = "prefix"
 
@@ -87,7 +90,7 @@ class PrefixEngine:
         Raises:
             UnsupportedModelError: If the model can't be computed over trees.
         """
-        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._tokenizer, self.batch_size = tokenizer, batch_size
         self._tree = TreeModel(model)
         self._stops = stop_ids(tokenizer)
         self._context = getattr(model.config, "max_position_embeddings", None) or math.inf
@@ -117,14 +120,17 @@ class PrefixEngine:
         if not group.queries:
             return []
         head, tails = self._encode(group)
-        self._require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens)
+        require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens, self._context)
         common = _common_prefix(tails)
         self._tree.start(head + tails[0][:common])
         questions = [_Question(q, self._known[q], {}) for q in group.queries]
         order = sorted(range(len(tails)), key=tails.__getitem__)
-        for start in range(0, len(order), self._batch_size):
-            chunk = order[start : start + self._batch_size]
-            self._decode([questions[i] for i in chunk], [tails[i][common:] for i in chunk], rules)
+        while order:
+            chunk = order[: self.batch_size]
+            with halving(self, len(chunk)):
+                rest = [tails[i][common:] for i in chunk]
+                self._decode([questions[i] for i in chunk], rest, rules)
+                order = order[len(chunk) :]
         return [[q.answers[sample] for sample in rules.samples] for q in questions]
 
     def _decode(
@@ -193,13 +199,6 @@ class PrefixEngine:
             return []
         found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
         return found
-
-    def _require_room(self, tokens: int) -> None:
-        if tokens > self._context:
-            raise UserError(
-                f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
-                f"{self._context}. Lower --shots or --max_new_tokens, or leave the relation out."
-            )
 
 
 class _Rules:

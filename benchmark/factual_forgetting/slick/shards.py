@@ -1,0 +1,171 @@
+"""Questions on disk in shards, and the journal of each: nothing that is answered is lost.
+
+A shard holds questions of one relation. Shards come in blocks; a block is a random sample of
+all questions, so that the first blocks are a fair picture of the whole. Facts are streamed:
+memory hardly grows with their number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any
+
+from factual_forgetting import files
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact, stable_fraction
+
+QUESTIONS, INDEX = "questions.jsonl", "shards.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Questions of one relation and one block: lines of the file of all questions.
+
+    Attributes:
+        number: Place among all shards, block by block.
+        block: The block.
+        relation: The relation.
+        start: First byte in the file.
+        questions: Number of questions.
+    """
+
+    number: int
+    block: int
+    relation: str
+    start: int
+    questions: int
+
+    def facts(self, parts: Path) -> list[Fact]:
+        """Reads the questions."""
+        with (parts / QUESTIONS).open("rb") as stream:
+            stream.seek(self.start)
+            lines = islice(stream, self.questions)
+            return [Fact.from_row(files.loads(line.decode())) for line in lines]
+
+    def journal(self, parts: Path) -> Path:
+        """Returns where the shard's answers are kept."""
+        return parts / f"{self.number:06d}.jsonl"
+
+
+def order(fact: Fact, seed: int) -> float:
+    """Returns a fact's place in the random order that a seed fixes, in [0, 1)."""
+    return stable_fraction("order", seed, fact.id)
+
+
+@dataclass(slots=True)
+class Spool:
+    """Facts on disk as they came, with the order in which they will be asked."""
+
+    stream: IO[bytes]
+    seed: int
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    places: array[float] = field(default_factory=lambda: array("d"))
+    relations: array[int] = field(default_factory=lambda: array("q"))
+    names: dict[str, int] = field(default_factory=dict)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def fill(self, facts: Iterable[Fact]) -> Iterator[Fact]:
+        """Writes facts, and passes each on."""
+        for fact in facts:
+            line = (files.dumps(fact.row()) + "\n").encode()
+            self.offsets.append(self.stream.tell())
+            self.places.append(order(fact, self.seed))
+            self.relations.append(self.names.setdefault(fact.relation, len(self.names)))
+            self.digest.update(line)
+            self.stream.write(line)
+            yield fact
+
+    def shards(self, asked: Callable[[str], bool], size: int, parts: Path) -> list[Shard]:
+        """Writes the questions and the index of their shards.
+
+        Args:
+            asked: Tells by a fact's id whether it is asked.
+            size: Questions of the largest relation in one block, about.
+            parts: Directory to write.
+
+        Raises:
+            UserError: If nothing is left to ask.
+        """
+        shards: list[Shard] = []
+        with atomic_stream(parts / QUESTIONS) as stream:
+            for (block, relation), lines in groupby(self._ordered(size), itemgetter(0, 1)):
+                start, count = stream.tell(), 0
+                for *_, line in lines:
+                    if asked(files.loads(line.decode())["id"]):
+                        stream.write(line)
+                        count += 1
+                if count:
+                    shards.append(Shard(len(shards), block, relation, start, count))
+        if not shards:
+            raise UserError("No question is left beside the exemplars. Give more facts.")
+        files.write_json(parts / INDEX, [asdict(shard) for shard in shards])
+        return shards
+
+    def _ordered(self, size: int) -> Iterator[tuple[int, str, bytes]]:
+        """Yields block, relation and line of every fact, by block, relation and place."""
+        import numpy as np
+
+        relations, places = np.asarray(self.relations), np.asarray(self.places)
+        blocks = -(-max(Counter(self.relations).values(), default=0) // size)
+        block_of = (places * blocks).astype(np.int64)
+        names = list(self.names)
+        for index in np.lexsort((places, relations, block_of)).tolist():
+            self.stream.seek(self.offsets[index])
+            yield int(block_of[index]), names[relations[index]], self.stream.readline()
+
+
+@contextmanager
+def spooled(parts: Path, seed: int) -> Iterator[Spool]:
+    """Opens a spool whose file is gone afterwards."""
+    parts.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=parts) as stream:
+        yield Spool(stream, seed)
+
+
+def read_shards(parts: Path) -> list[Shard]:
+    """Reads the index of a prepared labelling."""
+    return [Shard(**row) for row in files.read_json(parts / INDEX)]
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes its name only when it is whole and synced."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
+        try:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            Path(out.name).chmod(0o644)
+            Path(out.name).replace(path)
+        except BaseException:
+            Path(out.name).unlink(missing_ok=True)
+            raise
+
+
+def append(path: Path, row: Any) -> None:
+    """Adds a line to a journal, synced."""
+    with path.open("ab") as stream:
+        stream.write((files.dumps(row) + "\n").encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_journal(path: Path) -> list[Any]:
+    """Reads a journal; a last line that was cut off by a kill is dropped from the file."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return [files.loads(line.decode()) for line in content[:whole].splitlines()]

@@ -1,0 +1,98 @@
+"""The engine for vLLM: prompts as tokens, sorted by prefix, so that its prefix cache is hit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import stable_hash
+from factual_forgetting.facts.matching import first_line
+from factual_forgetting.slick.answers import Answer, Group, Sampling, require_room
+
+# Names that lm-eval's own vllm class gives to arguments of this engine rather than of vLLM.
+_LORA, _BATCH = "lora_local_path", "batch_size"
+
+
+class VLLMEngine:
+    """Answers with vLLM; automatic prefix caching keeps what prompts share.
+
+    A LoRA adapter is passed as `lora_local_path=DIR` in the model's arguments.
+    """
+
+    name = "vllm"
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        """Starts vLLM.
+
+        Args:
+            arguments: Those of `vllm.LLM`, with `pretrained` for its `model`.
+
+        Raises:
+            UserError: If vLLM is not installed.
+        """
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(
+                f"vLLM is not installed here ({error}). Install factual-forgetting[vllm] in an "
+                "environment of its own, or use --model hf."
+            ) from None
+        rest = {k: v for k, v in arguments.items() if k not in {"pretrained", _LORA, _BATCH}}
+        self._lora = self._adapter(arguments.get(_LORA))
+        self._llm = LLM(
+            model=arguments["pretrained"],
+            enable_prefix_caching=True,
+            enable_lora=self._lora is not None,
+            **rest,
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+        self._context = self._llm.llm_engine.model_config.max_model_len
+
+    def _adapter(self, path: str | None) -> Any:
+        if path is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        # The cache knows an adapter by its name: one name for two would mix their answers.
+        return LoRARequest(stable_hash("adapter", path)[:12], 1, path)
+
+    def answer(
+        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
+    ) -> list[list[Answer]]:
+        """See `Engine.answer`; vLLM can't stop early."""
+        outputs = self._generate(groups, max_new_tokens, temperature=0.0)
+        answers = (Answer(first_line(output.outputs[0].text)) for output in outputs)
+        return [list(islice(answers, len(group.queries))) for group in groups]
+
+    def sample(
+        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    ) -> list[list[list[Answer]]]:
+        """See `Engine.sample`; the draws depend on vLLM's version and device as well."""
+        outputs = self._generate(
+            groups,
+            max_new_tokens,
+            n=sampling.samples,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            seed=int(stable_hash("sample", sampling.seed)[:8], 16),
+        )
+        answers = ([Answer(first_line(one.text)) for one in o.outputs] for o in outputs)
+        return [list(islice(answers, len(group.queries))) for group in groups]
+
+    def _generate(self, groups: Sequence[Group], max_new_tokens: int, **settings: Any) -> list[Any]:
+        from vllm import SamplingParams
+
+        texts = [group.prefix + query.text for group in groups for query in group.queries]
+        prompts = [{"prompt_token_ids": ids} for ids in self._tokenizer(texts)["input_ids"]]
+        longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
+        require_room(longest + max_new_tokens, self._context)
+        # Explicit values: those of the checkpoint's generation_config don't apply then.
+        params = SamplingParams(
+            max_tokens=max_new_tokens, stop=["\n"], repetition_penalty=1.0, **settings
+        )
+        found: list[Any] = self._llm.generate(
+            prompts, params, use_tqdm=False, lora_request=self._lora
+        )
+        return found

@@ -1,0 +1,56 @@
+"""An engine that knows each fact with a probability of its own, and counts what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from factual_forgetting.facts.fact import Fact, stable_fraction
+from factual_forgetting.slick.answers import Answer, Group, Query, Sampling
+
+
+def many_facts(relations: int = 2, subjects: int = 200) -> list[Fact]:
+    return [
+        Fact.make(f"R{relation}", f"S{number}", f"What of S{number} in R{relation}?", ("yes",))
+        for relation in range(relations)
+        for number in range(subjects)
+    ]
+
+
+class StubEngine:
+    """A third is known for sure, a third never, a third by chance of the prompt."""
+
+    name = "stub"
+
+    def __init__(self, on_call: Callable[[int], None] = lambda call: None) -> None:
+        self.asked: list[str] = []
+        self.calls = 0
+        self._on_call = on_call
+
+    def chance(self, query: Query) -> float:
+        fate = stable_fraction("fate", query.text.split("Q: ")[-1])
+        return 1.0 if fate < 1 / 3 else 0.0 if fate < 2 / 3 else fate
+
+    def answer(
+        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
+    ) -> list[list[Answer]]:
+        self.calls += 1
+        self._on_call(self.calls)
+        self.asked += [group.prefix + query.text for group in groups for query in group.queries]
+        return [[self._answer(query, group.prefix) for query in group.queries] for group in groups]
+
+    def sample(
+        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    ) -> list[list[list[Answer]]]:
+        drawn = range(sampling.samples)
+        return [
+            [[self._drawn(query, f"{sampling.seed}-{i}") for i in drawn] for query in group.queries]
+            for group in groups
+        ]
+
+    def _answer(self, query: Query, seed: str) -> Answer:
+        value = stable_fraction(query.text, seed)
+        return Answer("yes" if value < self.chance(query) else "no", margin=value)
+
+    def _drawn(self, query: Query, seed: str) -> Answer:
+        known = stable_fraction("fate", query.text.split("Q: ")[-1]) % 0.02 < 0.01
+        return Answer("yes" if known and stable_fraction(query.text, seed) < 0.3 else "no")
