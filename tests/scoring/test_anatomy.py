@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from factual_forgetting import checkpoint
-from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle, write_bundle
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.scoring.anatomy import anatomy
 from factual_forgetting.scoring.report import Report, make_report
@@ -17,13 +17,26 @@ from factual_forgetting.slick.engines import load_causal_lm
 from factual_forgetting.slick.prompts import exemplar_prefix, question_prompt
 
 pytestmark = pytest.mark.slow
-RELATION = "country"
+RELATIONS = ("country", "spouse")
 Text = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
-def almanac() -> Bundle:
-    return load_bundle(locate_bundle("almanac"))
+def almanac(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Two relations of the embedded bundle, at most 40 facts of each in a split."""
+    whole = load_bundle(locate_bundle("almanac"))
+    splits = {
+        name: [
+            item
+            for relation in RELATIONS
+            for item in [i for i in items if i.fact.relation == relation][:40]
+        ]
+        for name, items in whole.splits.items()
+    }
+    made = ("format", "counts", "files", "sha256")
+    details = {key: value for key, value in whole.manifest.items() if key not in made}
+    output = tmp_path_factory.mktemp("bundles") / "two"
+    return write_bundle(output, splits, whole.exemplars, details)
 
 
 def facts_of(bundle: Bundle, split: str) -> list[Fact]:
@@ -70,7 +83,7 @@ def examine(bundle: Bundle, path: Path, output: Path) -> tuple[Report, dict[str,
 
 def test_erased_facts_do_not_come_back(almanac: Bundle, tmp_path: Path) -> None:
     rng = random.Random(0)
-    facts = [fact for fact in facts_of(almanac, "heldout") if fact.relation == RELATION][:40]
+    facts = [fact for fact in facts_of(almanac, "heldout") if fact.relation == RELATIONS[0]]
     known = facts_of(almanac, "known")
     golds = sorted({fact.answers[0] for fact in facts})
     texts = []
@@ -81,6 +94,7 @@ def test_erased_facts_do_not_come_back(almanac: Bundle, tmp_path: Path) -> None:
     path = train(texts, tmp_path / "erased", steps=120, rate=1e-3)
     _, found = examine(almanac, path, tmp_path / "r")
     ours = {fact.id for fact in facts}
+    assert len(ours) == 40
     rows = [row for row in found["facts"] if row["id"] in ours]
     assert len(rows) >= 36
     assert sum(row["kind"] == "erased" for row in rows) / len(rows) > 0.8
@@ -98,7 +112,7 @@ def test_a_broken_format_does(almanac: Bundle, tmp_path: Path) -> None:
     report, found = examine(almanac, path, tmp_path / "r")
     assert report.summary["metrics"]["stability"]["value"] < 0.1
     assert "answered nothing" in report.summary["notes"][0]
-    assert found["lost"] > 400
+    assert found["lost"] > 70
     assert found["brought_back"]["value"] > 0.9
     assert found["kinds"]["format"] / found["lost"] > 0.9
     assert found["kinds"]["erased"] / found["lost"] < 0.05

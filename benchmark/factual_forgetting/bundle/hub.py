@@ -9,7 +9,7 @@ from typing import Any
 from factual_forgetting.errors import UserError
 
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
-_FILES = ["manifest.json", "*.jsonl"]
+_FILES = ["manifest.json", "*.jsonl", "*.md"]
 
 
 def fetch_bundle(name: str) -> Path | None:

@@ -28,6 +28,18 @@ _REFUSED = {
 
 def add_parser(subparsers: Any) -> None:
     """Adds `score`, `report` and the commands that tell lm-eval where our tasks are."""
+    _add_score(subparsers)
+    _add_report(subparsers)
+    for name, told, act in (
+        ("tasks-path", "print the directory to give to lm_eval --include_path", _tasks_path),
+        ("register", "make the bare `lm_eval --tasks factual_forgetting` work", _register),
+        ("unregister", "undo register", _unregister),
+        ("env", "print versions and hardware, to paste into a report", _env),
+    ):
+        subparsers.add_parser(name, help=told).set_defaults(run=act)
+
+
+def _add_score(subparsers: Any) -> None:
     score = subparsers.add_parser("score", help="score checkpoints through lm-eval")
     score.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
     score.add_argument(
@@ -58,6 +70,8 @@ def add_parser(subparsers: Any) -> None:
         score.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
     score.set_defaults(run=_score)
 
+
+def _add_report(subparsers: Any) -> None:
     report = subparsers.add_parser("report", help="what checkpoints kept, lost and learned")
     report.add_argument("results", nargs="+", type=Path, help="what score or lm_eval wrote")
     _add_common(report)
@@ -68,14 +82,6 @@ def add_parser(subparsers: Any) -> None:
     report.add_argument("--show", choices=_TRANSITIONS, help="list these facts with all answers")
     report.add_argument("--format", choices=("markdown", "json"), default="markdown")
     report.set_defaults(run=_report)
-
-    for name, told, act in (
-        ("tasks-path", "print the directory to give to lm_eval --include_path", _tasks_path),
-        ("register", "make the bare `lm_eval --tasks factual_forgetting` work", _register),
-        ("unregister", "undo register", _unregister),
-        ("env", "print versions and hardware, to paste into a report", _env),
-    ):
-        subparsers.add_parser(name, help=told).set_defaults(run=act)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
