@@ -127,7 +127,7 @@ def test_each_resample_is_read_as_one_curve_is() -> None:
     rng = np.random.default_rng(0)
     plasticity = np.sort(rng.random((200, 9)), axis=1) * 1.05
     stability = rng.random((200, 9))
-    found = crossings(plasticity, stability).stability
+    found, _, _ = crossings(plasticity, stability)
     for p, s, value in zip(plasticity, stability, found, strict=True):
         one = stability_at(list(zip(p, s, strict=True)))
         assert (one is None and np.isnan(value)) or one.stability == pytest.approx(value)

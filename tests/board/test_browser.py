@@ -186,6 +186,7 @@ def test_open_a_record(browser: Any, site: Path) -> None:
     assert "of Heldout" in text
     assert "of Unknown" in text
     assert "self-reported" in text
+    assert "S, mean over relations" in text
     address = browser.current_url
     reader.one("#detail").send_keys(Keys.ESCAPE)
     reader.until(lambda: not reader.one("#detail").is_displayed())

@@ -99,7 +99,7 @@ def test_what_is_written(
         "board.json",
         f"data/facts-{world.sha256[:12]}.js",
     }
-    assert len(one) == 2 + 1 + 4
+    assert len(one) == 2 + 1 + 4 + 12
 
 
 def test_a_row_s_data_tells_facts_lost_and_learned(
@@ -108,15 +108,16 @@ def test_a_row_s_data_tells_facts_lost_and_learned(
     found = [load_record(path) for path in find_records(records)]
     write_page(board, found, {world.sha256: world}, tmp_path)
     by_id = {record.id: rows for record, rows in found}
-    texts = [p.read_text() for p in (tmp_path / "data").iterdir() if "facts-" not in p.name]
-    for text in texts:
-        call = re.fullmatch(r'factualForgetting\("[0-9a-f-]+",(.*)\)\n', text)
+    written = list((tmp_path / "data").glob("record-*.js"))
+    assert len(written) == len(found)
+    for path in written:
+        call = re.fullmatch(r'factualForgetting\("record-[0-9a-f]+",(.*)\)\n', path.read_text())
         assert call
-        for part in json.loads(call[1])["records"]:
-            rows = by_id[part["id"]]
-            wrong = [r for r in rows if r["split"] == "heldout" and not r["final"]]
-            right = [r for r in rows if r["split"] == "unknown" and r["final"]]
-            assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
+        part = json.loads(call[1])
+        rows = by_id[part["id"]]
+        wrong = [r for r in rows if r["split"] == "heldout" and not r["final"]]
+        right = [r for r in rows if r["split"] == "unknown" and r["final"]]
+        assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
 
 
 def test_without_the_bundle_facts_have_numbers_only(

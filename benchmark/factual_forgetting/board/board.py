@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import Reference
 from factual_forgetting.board.comparison import (
-    Crossings,
+    Crossing,
     Floats,
     Matrix,
     Split,
-    crossings,
+    find_crossing,
     ranks,
     resample_counts,
-    shares,
     split_of,
 )
 from factual_forgetting.board.form import LEVELS, Record
@@ -55,18 +53,23 @@ def make_board(
     Raises:
         UserError: If records of a bundle have other facts than the rest.
     """
-    unique = {record.id: (record, rows) for record, rows in entries}
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for _, (record, rows) in sorted(unique.items()):
-        groups[record.bundle_sha256].append((record, rows))
+    bundles: dict[str, _Bundle] = {}
+    # One record at a time: the outcomes of thousands don't fit into memory.
+    for record, rows in entries:
+        if record.bundle_sha256 not in bundles:
+            bundles[record.bundle_sha256] = _Bundle(_facts_of(rows), record)
+        bundles[record.bundle_sha256].add(record, rows)
     known = references or {}
     return {
         "format": "board-1",
-        "records": len(unique),
+        "records": sum(len(bundle.seeds) for bundle in bundles.values()),
         "bundles": [
-            _bundle(sha256, group, known.get(sha256)) for sha256, group in sorted(groups.items())
+            _bundle(sha256, bundle, known.get(sha256)) for sha256, bundle in sorted(bundles.items())
         ],
     }
+
+
+Layout = tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,12 @@ class _Facts:
     """The facts of a bundle as its records have them, and their resamples.
 
     Attributes:
-        ids: Ids by split.
+        layout: Id, split and relation of each fact, in order.
         relations: Relation of each fact by split.
         counts: Resamples of D_Unk and D_Held.
     """
 
-    ids: dict[str, list[str]]
+    layout: Layout
     relations: dict[str, list[str]]
     counts: dict[str, Matrix]
 
@@ -91,16 +94,39 @@ class _Seed:
     Attributes:
         record: Its record.
         final: Final outcome of each fact by split, as floats.
-        curve: Outcomes along the curve by split; empty without one.
-        crossings: S@P90 of its curve and its resamples; None without a curve.
-        at_crossing: Outcomes of D_Held there, interpolated; None without a curve.
+        curve: Share right at each point of the curve, by metric; by step.
+        crossing: S@P90 of its curve; None without a curve.
     """
 
     record: Record
     final: dict[str, Floats]
-    curve: dict[str, Split]
-    crossings: Crossings | None
-    at_crossing: Floats | None
+    curve: dict[int, dict[str, float | None]]
+    crossing: Crossing | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """The records of a bundle, each reduced to what the board needs.
+
+    Attributes:
+        facts: The bundle's facts.
+        first: The record that they were read from.
+        seeds: Runs by the id of their record.
+    """
+
+    facts: _Facts
+    first: Record
+    seeds: dict[str, _Seed] = field(default_factory=dict)
+
+    def add(self, record: Record, rows: list[Outcome]) -> None:
+        if record.id in self.seeds:
+            return
+        if _layout(rows) != self.facts.layout:
+            raise UserError(
+                f"The record {record.id} has other facts than {self.first.id} of the same "
+                "bundle. Find the wrong one with factual-forgetting validate."
+            )
+        self.seeds[record.id] = _seed(record, rows, self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +146,7 @@ class _Arm:
 
     def stability_at_p90(self) -> Floats | None:
         """S@P90, mean of the seeds, first the estimate, then its resamples; None if never."""
-        found = [one.crossings.stability for one in self.seeds if one.crossings]
+        found = [one.crossing.stability for one in self.seeds if one.crossing]
         if len(found) < len(self.seeds) or any(np.isnan(values[0]) for values in found):
             return None
         return np.asarray(np.mean(found, axis=0))
@@ -130,23 +156,19 @@ class _Arm:
         return np.asarray(np.mean([one.final[split] for one in self.seeds], axis=0))
 
 
-def _bundle(sha256: str, entries: list[Entry], reference: Reference | None) -> dict[str, Any]:
-    facts = _facts_of(entries)
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    rows_of = {record.id: rows for record, rows in entries}
-    for record, _ in entries:
-        groups[arm_of(record)].append(record)
-    arms = {
-        key: _Arm(*key, [_seed(record, rows_of[record.id], facts) for record in _shown(group)])
-        for key, group in sorted(groups.items())
-    }
+def _bundle(sha256: str, bundle: _Bundle, reference: Reference | None) -> dict[str, Any]:
+    groups: dict[tuple[str, str], list[_Seed]] = defaultdict(list)
+    for one in bundle.seeds.values():
+        groups[arm_of(one.record)].append(one)
+    arms = {key: _Arm(*key, _shown(group)) for key, group in sorted(groups.items())}
+    facts = bundle.facts
     rows = [_row(arm, arms, facts) for arm in arms.values()]
     _rank(list(arms.values()), rows, facts)
     return {
         "sha256": sha256,
-        "base": entries[0][0].base.pretrained,
+        "base": bundle.first.base.pretrained,
         "reference": reference.model_dump(mode="json") if reference else None,
-        "counts": {split: len(ids) for split, ids in facts.ids.items()},
+        "counts": {split: len(found) for split, found in facts.relations.items()},
         "rows": sorted(rows, key=_order(LEARNS)),
         "tables": {
             table: [row["id"] for row in sorted(rows, key=_order(table))]
@@ -155,22 +177,17 @@ def _bundle(sha256: str, entries: list[Entry], reference: Reference | None) -> d
     }
 
 
-def _facts_of(entries: list[Entry]) -> _Facts:
-    first, *others = ([(row["id"], row["split"], row["relation"]) for row in e[1]] for e in entries)
-    for (record, _), other in zip(entries[1:], others, strict=True):
-        if other != first:
-            raise UserError(
-                f"The record {record.id} has other facts than {entries[0][0].id} of the same "
-                "bundle. Find the wrong one with factual-forgetting validate."
-            )
-    ids: dict[str, list[str]] = {split: [] for split in METRIC_OF_SPLIT}
+def _layout(rows: list[Outcome]) -> Layout:
+    return tuple((row["id"], row["split"], row["relation"]) for row in rows)
+
+
+def _facts_of(rows: list[Outcome]) -> _Facts:
     relations: dict[str, list[str]] = {split: [] for split in METRIC_OF_SPLIT}
-    for identifier, split, relation in first:
-        ids[split].append(identifier)
-        relations[split].append(relation)
+    for row in rows:
+        relations[row["split"]].append(row["relation"])
     seeds = {UNKNOWN: 1, HELDOUT: 2}
     counts = {split: resample_counts(relations[split], seed) for split, seed in seeds.items()}
-    return _Facts(ids, relations, counts)
+    return _Facts(_layout(rows), relations, counts)
 
 
 def arm_of(record: Record) -> tuple[str, str]:
@@ -186,14 +203,14 @@ def arm_of(record: Record) -> tuple[str, str]:
     return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else "open"
 
 
-def _shown(records: list[Record]) -> list[Record]:
+def _shown(seeds: list[_Seed]) -> list[_Seed]:
     """One record a seed, the best verified: a reproduction stands for what it reproduced."""
-    ordered = sorted(records, key=lambda record: (-LEVELS.index(record.level), record.id))
-    chosen: dict[Any, Record] = {}
-    for record in ordered:
-        unknown = record.seed is None
-        chosen.setdefault(record.weights_sha256 or record.id if unknown else record.seed, record)
-    return sorted(chosen.values(), key=lambda record: (record.seed is None, record.seed, record.id))
+    chosen: dict[Any, _Seed] = {}
+    for one in sorted(seeds, key=lambda one: (-LEVELS.index(one.record.level), one.record.id)):
+        record = one.record
+        unknown = record.weights_sha256 or record.id
+        chosen.setdefault(unknown if record.seed is None else record.seed, one)
+    return sorted(chosen.values(), key=lambda one: (one.record.seed or 0, one.record.id))
 
 
 def _seed(record: Record, rows: list[Outcome], facts: _Facts) -> _Seed:
@@ -202,24 +219,17 @@ def _seed(record: Record, rows: list[Outcome], facts: _Facts) -> _Seed:
     for row in rows:
         texts[row["split"]].append(row["curve"])
         final[row["split"]].append(float(row["final"]))
-    curve = {split: split_of(found) for split, found in texts.items()} if record.curve else {}
     outcomes = {split: np.asarray(values) for split, values in final.items()}
     if len(record.curve) < 2:
-        return _Seed(record, outcomes, curve, None, None)
-    unknown: NDArray[np.bool_] = np.asarray(curve[UNKNOWN].asked.any(axis=0))
-    unknown[0] = True  # The untrained model; kept in its place, and never part of a crossing.
-    held = _points(curve[HELDOUT], unknown)
-    found = crossings(
-        shares(facts.counts[UNKNOWN], _points(curve[UNKNOWN], unknown)),
-        shares(facts.counts[HELDOUT], held),
-    )
-    point, weight = int(found.point[0]), float(found.weight[0])
-    at = (1 - weight) * held.correct[:, max(point - 1, 0)] + weight * held.correct[:, point]
-    return _Seed(record, outcomes, curve, found, np.asarray(at, float))
-
-
-def _points(split: Split, chosen: NDArray[np.bool_]) -> Split:
-    return Split(split.correct[:, chosen], split.asked[:, chosen])
+        return _Seed(record, outcomes, {}, None)
+    curve = {split: split_of(found) for split, found in texts.items()}
+    points = {METRIC_OF_SPLIT[split]: _points_of(found) for split, found in curve.items()}
+    by_step = {
+        point.step: {name: values[index] for name, values in points.items()}
+        for index, point in enumerate(record.curve)
+    }
+    crossing = find_crossing(curve[UNKNOWN], curve[HELDOUT], *facts.counts.values())
+    return _Seed(record, outcomes, by_step, crossing)
 
 
 def _row(arm: _Arm, arms: Mapping[tuple[str, str], _Arm], facts: _Facts) -> dict[str, Any]:
@@ -311,19 +321,19 @@ def _at_p90(arm: _Arm, facts: _Facts) -> dict[str, Any] | None:
     drawn = arm.stability_at_p90()
     if drawn is None:
         return None
-    found = [one.crossings for one in arm.seeds if one.crossings]
+    found = [one.crossing for one in arm.seeds if one.crossing]
     reached = drawn[1:][~np.isnan(drawn[1:])]
     # A resample has no width at 0 and 1; Wilson's interval at the crossing has.
-    outcomes = [one.at_crossing for one in arm.seeds if one.at_crossing is not None]
-    wilson = proportion(np.mean(outcomes, axis=0).tolist(), facts.relations[HELDOUT])
+    outcomes = np.mean([one.outcomes for one in found], axis=0)
+    wilson = proportion(outcomes.tolist(), facts.relations[HELDOUT])
     low, high = np.percentile(reached, [2.5, 97.5]) if len(reached) else (0.0, 1.0)
     return {
         "value": float(drawn[0]),
         "low": min(float(low), wilson.low if wilson else 1.0),
         "high": max(float(high), wilson.high if wilson else 0.0),
         **_range([float(one.stability[0]) for one in found]),
-        "coarse": any(int(one.point[0]) <= COARSE_BELOW for one in found),
-        "first_point": any(int(one.point[0]) == 1 for one in found),
+        "coarse": any(one.point <= COARSE_BELOW for one in found),
+        "first_point": any(one.point == 1 for one in found),
         "resamples_that_reach": len(reached) / (len(drawn) - 1),
     }
 
@@ -354,9 +364,9 @@ def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | No
     ours, theirs = arm.by_seed(), reference.by_seed()
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
     gaps = [
-        one.crossings.stability - other.crossings.stability
+        one.crossing.stability - other.crossing.stability
         for one, other in pairs
-        if one.crossings and other.crossings
+        if one.crossing and other.crossing
     ]
     if not pairs or len(gaps) < len(pairs) or any(np.isnan(gap[0]) for gap in gaps):
         return None
@@ -365,25 +375,15 @@ def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | No
 
 def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
     """Averages the curves at the steps at which every seed was evaluated."""
-    curves = []
-    for one in arm.seeds:
-        shares_of = {
-            METRIC_OF_SPLIT[split]: _points_of(found) for split, found in one.curve.items()
-        }
-        steps = [point.step for point in one.record.curve]
-        curves.append(
-            {step: {name: v[i] for name, v in shares_of.items()} for i, step in enumerate(steps)}
-        )
-    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    curves = [one.curve for one in arm.seeds]
+    names = METRIC_OF_SPLIT.values()
     return [
         {
             "step": step,
-            **{
-                name: _average([c[step][name] for c in curves]) for name in METRIC_OF_SPLIT.values()
-            },
+            **{name: _average([curve[step][name] for curve in curves]) for name in names},
             "seeds": [[curve[step]["plasticity"], curve[step]["stability"]] for curve in curves],
         }
-        for step in common
+        for step in sorted(set.intersection(*(set(curve) for curve in curves)))
     ]
 
 
@@ -395,7 +395,7 @@ def _points_of(split: Split) -> list[float | None]:
 def _rank(arms: list[_Arm], rows: list[dict[str, Any]], facts: _Facts) -> None:
     """Puts each row's rank in both tables into it, or None and why."""
     counts = facts.counts[HELDOUT]
-    size = len(facts.ids[HELDOUT])
+    size = len(facts.relations[HELDOUT])
     learning, keeping = {}, {}
     for index, (arm, row) in enumerate(zip(arms, rows, strict=True)):
         crossing = arm.stability_at_p90()

@@ -118,32 +118,32 @@ def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
     bundles = _bundles(args)
-    board, entries = _make(args.records, bundles)
+    board = _make(args.records, bundles)
     if args.plot:
         if len(board["bundles"]) > 1:
             raise UserError("The records are of several bundles; plot each bundle's by itself.")
         plot_frontier(board["bundles"][0], args.plot)
     if args.format == "html":
         from factual_forgetting.board.page import write_page
+        from factual_forgetting.board.record import load_records
 
+        entries = load_records(args.records)
         sys.stdout.write(f"{write_page(board, entries, bundles, args.output_path)}\n")
     else:
         sys.stdout.write(render(board, args.format) + "\n")
 
 
-def _make(records: Path, bundles: dict[str, Bundle]) -> tuple[dict[str, Any], list[Any]]:
+def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
     from factual_forgetting.board.board import make_board
     from factual_forgetting.board.bundles import references_for
-    from factual_forgetting.board.record import find_records, load_record
+    from factual_forgetting.board.record import load_records
 
-    entries = [load_record(path) for path in find_records(records)]
-    return make_board(entries, references_for(records, bundles)), entries
+    return make_board(load_records(records), references_for(records, bundles))
 
 
 def _diff(args: argparse.Namespace) -> None:
     from factual_forgetting.board.diff import diff, markdown
 
     bundles = _bundles(args)
-    before, _ = _make(args.before, bundles)
-    after, _ = _make(args.after, bundles)
+    before, after = (_make(records, bundles) for records in (args.before, args.after))
     sys.stdout.write(markdown(diff(before, after)) + "\n")

@@ -67,26 +67,45 @@ def shares(counts: Matrix, split: Split) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class Crossings:
-    """Where plasticity first reaches .90, a resample at a time.
+class Crossing:
+    """Where plasticity first reaches .90.
 
     Attributes:
-        stability: S@P90; NaN where it is never reached.
-        point: Index of the first point that reaches it.
-        weight: Share of that point in the interpolation with the point before.
+        stability: S@P90, first the estimate, then its resamples; NaN where it is never reached.
+        point: Number of the first point that reaches it, among those where plasticity was asked.
+        outcomes: Outcome of each fact of D_Held there, interpolated.
     """
 
     stability: Floats
-    point: NDArray[np.int64]
-    weight: Floats
+    point: int
+    outcomes: Floats
 
 
-def crossings(plasticity: Floats, stability: Floats) -> Crossings:
+def find_crossing(
+    unknown: Split, held: Split, unknown_counts: Matrix, held_counts: Matrix
+) -> Crossing:
+    """Reads S@P90 off a curve and off each of its resamples."""
+    asked: NDArray[np.bool_] = np.asarray(unknown.asked.any(axis=0))
+    asked[0] = True  # The untrained model: kept in its place, and never part of a crossing.
+    unknown, held = (
+        Split(split.correct[:, asked], split.asked[:, asked]) for split in (unknown, held)
+    )
+    values, points, weights = crossings(shares(unknown_counts, unknown), shares(held_counts, held))
+    point, weight = int(points[0]), float(weights[0])
+    before, there = held.correct[:, max(point - 1, 0)], held.correct[:, point]
+    return Crossing(values, point, np.asarray((1 - weight) * before + weight * there, float))
+
+
+def crossings(plasticity: Floats, stability: Floats) -> tuple[Floats, NDArray[np.int64], Floats]:
     """Reads S@P90 off many curves at once, as `scoring.metrics.stability_at` reads one.
 
     Args:
         plasticity: Shape (resamples, points), the untrained model first; that point is no part.
         stability: Same shape.
+
+    Returns:
+        For each resample stability there, NaN where plasticity never reaches .90; the first
+        point that reaches it; and the share of that point in the interpolation.
     """
     reached = plasticity >= PLASTICITY_LEVEL
     reached[:, 0] = False
@@ -94,12 +113,13 @@ def crossings(plasticity: Floats, stability: Floats) -> Crossings:
     rows = np.arange(len(point))
     before = np.maximum(point - 1, 0)
     low, high = plasticity[rows, before], plasticity[rows, point]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weight = np.where(point > 1, (PLASTICITY_LEVEL - low) / (high - low), 1.0)
+    inside = point > 1
+    weight = np.ones(len(point))
+    weight[inside] = ((PLASTICITY_LEVEL - low) / np.where(inside, high - low, 1.0))[inside]
     value = (1 - weight) * stability[rows, before] + weight * stability[rows, point]
     value[point == 1] = stability[point == 1, 1]
     value[~reached.any(axis=1)] = np.nan
-    return Crossings(value, point, weight)
+    return value, point, weight
 
 
 def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:

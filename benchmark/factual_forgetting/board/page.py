@@ -16,6 +16,7 @@ from factual_forgetting import files
 from factual_forgetting.board.board import KEEPS, LEARNS, Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome
+from factual_forgetting.board.tables import interval_text
 from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle, Item
 from factual_forgetting.checkpoint import ALMANAC, embedded
 from factual_forgetting.slick.labelling import ZERO_SHOT
@@ -29,7 +30,7 @@ def write_page(
     bundles: Mapping[str, Bundle],
     output: Path,
 ) -> Path:
-    """Writes the page, `board.json`, and a data file for each row and each bundle.
+    """Writes the page, `board.json`, and a data file for each row, record and bundle.
 
     The page needs no server and no network. Data that is shown on demand lies in scripts beside
     it, since a page opened from file:// may load scripts and nothing else.
@@ -43,13 +44,19 @@ def write_page(
     Returns:
         Path of the page.
     """
-    by_id = {record.id: (record, rows) for record, rows in entries}
     for bundle in board["bundles"]:
         known = bundles.get(bundle["sha256"])
         _write_data(output, _facts_key(bundle), _facts(known) if known else None)
         for row in bundle["rows"]:
-            parts = [_record_part(*by_id[name], known) for name in row["records"]]
-            _write_data(output, _key(bundle, row), {**_curve(row), "records": parts})
+            told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
+            _write_data(output, _key(bundle, row), told)
+    shown = {
+        name for bundle in board["bundles"] for row in bundle["rows"] for name in row["records"]
+    }
+    for record, rows in entries:
+        if record.id in shown:
+            part = _record_part(record, rows, bundles.get(record.bundle_sha256))
+            _write_data(output, f"record-{record.id}", part)
     files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
     files.write_atomic(output / INDEX, page(board).encode())
     return output / INDEX
@@ -136,7 +143,7 @@ def _references(reference: Mapping[str, Any]) -> list[dict[str, Any]]:
     majority = reference["majority_micro"]
     return [
         {"name": "the base itself", "S": _triple(reference["base_stability"])},
-        {"name": "majority answer of each relation", "S": majority and [majority] * 3},
+        {"name": "majority answer of each relation", "S": [_rounded(majority), None, None]},
     ]
 
 
@@ -181,6 +188,23 @@ def _curve(row: Mapping[str, Any]) -> dict[str, Any]:
         "curve": [[p["step"], *(_rounded(p[name]) for name in names)] for p in points],
         "seeds": [[[_rounded(v) for v in p["seeds"][seed]] for p in points] for seed in seeds],
     }
+
+
+def _numbers(row: Mapping[str, Any]) -> list[list[str]]:
+    """What a row's part says beside the table: macro averages and paired differences."""
+    crossing, losses = row["stability_at_p90"], row["loss_against"]
+    seeds = f"{crossing['lowest']:.3f} to {crossing['highest']:.3f}" if crossing else "-"
+    return [
+        ["T", interval_text(row["task_learning"])],
+        ["P", interval_text(row["plasticity"])],
+        ["S, mean over facts", interval_text(row["stability"])],
+        ["S, mean over relations", f"{row['stability_macro']:.3f}"],
+        ["S@P90", interval_text(crossing)],
+        ["S@P90, range of seeds", seeds],
+        ["S@P90 - that of sft, same seeds", interval_text(row["difference_at_p90"]["sft"])],
+        ["S of known_only - S, same seeds", interval_text(losses["known_only"])],
+        ["S of sft - S, same seeds", interval_text(losses["sft"])],
+    ]
 
 
 def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:

@@ -7,10 +7,12 @@ import hashlib
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
+
+from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import (
@@ -462,3 +464,9 @@ def find_records(root: Path) -> list[Path]:
     if not found:
         raise UserError(f"{root} holds no records. Write one with factual-forgetting record.")
     return found
+
+
+def load_records(root: Path) -> Iterator[tuple[Record, list[Outcome]]]:
+    """Yields the records under a directory with their outcomes, with a progress bar."""
+    paths = find_records(root)
+    yield from map(load_record, tqdm(paths, desc="read", unit="record", leave=False, delay=2))

@@ -17,15 +17,41 @@ TITLES = {
     KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
 }
 LEGEND = (
-    "T task learning, P factual plasticity, S factual stability; S@P90: S where P first reaches "
-    ".90, ~ fewer than 8 points before it, ^ at the first point; lost: share now wrong of what "
-    "the base gets right in the same prompt; loss: S(known_only) - S(method), same seeds. "
+    "T task learning, P factual plasticity, S factual stability, macro S its mean over relations; "
+    "S@P90: S where P first reaches .90, ~ fewer than 8 points before it, ^ at the first point; "
+    "lost: share now wrong of what the base gets right in the same prompt; "
+    "loss: S(known_only) - S(method), same seeds. "
     "95 % intervals over facts. Rank: 1 + number of methods significantly better; - unranked. "
     "! trained on D_Held, ? undeclared."
 )
+_START = ("rank", "method", "protocol", "track", "level", "seeds")
 _HEADERS = {
-    LEARNS: ["rank", "method", "protocol", "track", "level", "seeds", "S@P90", "P", "S", "lost"],
-    KEEPS: ["rank", "method", "protocol", "track", "level", "seeds", "S", "T", "lost", "loss"],
+    LEARNS: [
+        "rank",
+        "method",
+        "protocol",
+        "track",
+        "level",
+        "seeds",
+        "S@P90",
+        "P",
+        "S",
+        "macro S",
+        "lost",
+    ],
+    KEEPS: [
+        "rank",
+        "method",
+        "protocol",
+        "track",
+        "level",
+        "seeds",
+        "S",
+        "macro S",
+        "T",
+        "lost",
+        "loss",
+    ],
 }
 Escape = Callable[[str], str]
 
@@ -131,11 +157,12 @@ def _row(row: Mapping[str, Any], table: str, escape: Escape) -> list[str]:
         row["level"],
         str(len(row["records"])),
     ]
-    lost = "-" if row["lost"] is None else f"{row['lost']:.3f}"
+    lost = _share(row["lost"])
+    stability = [interval_text(row["stability"]), _share(row["stability_macro"])]
     if table == LEARNS:
-        return [*start, _p90(row), _number(row["plasticity"]), _interval(row["stability"]), lost]
-    loss = _interval(row["loss_against"]["known_only"])
-    return [*start, _interval(row["stability"]), _number(row["task_learning"]), lost, loss]
+        return [*start, _p90(row), _number(row["plasticity"]), *stability, lost]
+    loss = interval_text(row["loss_against"]["known_only"])
+    return [*start, *stability, _number(row["task_learning"]), lost, loss]
 
 
 def _reference_rows(bundle: Mapping[str, Any], table: str) -> list[list[str]]:
@@ -143,17 +170,17 @@ def _reference_rows(bundle: Mapping[str, Any], table: str) -> list[list[str]]:
     reference = bundle["reference"]
     if not reference:
         return []
-    majority = reference["majority_micro"]
-    stabilities = {
-        "the base itself": _interval(reference["base_stability"]),
-        "majority answer": "-" if majority is None else f"{majority:.3f}",
-    }
+    base = [interval_text(reference["base_stability"]), _share(reference["base_macro"])]
+    majority = [_share(reference[f"majority_{mean}"]) for mean in ("micro", "macro")]
     rows = []
-    for name, stability in stabilities.items():
-        start = ["-", name, "", "", "", ""]
-        after = ["-", "not trained", stability, "-"]
-        rows.append(start + (after if table == LEARNS else [stability, "not trained", "-", "-"]))
+    for name, stability in (("the base itself", base), ("majority answer", majority)):
+        learns, keeps = ["-", "not trained", *stability, "-"], [*stability, "not trained", "-", "-"]
+        rows.append(["-", name, "", "", "", "", *(learns if table == LEARNS else keeps)])
     return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _p90(row: Mapping[str, Any]) -> str:
@@ -161,14 +188,15 @@ def _p90(row: Mapping[str, Any]) -> str:
     if crossing is None:
         return "never" if row["curve"] else "no curve"
     mark = ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
-    return f"{mark}{_interval(crossing)}"
+    return f"{mark}{interval_text(crossing)}"
 
 
 def _number(estimate: Mapping[str, Any] | None) -> str:
     return f"{estimate['value']:.3f}" if estimate else "not trained"
 
 
-def _interval(estimate: Mapping[str, Any] | None) -> str:
+def interval_text(estimate: Mapping[str, Any] | None) -> str:
+    """Renders an estimate with its interval."""
     if estimate is None:
         return "-"
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

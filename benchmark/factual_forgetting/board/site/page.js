@@ -72,6 +72,7 @@ function methodCell(row) {
 function interval(estimate, marks) {
   if (!estimate) return make("span", { class: "range" }, "–");
   const [value, low, high] = estimate, x = (share) => 2 + 80 * share;
+  if (low === null) return make("b", {}, number(value));
   const spark = make("svg", { class: "spark", viewBox: "0 0 84 12", "aria-hidden": "true" },
     make("rect", { x: 2, y: 5, width: 80, height: 2 }),
     make("line", { x1: x(low), x2: x(high), y1: 6, y2: 6 }), make("circle", { cx: x(value), cy: 6, r: 2.5 }));
@@ -255,10 +256,11 @@ function open(key) {
   at("detail-body").replaceChildren(make("p", {}, "Loading …"));
   if (!at("detail").open) at("detail").showModal();
   history.replaceState(null, "", `#${encodeURIComponent(key)}`);
-  Promise.all([load(key), load(bundle().facts)]).then(([found, facts]) => {
+  Promise.all([load(key), load(bundle().facts)]).then(async ([found, facts]) => {
+    const records = found && await Promise.all(found.records.map((id) => load(`record-${id}`)));
     if (at("detail-title").textContent !== row.method) return;
-    if (!found) { at("detail-body").replaceChildren(make("p", { class: "notice" }, `data/${key}.js is missing beside this page.`)); return; }
-    at("detail-body").replaceChildren(...found.records.map((record) => recordPart(record, facts, found.records.length === 1)));
+    if (!records || records.includes(null)) at("detail-body").replaceChildren(make("p", { class: "notice" }, "The folder data/ is missing beside this page."));
+    else at("detail-body").replaceChildren(pairs(found.numbers), ...records.map((record) => recordPart(record, facts, records.length === 1)));
   });
 }
 function recordPart(record, facts, only) {
