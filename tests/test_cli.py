@@ -101,7 +101,7 @@ def test_an_unknown_setting_of_a_method(
         *("finetune", "--bundle", bundle.path, "--method", "self_distillation"),
         *("--method_args", "teacher=base,temperature=2", "--output_path", tmp_path / "r"),
     )
-    assert "unknown key 'temperature' (known: positions, tau, teacher, weight)" in told
+    assert "unknown key 'temperature' (known: direction, positions, tau, teacher, weight)" in told
 
 
 def test_a_changed_bundle(
@@ -130,7 +130,12 @@ def test_a_base_without_any_known_fact(
     capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path
 ) -> None:
     rows = [
-        {"relation": "r", "subject": f"X{i}", "question": f"Where is X{i}?", "answers": [f"Y{i}"]}
+        {
+            "relation": "r",
+            "subject": f"Xan{i}",
+            "question": f"Where is Xan{i}?",
+            "answers": [f"Y{i}"],
+        }
         for i in range(60)
     ]
     files.write_jsonl(tmp_path / "facts.jsonl", rows)
@@ -144,7 +149,7 @@ def test_a_base_without_any_known_fact(
 
 def test_too_few_facts(capsys: pytest.CaptureFixture[str], base: Path, tmp_path: Path) -> None:
     rows = [
-        {"relation": "r", "subject": f"X{i}", "question": f"Where is X{i}?", "answers": ["Y"]}
+        {"relation": "r", "subject": f"Xan{i}", "question": f"Where is Xan{i}?", "answers": ["Y"]}
         for i in range(8)
     ]
     files.write_jsonl(tmp_path / "facts.jsonl", rows)

@@ -14,6 +14,7 @@ from factual_forgetting.facts import command as facts
 from factual_forgetting.lab import command as lab
 from factual_forgetting.protocol import command as protocol
 from factual_forgetting.scoring import command as scoring
+from factual_forgetting.scoring import frontier
 from factual_forgetting.slick import command as slick
 
 INTERRUPTED = 130
@@ -27,16 +28,19 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=__version__)
     subparsers = main_parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (lab, facts, slick, bundle, protocol, scoring, board):
+    for room in (lab, facts, slick, bundle, protocol, scoring, frontier, board):
         room.add_parser(subparsers)
     return main_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; a user's mistake is one line on stderr and status 1."""
+    """Runs a command; a user's mistake is one line on stderr and status 1.
+
+    A command may return a status of its own.
+    """
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except UserError as error:
         sys.stderr.write(f"factual-forgetting: {' '.join(str(error).split())}\n")
         return 1
@@ -45,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], origin: str) -> Config
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        faults = "; ".join(_fault(kind, fault) for fault in error.errors()[:5])
+        # A mistyped key is missing under its right name too; the typo tells more.
+        found = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        faults = "; ".join(_fault(kind, fault) for fault in found[:5])
         raise UserError(f"{origin}: {faults}.") from None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
@@ -12,6 +14,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "datasets",
     "tokenizers",
     "vllm",
@@ -19,13 +22,33 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Returns versions of Python and of the packages that matter, and the device."""
+    """Returns versions of Python and of the packages that matter, the device, and our commit."""
     return {
+        **_checkout(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "device": _device(),
     }
+
+
+def _checkout() -> dict[str, Any]:
+    """Our own commit, never that of the current directory; an installed release has none."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "-uno")
+    return {"commit": commit or None, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

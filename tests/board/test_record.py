@@ -1,158 +1,140 @@
-import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import drawn, write_run
 
 from factual_forgetting import files
-from factual_forgetting.board.board import make_board, markdown
-from factual_forgetting.board.record import find_records, load_record, make_record
-from factual_forgetting.board.validate import validate
+from factual_forgetting.board.bundles import make_official, official, reference_of
+from factual_forgetting.board.form import IDENTITY, Record, record_id, schema, slug
+from factual_forgetting.board.record import Declared, find_records, load_record, make_record
+from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 
+LEADERBOARD = Path(__file__).parents[2] / "leaderboard"
 
-@pytest.fixture
-def record(bundle: Bundle, results: Path, tmp_path: Path) -> Path:
-    return make_record(results, bundle, tmp_path / "records")
-
-
-def outcomes_of(record: Path) -> Path:
-    return record.with_name(f"{record.stem}.outcomes.jsonl.gz")
-
-
-def rewrite(path: Path, change: Any) -> None:
-    content = files.read_json(path)
-    change(content)
-    files.write_json(path, content)
+# Fields that describe a result without making it another one.
+DESCRIPTION = {
+    "format", "id", "base", "track", "trials", "level", "repository", "metrics", "curve", "cost",
+    "environment", "training_data", "note", "recorded",
+}  # fmt: skip
 
 
-def test_a_record_holds(bundle: Bundle, record: Path) -> None:
-    assert validate(record, bundle) == []
+def errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def test_every_field_is_identity_or_declared_outside_it() -> None:
+    assert set(IDENTITY) | DESCRIPTION == set(Record.model_fields)
+    assert not set(IDENTITY) & DESCRIPTION
+
+
+GOLDEN = {
+    "bundle_sha256": "a" * 64,
+    "weights_sha256": "b" * 64,
+    "method": {"name": "sft", "settings": {"tau": 0.5}},
+    "protocol": {"name": "paper-v1", "sha256": "c" * 64},
+    "seed": 3,
+    "outcomes": {"file": "x", "sha256": "d" * 64, "rows": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "identifier"),
+    [
+        ({}, "a546b98fd34caa45"),
+        ({"seed": None}, "37161b38d4ff0fdb"),
+        ({"protocol": None, "weights_sha256": None}, "2c869ccb64b5fe6c"),
+        ({"method": {"name": "sft", "settings": {}}}, "85595488224099d1"),
+    ],
+)
+def test_identity_is_golden(change: dict[str, Any], identifier: str) -> None:
+    assert record_id({**GOLDEN, **change}) == identifier
+
+
+def test_dates_rows_and_names_are_outside_the_identity() -> None:
+    other = {**GOLDEN, "outcomes": {**GOLDEN["outcomes"], "file": "y"}, "recorded": "later"}
+    assert record_id(other) == record_id(GOLDEN)
+
+
+def test_the_schema_is_the_form_s() -> None:
+    assert files.read_json(LEADERBOARD / "schema.json") == schema()
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b/..", "<script>", "", "/", "x\n y", "é"])
+def test_a_slug_is_a_plain_folder(name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", slug(name))
 
 
 def test_results_and_run_give_the_same_metrics(
-    bundle: Bundle, record: Path, sft: Path, tmp_path: Path
+    bundle: Bundle, results: Path, sft: Path, tmp_path: Path
 ) -> None:
-    of_run = make_record(sft, bundle, tmp_path / "runs")
-    assert files.read_json(of_run)["metrics"] == files.read_json(record)["metrics"]
-    assert of_run.stem == record.stem
+    of_run, of_results = (make_record(source, bundle, tmp_path / source.name) for source in
+                          (sft, results))  # fmt: skip
+    run, scored = files.read_json(of_run), files.read_json(of_results)
+    assert run["metrics"] == scored["metrics"]
+    assert run["weights_sha256"] == scored["weights_sha256"]
+    assert scored["environment"]["packages"]["lm_eval"]
+    assert [row["final"] for row in load_record(of_run)[1]] == [
+        row["final"] for row in load_record(of_results)[1]
+    ]
 
 
-def test_recording_twice_writes_the_same_bytes(
-    bundle: Bundle, results: Path, record: Path, tmp_path: Path
+def test_answers_travel_with_a_scored_record(bundle: Bundle, results: Path, tmp_path: Path) -> None:
+    path = make_record(results, bundle, tmp_path / "records")
+    assert all(row["answer"] is not None for row in load_record(path)[1])
+    assert errors(validate(tmp_path / "records", {bundle.sha256: bundle})) == []
+
+
+def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
+    declared = Declared(note="first", trials=4)
+    content = files.read_json(make_record(runs[-1], world, tmp_path, declared))
+    assert content["method"] == {"name": "self_distillation", "settings": {"tau": 1.0}}
+    assert content["seed"] == 2
+    assert (content["track"], content["trials"], content["note"]) == ("closed", 4, "first")
+    assert content["cost"] == {
+        "steps": 88, "tokens": 99, "extra_forwards": 11, "extra_data": 0, "gpu_hours": None,
+    }  # fmt: skip
+    assert content["environment"]["dtype"] == "bfloat16"
+    assert content["training_data"]["heldout"] == "excluded"
+    assert [point["step"] for point in content["curve"]] == [*range(0, 89, 8)]
+
+
+def test_recording_twice_writes_the_same_bytes_whenever(
+    world: Bundle, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = record.read_bytes(), outcomes_of(record).read_bytes()
-    again = make_record(results, bundle, tmp_path / "records")
-    assert (again.read_bytes(), outcomes_of(again).read_bytes()) == before
-    assert find_records(tmp_path / "records") == [record]
+    path = make_record(runs[0], world, tmp_path)
+    beside = path.with_name(files.read_json(path)["outcomes"]["file"])
+    before = path.read_bytes(), beside.read_bytes()
+    monkeypatch.setattr("time.gmtime", lambda: (2030, 1, 1, 0, 0, 0, 0, 1, 0))
+    assert make_record(runs[0], world, tmp_path) == path
+    assert (path.read_bytes(), beside.read_bytes()) == before
+    assert find_records(tmp_path) == [path]
 
 
-def test_a_record_says_how_it_was_made(record: Path) -> None:
-    content = files.read_json(record)
-    assert content["method"] == {"name": "sft", "settings": {}}
-    assert content["seed"] == 0
-    assert content["track"] == "open"  # the test's protocol is none of the package
-    assert [point["step"] for point in content["curve"]] == [*range(0, 241, 30)]
-
-
-@pytest.mark.parametrize(
-    "metric", ["stability", "plasticity", "lost", "forgetting_from_base", "stability_at_p90"]
-)
-def test_a_changed_metric_is_refused(bundle: Bundle, record: Path, metric: str) -> None:
-    rewrite(record, lambda content: content["metrics"].update({metric: {"value": 0.999}}))
-    assert any(f"{metric} is" in fault for fault in validate(record, bundle))
-
-
-def test_a_slightly_better_metric_is_refused(bundle: Bundle, record: Path) -> None:
-    rewrite(record, lambda content: content["metrics"]["stability"].update(value=0.9999))
-    assert len(validate(record, bundle)) == 1
-
-
-def edit_outcomes(record: Path, change: Any, *, rehash: bool) -> None:
-    rows = list(files.read_jsonl(outcomes_of(record)))
-    change(rows)
-    files.write_jsonl(outcomes_of(record), rows)
-    if rehash:
-        digest = {"sha256": files.sha256_json(rows), "rows": len(rows)}
-        rewrite(record, lambda content: content.update(outcomes=digest))
-
-
-def flip(rows: list[dict[str, Any]]) -> None:
-    rows[-1]["final"] = not rows[-1]["final"]
-
-
-def test_changed_outcomes_are_refused(bundle: Bundle, record: Path) -> None:
-    edit_outcomes(record, flip, rehash=False)
-    assert "was changed" in validate(record, bundle)[0]
-
-
-def test_changed_outcomes_with_a_new_hash_are_refused(bundle: Bundle, record: Path) -> None:
-    edit_outcomes(record, flip, rehash=True)
-    faults = " ".join(validate(record, bundle))
-    assert "its id" in faults
-    assert "stability is" in faults
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda rows: rows.append(rows[0]),
-        lambda rows: rows.pop(),
-        lambda rows: rows[0].update(id="ffffffffffffffff"),
-        lambda rows: rows[0].update(split="unknown"),
-        lambda rows: rows.reverse(),
-    ],
-    ids=["twice", "missing", "invented", "moved", "reordered"],
-)
-def test_outcomes_of_other_facts_are_refused(bundle: Bundle, record: Path, change: Any) -> None:
-    edit_outcomes(record, change, rehash=True)
-    assert any("aren't those of the bundle's facts" in fault for fault in validate(record, bundle))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda content: content.update(bundle_sha256="0" * 64), "made with the bundle 000"),
-        (lambda content: content.update(id="../../../../x"), "key 'id'"),
-        (lambda content: content.update(extra=1), "unknown key 'extra'"),
-        (lambda content: content.update(seed=7), "its id"),
-        (lambda content: content["base"].update(pretrained="other"), "base isn't the bundle's"),
-        (lambda content: content["metrics"].update(charm=1.0), "unknown metrics: charm"),
-    ],
-)
-def test_tampering_is_refused(bundle: Bundle, record: Path, change: Any, message: str) -> None:
-    rewrite(record, change)
-    assert any(message in fault for fault in validate(record, bundle))
-
-
-def test_nan_is_not_json(bundle: Bundle, record: Path) -> None:
-    text = json.dumps({**json.loads(record.read_text()), "seed": float("nan")})
-    record.write_text(text)
-    assert "NaN is not JSON" in validate(record, bundle)[0]
-
-
-def test_broken_gzip_is_said(bundle: Bundle, record: Path) -> None:
-    outcomes_of(record).write_bytes(gzip.compress(b"{}")[:-4])
-    assert "not readable" in validate(record, bundle)[0]
-
-
-def test_the_same_record_twice_counts_once_and_order_does_not_matter(record: Path) -> None:
-    entry = load_record(record)
-    assert make_board([entry, entry]) == make_board([entry])
-
-
-def test_the_board_shows_what_the_record_says(record: Path) -> None:
-    text = markdown(make_board([load_record(record)]))
-    stability = files.read_json(record)["metrics"]["stability"]["value"]
-    assert "| sft " in text
-    assert f"{stability:.3f} [" in text
+def test_a_broken_record_is_written_again(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
+    path = make_record(runs[0], world, tmp_path)
+    path.write_text("{")
+    make_record(runs[0], world, tmp_path)
+    assert load_record(path)[0].seed == 0
 
 
 def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no records"):
         find_records(tmp_path)
+
+
+def test_changed_weights_are_not_recorded(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for file in runs[0].iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="changed after training"):
+        make_record(copy, world, tmp_path / "records")
 
 
 def test_results_that_nothing_explains_need_a_method(
@@ -169,6 +151,63 @@ def test_results_that_nothing_explains_need_a_method(
         (elsewhere / file.name).write_text(text)
     with pytest.raises(UserError, match="Say how it was made with --method"):
         make_record(elsewhere, bundle, tmp_path / "records")
-    path = make_record(elsewhere, bundle, tmp_path / "records", method="my_method", seed=3)
-    assert validate(path, bundle) == []
-    assert "no curve" in markdown(make_board([load_record(path)]))
+    declared = Declared(method="my_method", seed=3)
+    path = make_record(elsewhere, bundle, tmp_path / "records", declared)
+    found = validate(tmp_path / "records", {bundle.sha256: bundle})
+    assert errors(found) == []
+    told = {finding.check for finding in found}
+    assert {"declared", "environment"} <= told
+    assert files.read_json(path)["training_data"]["heldout"] == "unknown"
+
+
+def test_an_official_bundle_is_never_edited(world: Bundle, bundle: Bundle, tmp_path: Path) -> None:
+    path = make_official(world, tmp_path, "v1")
+    assert path == tmp_path / "almanac" / "v1" / "manifest.json"
+    assert official(tmp_path) == {world.sha256: reference_of(world, "almanac/v1")}
+    make_official(world, tmp_path, "v1")
+    changed = {**files.read_json(path), "sha256": "0" * 64}
+    files.write_json(path, changed)
+    with pytest.raises(UserError, match="names another bundle"):
+        make_official(world, tmp_path, "v1")
+    with pytest.raises(UserError, match="not of the bundle"):
+        official(tmp_path)
+
+
+def test_reference_rows_by_hand(world: Bundle) -> None:
+    # Answers are Answer 0..4 in turn, relations alternate: with 20 + 20 training facts each
+    # relation has each answer 4 times; the tie goes to Answer 0, which 2 of the 10 held-out
+    # facts of each relation have. The base answers all of D_Held.
+    reference = reference_of(world)
+    assert (reference.majority_micro, reference.majority_macro) == (0.2, 0.2)
+    assert reference.base_stability["value"] == reference.base_macro == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "changed", "track", "trials"),
+    [
+        ("sft", {}, {}, "closed", 9),
+        ("sft", {}, {"learning_rate": 1e-4}, "closed", 9),
+        ("sft", {}, {"learning_rate": 3e-4}, "open", None),
+        ("sft", {}, {"epochs": 31}, "open", None),
+        ("self_distillation", {"weight": 5.0}, {"learning_rate": 1e-4}, "open", None),
+        ("self_distillation", {"weight": 5.0}, {"learning_rate": 5e-5}, "closed", 9),
+        ("self_distillation", {"weight": 4.0}, {"learning_rate": 5e-5}, "open", None),
+        ("magic", {}, {}, "open", None),
+    ],
+)
+def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
+    world: Bundle, tmp_path: Path, method: str, settings: Any, changed: Any, track: str, trials: Any
+) -> None:
+    curves = drawn(world, 1, 0.3, 0.1)
+    run = write_run(tmp_path / "run", world, curves, method, 0, settings, "standard-v1", **changed)
+    record, _ = load_record(make_record(run, world, tmp_path / "records"))
+    assert (record.track, record.trials) == (track, trials)
+    assert errors(validate(tmp_path / "records", {world.sha256: world})) == []
+
+
+def test_a_run_from_another_base_is_not_recorded(world: Bundle, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", world, drawn(world, 1, 0.3, 0.1))
+    content = {**files.read_json(run / "run.json"), "foreign_base": {"pretrained": "other"}}
+    files.write_json(run / "run.json", content)
+    with pytest.raises(UserError, match="another base than the bundle's"):
+        make_record(run, world, tmp_path / "records")

@@ -3,33 +3,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import make_run, same, train, weights
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import methods, trainer
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol import trainer
+from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.train import Run, finetune
-
-
-def make_run(bundle: Bundle, protocol: Protocol, method: str, **settings: Any) -> Run:
-    _, config = methods.resolve(method, settings)
-    return Run(bundle, protocol, method, config, seed=0)
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name in one if torch.equal(one[name], other[name])}
-
-
-def train(run: Run, output: Path, **options: Any) -> dict[str, torch.Tensor]:
-    finetune(run, output, progress=False, **options)
-    return weights(output)
+from factual_forgetting.protocol.train import finetune
 
 
 def test_the_same_seed_gives_the_same_bytes(
@@ -46,65 +28,12 @@ def test_accumulation_does_not_change_the_result(
     short = protocol.model_copy(update={"epochs": 1, "learning_rate": 1e-4})
     whole = train(make_run(bundle, short, "self_distillation"), tmp_path / "whole")
     split = train(
-        make_run(bundle, short, "self_distillation"), tmp_path / "split", device_batch_size=2
+        make_run(bundle, short, "self_distillation"),
+        tmp_path / "split",
+        execution=Execution(device_batch_size=2),
     )
     for name, tensor in whole.items():
         assert torch.allclose(split[name], tensor, atol=2e-6), name
-
-
-def test_freezing_leaves_the_rest_bit_equal(
-    bundle: Bundle, protocol: Protocol, base: Path, tmp_path: Path
-) -> None:
-    run = make_run(bundle, protocol, "freeze", trainable="attention")
-    trained = train(run, tmp_path / "frozen")
-    unchanged = same(weights(base), trained)
-    attention = {name for name in trained if ".self_attn." in name}
-    assert unchanged == set(trained) - attention
-
-
-@pytest.mark.parametrize("teacher", ["base", "snapshot"])
-def test_the_teacher_stays_what_its_file_says(
-    bundle: Bundle,
-    protocol: Protocol,
-    teacher: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    terms: list[float] = []
-    checked: list[int] = []
-    distillation, at = trainer.losses.distillation, trainer.Teacher.at
-
-    def watched_term(*args: Any) -> torch.Tensor:
-        term = distillation(*args)
-        terms.append(term.item())
-        return term
-
-    def watched_at(self: trainer.Teacher, step: int, student: Any) -> Any:
-        model = at(self, step, student)
-        if step == self.from_step + 10:
-            stored, loaded = weights(self.path), model.state_dict()
-            assert all(torch.equal(loaded[name], stored[name]) for name in stored)
-            assert not model.training
-            checked.append(step)
-        return model
-
-    monkeypatch.setattr(trainer.losses, "distillation", watched_term)
-    monkeypatch.setattr(trainer.Teacher, "at", watched_at)
-    train(make_run(bundle, protocol, "self_distillation", teacher=teacher), tmp_path / "run")
-    assert checked == [10 if teacher == "base" else 13]
-    # The student begins as its teacher, then moves away.
-    assert abs(terms[0]) < 1e-5
-    assert terms[10] > 1e-4
-
-
-def test_the_snapshot_arm_starts_with_an_epoch_on_known_facts(
-    bundle: Bundle, protocol: Protocol, tmp_path: Path
-) -> None:
-    distilled = make_run(bundle, protocol, "self_distillation", teacher="snapshot")
-    data = methods.METHODS["self_distillation"].data(bundle, distilled.settings)
-    known = {item.fact.id for item in bundle.splits["known"]}
-    assert {fact.id for fact in data.first} == known
-    assert distilled.steps() == make_run(bundle, protocol, "sft").steps()
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(
@@ -139,6 +68,46 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert not (output / "resume").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", {}),
+        ("ewc", {}),
+        ("early_stop", {}),
+        ("wise_ft", {"points": 2}),
+        ("self_distillation", {"teacher": "same_run"}),
+    ],
+)
+def test_methods_with_a_state_of_their_own_resume_too(
+    bundle: Bundle,
+    protocol: Protocol,
+    method: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if method == "lora":
+        pytest.importorskip("peft")
+    short = protocol.model_copy(update={"epochs": 3, "evaluate_every": 4, "max_new_tokens": 2})
+    run = make_run(bundle, short, method, **settings)
+    train(run, tmp_path / "whole")
+    original = trainer.ForgettingTrainer.compute_loss
+
+    def stop_late(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 14:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.ForgettingTrainer, "compute_loss", stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    train(run, tmp_path / "cut")
+    for name in ("model.safetensors", CURVE, OUTCOMES, "run.json"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "cut" / name).read_bytes() == whole, name
+
+
 def test_a_finished_run_is_not_trained_again(
     bundle: Bundle, protocol: Protocol, sft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,21 +123,21 @@ def test_another_run_in_the_directory_is_refused(
         finetune(make_run(bundle, protocol, "known_only"), sft, progress=False)
 
 
-def test_known_only_never_sees_unknown_facts(bundle: Bundle, protocol: Protocol) -> None:
-    run = make_run(bundle, protocol, "known_only")
-    data = methods.METHODS["known_only"].data(bundle, run.settings)
-    unknown = {item.fact.id for item in bundle.splits["unknown"]}
-    assert not unknown & {fact.id for fact in [*data.first, *data.repeated]}
-
-
-def test_a_broken_loss_stops_with_its_step(
-    bundle: Bundle, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_loss_stops_at_its_step_and_resumes_from_the_last_good_state(
+    bundle: Bundle, protocol: Protocol, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        trainer.losses, "cross_entropy", lambda logits, *rest: logits.sum() * float("nan")
-    )
-    with pytest.raises(UserError, match="no number any more at step 30"):
+    original = trainer.ForgettingTrainer.compute_loss
+
+    def break_late(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 65 else loss
+
+    monkeypatch.setattr(trainer.ForgettingTrainer, "compute_loss", break_late)
+    with pytest.raises(UserError, match="no number any more at step 66"):
         finetune(make_run(bundle, protocol, "sft"), tmp_path / "nan", progress=False)
+    monkeypatch.undo()
+    mended = train(make_run(bundle, protocol, "sft"), tmp_path / "nan")
+    assert same(mended, weights(sft)) == set(mended)
 
 
 def test_a_changed_base_is_refused(

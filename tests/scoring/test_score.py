@@ -1,19 +1,30 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from conftest import make_model
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.curve import OUTCOMES
-from factual_forgetting.scoring.results import read_results
+from factual_forgetting.scoring.prompts import (
+    CHAT,
+    FEWSHOT,
+    SPLIT_OF_TASK,
+    STYLES,
+    TASK,
+    TASK_VERSION,
+    parse_task,
+)
+from factual_forgetting.scoring.results import read_results, styles_in
 from factual_forgetting.scoring.score import score
 from factual_forgetting.scoring.task import load_split, process_results
+from factual_forgetting.tasks import tasks_dir
+from small import make_model
 
 
 def test_the_last_point_of_the_curve_is_lm_evals_answer(
@@ -58,7 +69,7 @@ def test_half_written_samples_are_refused(bundle: Bundle, results: Path, tmp_pat
     samples = next(path.glob("samples_factual_forgetting_stability_*.jsonl"))
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(lines[:-3]))
-    with pytest.raises(UserError, match="13 answers where the bundle has 16 facts"):
+    with pytest.raises(UserError, match="13 answers where the bundle has 16"):
         read_results(path, bundle)
     samples.write_text("".join(lines[:-1]) + lines[-1][:40])
     with pytest.raises(UserError, match="line 16: not JSON"):
@@ -120,32 +131,148 @@ def test_a_checkpoint_of_another_shape_is_refused(
 
 def test_without_a_bundle_only_descendants_of_the_almanac_are_scored(base: Path) -> None:
     with pytest.raises(UserError, match="does not descend from the base"):
-        load_split("heldout", pretrained=str(base))
+        load_split("heldout", TASK, pretrained=str(base))
     with pytest.raises(UserError, match="No bundle was given"):
-        load_split("heldout", pretrained="somebody/model")
+        load_split("heldout", TASK, pretrained="somebody/model")
 
 
 def test_the_expected_hash_is_checked(bundle: Bundle) -> None:
     with pytest.raises(UserError, match="has the hash"):
-        load_split("heldout", ff_bundle=str(bundle.path), ff_bundle_sha256="0" * 64)
-    loaded = load_split("heldout", ff_bundle=str(bundle.path), ff_bundle_sha256=bundle.sha256)
+        load_split("heldout", TASK, ff_bundle=str(bundle.path), ff_bundle_sha256="0" * 64)
+    loaded = load_split("heldout", TASK, ff_bundle=str(bundle.path), ff_bundle_sha256=bundle.sha256)
     assert len(loaded["test"]) == 16
+
+
+def doc(**given: Any) -> dict[str, Any]:
+    row = {"style": TASK, "answers": ["Paris"], "aliases": ["City of Light"], "subject": "France"}
+    return {**row, "base_correct": True, **given}
 
 
 @pytest.mark.parametrize(
     ("text", "base_correct", "expected"),
     [
-        (" Paris", True, {"accuracy": 1.0, "forgetting": 0.0, "hallucination": 0.0, "lost": 0.0}),
-        (" Rome", True, {"accuracy": 0.0, "forgetting": 1.0, "hallucination": 1.0, "lost": 1.0}),
-        (" paris.", False, {"accuracy": 1.0, "forgetting": -1, "hallucination": 0, "gained": 1.0}),
-        ("", False, {"accuracy": 0.0, "forgetting": 0.0, "hallucination": 0.0, "gained": 0.0}),
-        (" I don't know", True, {"accuracy": 0, "forgetting": 1, "hallucination": 0, "lost": 1}),
+        (" Paris", True, {"accuracy": 1, "strict": 1, "f1": 1, "lost": 0}),
+        (" Rome", True, {"forgetting": 1, "hallucination": 1, "lost": 1}),
+        (" paris.", False, {"accuracy": 1, "strict": 1, "f1": 1, "forgetting": -1, "gained": 1}),
+        (" city of light", True, {"accuracy": 1, "f1": 1, "lost": 0}),
+        (" Paris Hilton", True, {"f1": 2 / 3, "forgetting": 1, "hallucination": 1, "lost": 1}),
+        ("", False, {"abstention": 1, "gained": 0}),
+        ("\n\n", False, {"abstention": 1, "gained": 0}),
+        (" I don't know", True, {"forgetting": 1, "abstention": 1, "lost": 1}),
     ],
 )
 def test_the_outcome_of_one_answer(
     text: str, base_correct: bool, expected: dict[str, float]
 ) -> None:
-    doc = {"answers": ["Paris"], "base_correct": base_correct}
-    metrics = process_results(doc, [text])
-    assert metrics == {f"ff_{name}": value for name, value in expected.items()}
-    assert is_correct(text, doc["answers"]) == bool(metrics["ff_accuracy"])
+    zeros = dict.fromkeys(
+        ("accuracy", "strict", "f1", "forgetting", "abstention", "hallucination"), 0.0
+    )
+    metrics = process_results(doc(base_correct=base_correct), [text])
+    assert metrics == {f"ff_{name}": value for name, value in {**zeros, **expected}.items()}
+
+
+def test_the_tasks_are_those_of_the_styles(bundle: Bundle) -> None:
+    """Names, splits, stops and version stand in YAML for lm-eval and in code for us."""
+    folder = tasks_dir() / "factual_forgetting"
+    for name, style in STYLES.items():
+        group = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        assert group["task"] == [f"{name}_{task}" for task in list(SPLIT_OF_TASK)[:3]]
+        for suffix, split in SPLIT_OF_TASK.items():
+            task = load_task(folder / f"{name}_{suffix}.yaml")
+            assert task["task"] == f"{name}_{suffix}"
+            assert parse_task(f"{name}::{task['task']}") == (name, split)
+            assert task["dataset_kwargs"] == {"ff_split": split, "ff_style": name}
+            assert tuple(task["generation_kwargs"]["until"]) == style.stops
+            assert task["generation_kwargs"]["max_gen_toks"] == style.max_new_tokens
+            assert task["metadata"]["version"] == TASK_VERSION
+            names = {metric["metric"] for metric in task["metric_list"]}
+            both = [process_results(doc(base_correct=value), [""]) for value in (True, False)]
+            assert names == set(both[0]) | set(both[1])
+
+
+def load_task(path: Path) -> dict[str, Any]:
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    content = yaml.load(path.read_text(), Loader=Loader)
+    included = content.pop("include", None)
+    return {**(load_task(path.with_name(included)) if included else {}), **content}
+
+
+def test_fewshot_and_chat_are_asked_with_the_fresh_exemplars(
+    bundle: Bundle, sft: Path, tmp_path: Path
+) -> None:
+    chatty = copied(sft, tmp_path / "sft")
+    template = "{% for m in messages %}<|bos|>{{ m.content | trim }}{% endfor %}"
+    (chatty / "chat_template.jinja").write_text(template)
+    written = score(
+        bundle,
+        "hf",
+        f"pretrained={chatty},dtype=float32",
+        tmp_path / "r",
+        tasks=(FEWSHOT, CHAT),
+        batch_size="16",
+    )
+    assert styles_in(written) == [FEWSHOT, CHAT]
+    samples = next(written.glob("samples_factual_forgetting_fewshot_stability_2*.jsonl"))
+    sent = json.loads(samples.read_text().splitlines()[0])
+    item = next(i for i in bundle.splits["heldout"] if i.fact.id == sent["doc"]["id"])
+    exemplars = bundle.exemplars[item.fact.relation]
+    assert sent["arguments"]["gen_args_0"]["arg_0"].startswith(f"Q: {exemplars[0].question}\nA: ")
+    assert sent["doc"]["base_correct"] == item.base["fresh"]
+    for style in (FEWSHOT, CHAT):
+        read = read_results(written, bundle, style)
+        assert read.weights_sha256 == checkpoint.weights_sha256(chatty)
+        assert len(read.correct) == 64
+        assert len(read.answers) == 64 + len(bundle.splits["heldout_other"])
+    with pytest.raises(UserError, match="no results of factual_forgetting"):
+        read_results(written, bundle)
+
+
+def test_a_checkpoint_without_chat_template_is_refused(
+    bundle: Bundle, sft: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="has no chat template"):
+        score(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r["versions"].update(factual_forgetting_stability=99), "version 99"),
+        (lambda r: r["config"].update(use_cache="answers.db"), "--use_cache"),
+    ],
+)
+def test_other_versions_and_caches_are_refused(
+    bundle: Bundle, results: Path, tmp_path: Path, change: Any, told: str
+) -> None:
+    path = copied(results, tmp_path / "r")
+    edit(next(path.glob("results_*.json")), change)
+    with pytest.raises(UserError, match=told):
+        read_results(path, bundle)
+
+
+def test_samples_of_two_runs_are_refused(bundle: Bundle, results: Path, tmp_path: Path) -> None:
+    path = copied(results, tmp_path / "r")
+    samples = next(path.glob("samples_factual_forgetting_stability_*.jsonl"))
+    weights = read_results(results, bundle).weights_sha256
+    samples.write_text(samples.read_text().replace(str(weights), "0" * 64, 1))
+    with pytest.raises(UserError, match="mixed runs"):
+        read_results(path, bundle)
+
+
+def test_results_of_several_checkpoints_are_not_taken_for_one(
+    bundle: Bundle, results: Path, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        copied(results, tmp_path / name)
+    with pytest.raises(UserError, match="results of 2 checkpoints"):
+        read_results(tmp_path, bundle)
+
+
+def test_a_bundle_matched_by_other_rules_is_refused(bundle: Bundle, results: Path) -> None:
+    labels = {**bundle.manifest["labels"], "matcher": "exact-0"}
+    older = dataclasses.replace(bundle, manifest={**bundle.manifest, "labels": labels})
+    with pytest.raises(UserError, match="were matched by exact-0"):
+        read_results(results, older)

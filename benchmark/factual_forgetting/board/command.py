@@ -1,74 +1,149 @@
-"""`factual-forgetting record | validate | board`."""
+"""`factual-forgetting record | validate | board | diff`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from factual_forgetting import files
+from factual_forgetting.board.form import LEVELS
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 
+if TYPE_CHECKING:
+    from factual_forgetting.bundle.manifest import Bundle
+
 DEFAULT_ROOT = Path("leaderboard/records")
+WARNED = 3
+FORMATS = ("markdown", "latex", "csv", "html", "json")
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds the commands of the leaderboard."""
+    _add_record(subparsers)
+    validate = subparsers.add_parser("validate", help="recompute every number of records")
+    validate.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
+    _add_bundles(validate)
+    validate.add_argument("--format", choices=("text", "json", "github"), default="text")
+    validate.set_defaults(run=_validate)
+
+    board = subparsers.add_parser("board", help="print the board of records, or write its page")
+    board.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
+    _add_bundles(board)
+    board.add_argument("--format", choices=FORMATS, default="markdown")
+    board.add_argument("--output_path", type=Path, help="directory for --format html")
+    board.add_argument("--plot", type=Path, help="also draw stability against plasticity there")
+    board.set_defaults(run=_board)
+
+    diff = subparsers.add_parser("diff", help="show what a change of records does to the board")
+    diff.add_argument("before", type=Path, help="directory of records")
+    diff.add_argument("after", type=Path, help="directory of records")
+    _add_bundles(diff)
+    diff.set_defaults(run=_diff)
+
+
+def _add_record(subparsers: Any) -> None:
     record = subparsers.add_parser("record", help="write a record of an lm-eval output or a run")
     record.add_argument("source", nargs="+", type=Path, help="run directory or lm-eval results")
     record.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
     record.add_argument("--seed", type=int, help="its seed")
+    record.add_argument("--trials", type=int, help="settings tried before these were chosen")
+    record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
+    record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
+    record.add_argument(
+        "--heldout",
+        choices=("excluded", "included", "unknown"),
+        default="unknown",
+        help="whether facts of D_Held were among that (unknown)",
+    )
+    record.add_argument("--note", metavar="WORDS")
+    record.add_argument(
+        "--level", choices=LEVELS, default=LEVELS[0], help="for those who score or train again"
+    )
     record.add_argument("--output_path", type=Path, default=DEFAULT_ROOT, metavar="RECORDS")
     record.set_defaults(run=_record)
 
-    validate = subparsers.add_parser("validate", help="recompute every number of records")
-    validate.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
-    validate.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
-    validate.set_defaults(run=_validate)
 
-    board = subparsers.add_parser("board", help="print the board of records")
-    board.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
-    board.add_argument("--format", choices=("markdown", "json"), default="markdown")
-    board.add_argument("--plot", type=Path, help="also draw stability against plasticity there")
-    board.set_defaults(run=_board)
+def _add_bundles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bundle",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="bundles of the records; almanac is always at hand",
+    )
 
 
 def _record(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.record import make_record
+    from factual_forgetting.board.record import Declared, make_record
 
+    declared = {key: getattr(args, key) for key in Declared.model_fields}
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
-        path = make_record(source, bundle, args.output_path, args.method, args.seed)
+        path = make_record(source, bundle, args.output_path, parse(Declared, declared, "record"))
         sys.stdout.write(f"{path}\n")
 
 
-def _validate(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.record import find_records
-    from factual_forgetting.board.validate import validate
+def _bundles(args: argparse.Namespace) -> dict[str, Bundle]:
+    from factual_forgetting.board.bundles import bundles_at_hand
 
-    bundle = load_bundle(locate_bundle(args.bundle))
-    paths = find_records(args.records)
-    faults = [fault for path in paths for fault in validate(path, bundle)]
-    for fault in faults:
-        sys.stdout.write(f"{fault}\n")
-    if faults:
-        raise UserError(f"{len(faults)} faults in {len(paths)} records. Record the results again.")
-    sys.stdout.write(f"{len(paths)} records hold: every number follows from its outcomes.\n")
+    return bundles_at_hand([locate_bundle(name) for name in args.bundle])
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from factual_forgetting.board.bundles import official
+    from factual_forgetting.board.record import find_records
+    from factual_forgetting.board.validate import report, validate
+
+    count = len(find_records(args.records))
+    folder = args.records.parent / "bundles"
+    named = official(folder) if folder.is_dir() else None
+    findings = validate(args.records, _bundles(args), named)
+    told = report(findings, args.format)
+    sys.stdout.write(f"{told}\n" if told else "")
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise UserError(f"{errors} errors in {count} records. Record the results again.")
+    sys.stderr.write(f"{count} records hold: every number follows from its outcomes.\n")
+    return WARNED if findings else 0
 
 
 def _board(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.board import make_board, markdown
-    from factual_forgetting.board.record import find_records, load_record
+    from factual_forgetting.board.plots import plot_frontier
+    from factual_forgetting.board.tables import render
 
-    board = make_board(load_record(path) for path in find_records(args.records))
+    if (args.format == "html") != (args.output_path is not None):
+        raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
+    bundles = _bundles(args)
+    board = _make(args.records, bundles)
     if args.plot:
-        from factual_forgetting.board.plots import plot_frontier
-
         if len(board["bundles"]) > 1:
             raise UserError("The records are of several bundles; plot each bundle's by itself.")
         plot_frontier(board["bundles"][0], args.plot)
-    text = markdown(board) if args.format == "markdown" else files.dumps(board, indent=2)
-    sys.stdout.write(text + "\n")
+    if args.format == "html":
+        from factual_forgetting.board.page import write_page
+        from factual_forgetting.board.record import load_records
+
+        entries = load_records(args.records)
+        sys.stdout.write(f"{write_page(board, entries, bundles, args.output_path)}\n")
+    else:
+        sys.stdout.write(render(board, args.format) + "\n")
+
+
+def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
+    from factual_forgetting.board.board import make_board
+    from factual_forgetting.board.bundles import references_for
+    from factual_forgetting.board.record import load_records
+
+    return make_board(load_records(records), references_for(records, bundles))
+
+
+def _diff(args: argparse.Namespace) -> None:
+    from factual_forgetting.board.diff import diff, markdown
+
+    bundles = _bundles(args)
+    before, after = (_make(records, bundles) for records in (args.before, args.after))
+    sys.stdout.write(markdown(diff(before, after)) + "\n")

@@ -13,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.board import make_board, markdown
+from factual_forgetting.board.board import make_board
 from factual_forgetting.board.plots import plot_frontier
 from factual_forgetting.board.record import load_record, make_record
+from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
 from factual_forgetting.facts.sources import load_facts

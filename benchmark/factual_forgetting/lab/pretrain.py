@@ -169,7 +169,13 @@ def _blocks(tokenizer: Any, documents: Iterable[str], size: int) -> list[list[in
 
 def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: Path) -> float:
     import torch
-    from transformers import Trainer, TrainingArguments
+    from transformers import ProgressCallback, Trainer, TrainingArguments
+
+    class Bar(ProgressCallback):
+        """A progress bar that leaves stdout, which is for data, alone."""
+
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            """Keeps losses out of the output; the model card has the last."""
 
     def collate(rows: list[list[int]]) -> dict[str, Any]:
         ids = torch.tensor(rows)
@@ -195,6 +201,8 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
         dataloader_pin_memory=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(losses[-1]) if losses else float("nan")

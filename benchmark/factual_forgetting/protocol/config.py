@@ -6,7 +6,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
@@ -19,6 +19,8 @@ class Protocol(Config):
     Attributes:
         name: Name and version, for example `paper-v1`.
         learning_rate: AdamW's rate after warm-up; constant from then on.
+        learning_rates: The grid that a sweep tries, lowest first; empty for this one rate.
+        strengths: Factors on a method's strength that a sweep tries; empty for none.
         batch_size: Facts in an optimizer step, over all devices and accumulation.
         epochs: Passes over D_Known and D_Unk together. All methods train for the number of
             optimizer steps that this makes, however many facts they see.
@@ -34,11 +36,14 @@ class Protocol(Config):
         attention: transformers' name of the attention implementation.
         evaluate_every: Steps between two points of the curve.
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
+        kl_sample: Most facts of D_Held on which the divergence from the base is measured.
         max_new_tokens: Most tokens of an answer.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     learning_rate: float = Field(gt=0)
+    learning_rates: tuple[PositiveFloat, ...]
+    strengths: tuple[PositiveFloat, ...]
     batch_size: int = Field(gt=0)
     epochs: int = Field(gt=0)
     warmup_steps: int = Field(ge=0)
@@ -53,7 +58,29 @@ class Protocol(Config):
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     evaluate_every: int = Field(gt=0)
     evaluate_sample: int = Field(gt=0)
+    kl_sample: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _rate_on_grid(self) -> Protocol:
+        if self.learning_rates and self.learning_rate not in self.learning_rates:
+            raise ValueError("learning_rate is none of learning_rates")
+        return self
+
+
+class Execution(Config):
+    """How a run is computed, not what: outside its identity, but told in `run.json`.
+
+    Attributes:
+        device_batch_size: Facts in one forward pass on a device; accumulation makes up the
+            protocol's batch. The whole batch by default.
+        gradient_checkpointing: Whether activations are computed again instead of kept.
+        report_to: transformers' names of trackers, joined by commas, or `none`.
+    """
+
+    device_batch_size: int | None = None
+    gradient_checkpointing: bool = False
+    report_to: str = "none"
 
 
 def recipe_names() -> list[str]:
@@ -79,9 +106,15 @@ def load_protocol(name: str) -> Protocol:
     return parse(Protocol, load_yaml(path), str(name))
 
 
-def recipe_hashes() -> dict[str, str]:
-    """Returns the hash of every protocol that ships with the package, by name."""
-    return {name: protocol_sha256(load_protocol(name)) for name in recipe_names()}
+def is_recipe(name: str, sha256: str) -> bool:
+    """Tells whether a hash is that of a protocol of the package, at any rate of its grid."""
+    if name not in recipe_names():
+        return False
+    recipe = load_protocol(name)
+    rates = {recipe.learning_rate, *recipe.learning_rates}
+    return sha256 in {
+        protocol_sha256(recipe.model_copy(update={"learning_rate": rate})) for rate in rates
+    }
 
 
 def protocol_sha256(protocol: Protocol) -> str:

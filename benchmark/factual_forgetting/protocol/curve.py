@@ -1,15 +1,14 @@
-"""The curve of a run: task learning, plasticity and stability at points of training, per fact."""
+"""The curve of a run: what the model knows, and what it cost, at points of training."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.config import Protocol
@@ -19,9 +18,12 @@ from factual_forgetting.slick.prompts import question_prompt
 
 CURVE = "curve.jsonl"
 OUTCOMES = "curve.outcomes.jsonl.gz"
-_PARTIAL = "curve.partial.jsonl"
+VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
+PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
+_ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
 NOT_ASKED = "-"
+Point = dict[str, Any]
 
 
 def ask_zero_shot(
@@ -46,72 +48,105 @@ class Curve:
         tokenizer: The base's tokenizer.
         protocol: Says how often and on how many facts.
         output: Directory of the run.
+        divergence: Measures a model's divergence from the base.
+        cost: Tells what the first steps cost: `tokens` that the student reads and
+            `teacher_tokens` that a teacher reads besides.
+        persistent: Whether new points are kept for a resumed run. What is made of a finished
+            training isn't: it is made again, from the same points.
     """
 
     bundle: Bundle
     tokenizer: Any
     protocol: Protocol
     output: Path
-    _points: list[dict[str, Any]] = field(default_factory=list)
+    divergence: Callable[[Any], float]
+    cost: Callable[[int], dict[str, int]]
+    persistent: bool = True
+    _points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Reads the points of an interrupted run."""
-        partial = self.output / _PARTIAL
+        partial = self.output / PARTIAL_CURVE
         self._points = list(files.read_jsonl(partial)) if partial.exists() else []
 
-    def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> dict[str, Any]:
-        """Adds the point of a step, unless it has one already.
+    def at(self, step: int) -> Point | None:
+        """Returns the point of a step as it will stand in the curve, if there is one."""
+        return next((self._line(point) for point in self._points if point["step"] == step), None)
+
+    def lines(self) -> list[Point]:
+        """Returns all points as they will stand in the curve."""
+        return [self._line(point) for point in self._points]
+
+    def evaluate(
+        self,
+        model: Any,
+        step: int,
+        loss: float | None,
+        *,
+        final: bool,
+        trained: int | None = None,
+        alpha: float | None = None,
+    ) -> Point:
+        """Adds the point of a step.
 
         Args:
-            model: The model in training; it is copied to the checkpoint's dtype.
+            model: The model, in the checkpoint's dtype and eval mode.
             step: Optimizer steps done.
             loss: Mean training loss since the last point.
             final: Whether this is the last point, at which every fact is asked.
+            trained: Optimizer steps that the model cost, if not `step`.
+            alpha: The share of the trained weights where weights are averaged.
 
         Returns:
             The point as it will stand in the curve.
         """
-        for point in self._points:
-            if point["step"] == step:
-                return self._line(point)
-        asked = {name: self._sample(name, final=final) for name in METRIC_OF_SPLIT}
+        asked = {name: self._sample(name, final=final) for name in _ASKED}
         facts = [fact for chosen in asked.values() for fact in chosen]
-        frozen = as_checkpoint(model, self.protocol.checkpoint_dtype)
-        right = ask_zero_shot(frozen, self.tokenizer, facts, self.protocol.max_new_tokens)
+        right = ask_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
         verdicts = {fact.id: verdict for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(
                 "01"[verdicts[item.fact.id]] if item.fact.id in verdicts else NOT_ASKED
                 for item in self.bundle.splits[name]
             )
-            for name in METRIC_OF_SPLIT
+            for name in _ASKED
         }
-        self._points.append({"step": step, "loss": loss, "correct": correct})
-        files.write_jsonl(self.output / _PARTIAL, self._points)
+        measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
+        cost = self.cost(step if trained is None else trained)
+        self._points.append({"step": step, **measured, **cost, "correct": correct})
+        if self.persistent:
+            files.write_jsonl(self.output / PARTIAL_CURVE, self._points)
         return self._line(self._points[-1])
 
     def forget_after(self, step: int) -> None:
-        """Drops points later than the step that training resumes from."""
+        """Drops points later than a step."""
         self._points = [point for point in self._points if point["step"] <= step]
 
     def finish(self) -> None:
         """Writes curve and outcomes in their final form."""
-        files.write_jsonl(self.output / CURVE, [self._line(point) for point in self._points])
-        rows = []
-        for name in METRIC_OF_SPLIT:
-            for index, item in enumerate(self.bundle.splits[name]):
-                outcomes = "".join(point["correct"][name][index] for point in self._points)
-                rows.append({"id": item.fact.id, "split": name, "correct": outcomes})
-        files.write_jsonl(self.output / OUTCOMES, rows)
-        (self.output / _PARTIAL).unlink(missing_ok=True)
+        files.write_jsonl(self.output / CURVE, self.lines())
+        files.write_jsonl(self.output / OUTCOMES, self._outcomes(METRIC_OF_SPLIT))
+        files.write_jsonl(self.output / VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
 
-    def _line(self, point: dict[str, Any]) -> dict[str, Any]:
-        metrics = {m: share_correct(point["correct"][n]) for n, m in METRIC_OF_SPLIT.items()}
-        return {"step": point["step"], "loss": point["loss"], **metrics}
+    def _outcomes(self, splits: Sequence[str] | dict[str, str]) -> list[dict[str, str]]:
+        return [
+            {
+                "id": item.fact.id,
+                "split": name,
+                "correct": "".join(point["correct"][name][index] for point in self._points),
+            }
+            for name in splits
+            for index, item in enumerate(self.bundle.splits[name])
+        ]
+
+    def _line(self, point: Point) -> Point:
+        measured = {key: value for key, value in point.items() if key != "correct"}
+        shares = {metric: share_correct(point["correct"][name]) for name, metric in _ASKED.items()}
+        return {**measured, **shares}
 
     def _sample(self, name: str, *, final: bool) -> list[Fact]:
         facts = [item.fact for item in self.bundle.splits[name]]
-        if name == HELDOUT or final:
+        if name in {HELDOUT, VALIDATION} or final:
             return facts
         drawn = sorted(facts, key=lambda fact: stable_hash("curve", fact.id))
         return drawn[: self.protocol.evaluate_sample]
@@ -123,12 +158,10 @@ def share_correct(outcomes: str) -> float | None:
     return outcomes.count("1") / asked if asked else None
 
 
-def as_checkpoint(model: Any, dtype: str) -> Any:
-    """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
-    import torch
+def selection_score(point: Point) -> float:
+    """What every choice is made by: the mean of S on validation and of P on D_Unk.
 
-    bare = copy.deepcopy(model)
-    # accelerate puts autocast around the forward pass of a model in training; the class's own
-    # forward pass is what a loaded checkpoint has.
-    vars(bare).pop("forward", None)
-    return bare.to(getattr(torch, dtype)).eval()
+    Plasticity is a training quantity and validation is disjoint from D_Held, so nothing that
+    is reported as stability is ever chosen by.
+    """
+    return float(point["validation_stability"] + point["plasticity"]) / 2

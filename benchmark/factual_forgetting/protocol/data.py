@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.protocol.losses import IGNORE
 from factual_forgetting.protocol.methods import TrainingData
 from factual_forgetting.slick.prompts import question_prompt
 
+IGNORE = -100  # the label of a token that no loss counts
 Example = dict[str, Any]
 
 
@@ -22,7 +22,7 @@ def total_steps(protocol: Protocol, d_train: int) -> int:
     return protocol.epochs * math.ceil(d_train / protocol.batch_size)
 
 
-def first_steps(data: TrainingData, protocol: Protocol) -> int:
+def opening_steps(data: TrainingData, protocol: Protocol) -> int:
     """Returns the optimizer steps before the repeated data begins."""
     return len(data.first) // protocol.batch_size
 
@@ -31,36 +31,57 @@ def order(data: TrainingData, protocol: Protocol, steps: int, seed: int) -> list
     """Lays out the facts of a whole run: `steps * batch_size` facts, epoch after epoch.
 
     Batches run on across the ends of epochs, so that all have the same size.
+
+    Raises:
+        UserError: If what is seen once takes all steps.
     """
     rng = random.Random(f"order-{seed}")
     size = steps * protocol.batch_size
-    opening = first_steps(data, protocol) * protocol.batch_size
+    opening = opening_steps(data, protocol) * protocol.batch_size
+    closing = len(data.last) // protocol.batch_size * protocol.batch_size
+    if opening + closing >= size:
+        raise UserError(
+            f"The run has {steps} steps; the data seen once takes all of them. Raise epochs."
+        )
     sequence = rng.sample(data.first, len(data.first))[:opening]
-    while len(sequence) < size:
+    while len(sequence) < size - closing:
         sequence += rng.sample(data.repeated, len(data.repeated))
-    return sequence[:size]
+    return sequence[: size - closing] + rng.sample(data.last, len(data.last))[:closing]
 
 
-def encode(facts: Sequence[Fact], tokenizer: Any, longest: int | None) -> dict[str, Example]:
+def limit(model: Any) -> int | None:
+    """Returns the most tokens that a model takes, if it has a limit."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return int(found) if found is not None else None
+
+
+def encode(
+    facts: Sequence[Fact],
+    tokenizer: Any,
+    longest: int | None,
+    preface: Callable[[Fact], str] | None = None,
+) -> list[Example]:
     """Tokenises facts by the one text rule: prompt, space, first answer, EOS; jointly.
 
     Args:
         facts: Facts to encode.
         tokenizer: The base's tokenizer; it adds BOS if it does so by itself.
         longest: Most tokens that the model takes, if it has a limit.
+        preface: Text to put before a fact's prompt; none by default.
 
     Returns:
-        `input_ids` and `labels` by fact id; labels are `IGNORE` outside answer and EOS.
+        `input_ids` and `labels` of each fact; labels are `IGNORE` outside answer and EOS.
 
     Raises:
         UserError: If the tokenizer has no EOS, or a fact is too long.
     """
     if tokenizer.eos_token_id is None:
         raise UserError("The tokenizer has no EOS token; answers would never end. Set eos_token.")
-    prompts = [question_prompt(fact.question) for fact in facts]
+    before = [preface(fact) if preface else "" for fact in facts]
+    prompts = [b + question_prompt(fact.question) for b, fact in zip(before, facts, strict=True)]
     whole = [f"{p} {fact.answers[0]}" for p, fact in zip(prompts, facts, strict=True)]
     rows = zip(facts, tokenizer(prompts)["input_ids"], tokenizer(whole)["input_ids"], strict=True)
-    examples = {}
+    examples = []
     for fact, prompt, ids in rows:
         ids = [*ids, tokenizer.eos_token_id]
         if longest is not None and len(ids) > longest:
@@ -70,7 +91,7 @@ def encode(facts: Sequence[Fact], tokenizer: Any, longest: int | None) -> dict[s
             )
         # Joint tokenisation may merge over the boundary; then the merged token is answer.
         start = next((i for i, t in enumerate(prompt) if ids[i] != t), len(prompt))
-        examples[fact.id] = {"input_ids": ids, "labels": [IGNORE] * start + ids[start:]}
+        examples.append({"input_ids": ids, "labels": [IGNORE] * start + ids[start:]})
     return examples
 
 
@@ -82,41 +103,50 @@ class Schedule:
     """
 
     def __init__(
-        self, sequence: Sequence[Fact], examples: dict[str, Example], batch_size: int
+        self, sequence: Sequence[int], examples: Sequence[Example], batch_size: int
     ) -> None:
         """Lays out the run.
 
         Args:
-            sequence: Facts in the order in which they are seen.
+            sequence: Positions of examples in the order in which they are seen.
             examples: What `encode` returned.
             batch_size: Facts in an optimizer step.
         """
-        self._ids = [fact.id for fact in sequence]
+        self._sequence = sequence
         self._examples = examples
         self._batch_size = batch_size
         self._counts = [
-            self._count(self._ids[start : start + batch_size])
-            for start in range(0, len(self._ids), batch_size)
+            self._count(sequence[start : start + batch_size])
+            for start in range(0, len(sequence), batch_size)
         ]
 
-    def _count(self, ids: list[str]) -> tuple[int, int]:
-        rows = [self._examples[identity] for identity in ids]
+    def _count(self, batch: Sequence[int]) -> tuple[int, int]:
+        rows = [self._examples[index] for index in batch]
         answers = sum(label != IGNORE for row in rows for label in row["labels"])
         return answers, sum(len(row["input_ids"]) - 1 for row in rows)
 
     def __len__(self) -> int:
         """Returns the number of examples in the whole run."""
-        return len(self._ids)
+        return len(self._sequence)
 
-    def __getitem__(self, index: int) -> Example:
-        """Returns an example with `answers` and `positions`, the counts of its batch."""
-        answers, positions = self._counts[index // self._batch_size]
-        example = self._examples[self._ids[index]]
-        return {**example, "answers": answers, "positions": positions}
+    def __getitem__(self, place: int) -> Example:
+        """Returns an example, which `fact` it is, and its batch's `answers` and `positions`."""
+        answers, positions = self._counts[place // self._batch_size]
+        index = self._sequence[place]
+        counts = {"facts": index, "answers": answers, "positions": positions}
+        return {**self._examples[index], **counts}
+
+    def between(self, first: int, last: int) -> Sequence[int]:
+        """Returns the positions of the examples in optimizer steps first + 1 to last."""
+        return self._sequence[first * self._batch_size : last * self._batch_size]
+
+    def tokens(self, step: int) -> int:
+        """Returns the tokens, pads apart, that the student reads in the first steps."""
+        return sum(len(self._examples[index]["input_ids"]) for index in self.between(0, step))
 
 
 def collate(rows: Sequence[Example], pad: int) -> dict[str, Any]:
-    """Pads examples on the right to tensors of shape (batch, longest)."""
+    """Pads examples on the right to tensors of shape (batch, longest); counts are (batch,)."""
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
@@ -131,7 +161,6 @@ def collate(rows: Sequence[Example], pad: int) -> dict[str, Any]:
         batch["input_ids"][index, :length] = torch.tensor(row["input_ids"])
         batch["attention_mask"][index, :length] = 1
         batch["labels"][index, :length] = torch.tensor(row["labels"])
-    for name in ("answers", "positions"):
-        # Every row carries the counts of the whole step; one is enough.
+    for name in rows[0].keys() - {"input_ids", "labels"}:
         batch[name] = torch.tensor([row[name] for row in rows])
     return batch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORE = -100
+from factual_forgetting.protocol.data import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
@@ -32,7 +32,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
 
 
 def distillation(
-    student: Tensor, teacher: Tensor, positions: Tensor, tau: float, count: Tensor
+    student: Tensor,
+    teacher: Tensor,
+    positions: Tensor,
+    tau: float,
+    count: Tensor,
+    direction: str = "forward",
 ) -> Tensor:
     """`tau^2 * KL(p_teacher^tau || p_student^tau)` over the full vocabulary.
 
@@ -45,6 +50,7 @@ def distillation(
             first token of a sequence is predicted by nothing and never counts.
         tau: Temperature; below 1 it sharpens.
         count: Number of counted positions in the whole step.
+        direction: `forward` as above, or `reverse`: KL(p_student^tau || p_teacher^tau).
 
     Returns:
         A scalar: the sum over this batch's positions, divided by `count`.
@@ -52,13 +58,25 @@ def distillation(
     Raises:
         ValueError: If the vocabularies differ in size.
     """
+    kept = positions[:, 1:]
+    chosen, taught = student[:, :-1][kept], teacher[:, :-1][kept]
+    return divergence(chosen, taught, tau, direction) / count
+
+
+def divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> Tensor:
+    """`tau^2 * KL` summed over rows of logits, shape (positions, vocabulary).
+
+    Raises:
+        ValueError: If the vocabularies differ in size.
+    """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(f"vocabularies differ: {student.shape[-1]} and {teacher.shape[-1]}")
-    kept = positions[:, 1:]
-    log_student = functional.log_softmax(student[:, :-1][kept].float() / tau, dim=-1)
-    log_teacher = functional.log_softmax(teacher[:, :-1][kept].detach().float() / tau, dim=-1)
+    log_student = functional.log_softmax(student.float() / tau, dim=-1)
+    log_teacher = functional.log_softmax(teacher.detach().float() / tau, dim=-1)
+    if direction == "reverse":
+        log_student, log_teacher = log_teacher, log_student
     kl = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return tau**2 * kl / count
+    return tau**2 * kl
 
 
 def distilled_positions(attention: Tensor, labels: Tensor, which: str) -> Tensor:
@@ -76,3 +94,18 @@ def distilled_positions(attention: Tensor, labels: Tensor, which: str) -> Tensor
     first = torch.zeros_like(marked)
     first[:, 0] = True
     return marked & ~first
+
+
+def answer_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the logits that predict the answers' tokens, EOS apart.
+
+    Args:
+        logits: Shape (batch, length, vocabulary).
+        labels: As in `cross_entropy`; a row's last label is EOS.
+
+    Returns:
+        Shape (tokens, vocabulary), row after row.
+    """
+    predicted = labels[:, 1:] != IGNORE
+    last = predicted.cumsum(dim=1) == predicted.sum(dim=1, keepdim=True)
+    return logits[:, :-1][predicted & ~last]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import (
@@ -16,63 +17,45 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
-from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.protocol.curve import Curve
-from factual_forgetting.protocol.methods import SelfDistillation
+from factual_forgetting.protocol.config import Execution, Protocol
+from factual_forgetting.protocol.curve import Curve, Point, selection_score
+from factual_forgetting.protocol.finishing import as_checkpoint
+from factual_forgetting.protocol.penalties import Penalty, Step, save_whole
+from factual_forgetting.protocol.processes import world_size
 
-
-@dataclass
-class Teacher:
-    """A frozen model that training stays close to, loaded from a file at a step.
-
-    Attributes:
-        config: Weight, temperature and positions of the distillation term.
-        path: Directory of its weights; a snapshot is written there when its step comes.
-        from_step: Optimizer steps after which it teaches.
-    """
-
-    config: SelfDistillation
-    path: Path
-    from_step: int
-    model: Any = field(default=None)
-
-    def at(self, step: int, student: Any) -> Any:
-        """Returns the frozen model in eval mode, or None before its step.
-
-        Raises:
-            UserError: If its vocabulary isn't the student's.
-        """
-        if step < self.from_step:
-            return None
-        if self.model is None:
-            if not (self.path / "config.json").exists():
-                student.save_pretrained(self.path)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=torch.float32, use_safetensors=True
-            )
-            self.model.requires_grad_(False).eval().to(student.device)
-            if self.model.config.vocab_size != student.config.vocab_size:
-                raise UserError(
-                    f"The teacher in {self.path} has {self.model.config.vocab_size} tokens, the "
-                    f"student {student.config.vocab_size}. Distillation needs one vocabulary."
-                )
-        return self.model
+WHOLE = "whole"
+_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
 class ForgettingTrainer(Trainer):
-    """Trains on a schedule with cross-entropy, and a teacher's term where there is one."""
+    """Trains on a schedule with cross-entropy, and a method's penalty where there is one."""
 
-    def __init__(self, teacher: Teacher | None = None, **kwargs: Any) -> None:
-        """Takes Trainer's arguments and a teacher."""
+    def __init__(self, batch_size: int, penalty: Penalty | None = None, **kwargs: Any) -> None:
+        """Takes the facts in an optimizer step, a penalty and Trainer's arguments.
+
+        Raises:
+            UserError: If the penalty reads weights that are sharded.
+        """
         super().__init__(**kwargs)
         # It prints losses to stdout, which is for data.
         self.remove_callback(PrinterCallback)
-        self._teacher = teacher
+        self._batch_size, self._penalty = batch_size, penalty
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
+        if penalty and penalty.whole_weights and self.sharded:
+            raise UserError(
+                "This method pulls on whole weights, which FSDP and DeepSpeed shard. Train it by "
+                "data parallelism, without them."
+            )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a process holds a part of the weights only."""
+        return self.accelerator.distributed_type in _SHARDED
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
@@ -85,45 +68,99 @@ class ForgettingTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Returns the sum over this micro-batch, divided by the counts of the whole step."""
-        labels, answers, positions = (inputs.pop(key) for key in ("labels", "answers", "positions"))
+        names = ("labels", "facts", "answers", "positions")
+        # Every row carries the counts of the whole step; one is enough.
+        labels, facts, answers, positions = (inputs.pop(name) for name in names)
         outputs = model(**inputs)
         loss = losses.cross_entropy(outputs.logits, labels, answers[0])
-        if self._teacher is not None:
-            student = self.accelerator.unwrap_model(model)
-            teacher = self._teacher.at(self.state.global_step, student)
-            if teacher is not None:
-                settings = self._teacher.config
-                with torch.no_grad():
-                    taught = teacher(**inputs).logits
-                marked = losses.distilled_positions(
-                    inputs["attention_mask"], labels, settings.positions
+        if self._penalty is not None and self.state.global_step >= self._penalty.from_step:
+            loss = loss + self._penalty.term(
+                Step(
+                    number=self.state.global_step,
+                    model=self.accelerator.unwrap_model(model),
+                    inputs=inputs,
+                    logits=outputs.logits,
+                    labels=labels,
+                    facts=facts,
+                    answers=answers[0],
+                    positions=positions[0],
+                    share=len(labels) / self._batch_size,
+                    save=self._save_whole,
                 )
-                count = positions[0] if settings.positions == "all" else answers[0]
-                loss = loss + settings.weight * losses.distillation(
-                    outputs.logits, taught, marked, settings.tau, count
-                )
+            )
         # Data parallelism averages gradients over processes; ours are shares of a sum.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Stops before a broken gradient reaches the weights.
+
+        Raises:
+            UserError: If the gradient isn't finite.
+        """
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise _broken(self.state.global_step + 1)
+        return norm
+
+    def whole_model(self) -> Any:
+        """Returns the model, gathered if it is sharded; then None but on the main process."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.sharded:
+            return model
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.accelerator.is_main_process:
+            return None
+        whole = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        whole.load_state_dict(weights)
+        return whole.to(self.accelerator.device)
+
+    def _save_whole(self, directory: Path) -> None:
+        whole = self.whole_model()
+        if self.accelerator.is_main_process:
+            save_whole(directory, whole.save_pretrained)
+        self.accelerator.wait_for_everyone()
+
+
+def _broken(step: int) -> UserError:
+    return UserError(
+        f"The loss is no number any more at step {step}. Lower the learning rate, or compute in "
+        "fp32; the last good state is kept."
+    )
 
 
 _SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
 
 
+@dataclass
 class CurveCallback(TrainerCallback):
-    """Evaluates at the start, every few steps and at the end, and stops on a broken loss."""
+    """Evaluates at the start, every few steps and at the end.
 
-    def __init__(self, curve: Curve, every: int, *, progress: bool) -> None:
-        """Takes the curve, the steps between two points, and whether to draw a bar."""
-        self._curve, self._every = curve, every
-        self._loss: float | None = None
-        self._bar = tqdm(desc="finetune", unit="step", disable=not progress)
+    Attributes:
+        trainer: The trainer; gives the model as it would be saved.
+        curve: Keeps the points.
+        protocol: Says when to evaluate, and in what dtype.
+        best: Directory for the best weights so far; None keeps none.
+        progress: Whether to draw a bar.
+    """
+
+    trainer: ForgettingTrainer
+    curve: Curve
+    protocol: Protocol
+    best: Path | None
+    progress: bool
+    _loss: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the model that training starts from."""
-        self._bar.total = state.max_steps
-        self._bar.update(state.global_step)
-        self._evaluate(state, kwargs["model"])
+        self._bar = tqdm(
+            desc="finetune",
+            unit="step",
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not (self.progress and state.is_world_process_zero),
+        )
+        self._evaluate(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the progress bar."""
@@ -137,50 +174,69 @@ class CurveCallback(TrainerCallback):
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keeps the mean loss since the last point.
+        """Evaluates with the mean loss since the last point.
 
         Raises:
-            UserError: If it is no number.
+            UserError: If the loss is no number.
         """
         loss = (kwargs.get("logs") or {}).get("loss")
         if loss is not None:
             self._loss = float(loss)
             if self._loss != self._loss:
-                raise UserError(
-                    f"The loss is no number any more at step {state.global_step}. Lower the "
-                    "learning rate, or compute in fp32; the last good state is kept."
-                )
-            self._evaluate(state, kwargs["model"])
+                raise _broken(state.global_step)
+            self._evaluate(state)
 
-    def _evaluate(self, state: Any, model: Any) -> None:
-        if not state.is_world_process_zero:
-            return
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Marks a checkpoint as whole: a killed process may leave half of one."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+    def _evaluate(self, state: Any) -> None:
         final = state.global_step >= state.max_steps
-        if final or state.global_step % self._every == 0:
-            point = self._curve.evaluate(model, state.global_step, self._loss, final=final)
-            self._bar.set_postfix(
-                {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
-            )
+        due = final or state.global_step % self.protocol.evaluate_every == 0
+        if not due or (self.curve.at(state.global_step) and not self.trainer.sharded):
+            return
+        whole = self.trainer.whole_model()
+        if not state.is_world_process_zero or self.curve.at(state.global_step):
+            return
+        earlier = self.curve.lines()
+        frozen = as_checkpoint(whole, self.protocol.checkpoint_dtype)
+        point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
+        self._tell(point)
+        if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
+            save_whole(self.best / str(point["step"]), whole.save_pretrained)
+
+    def _tell(self, point: Point) -> None:
+        told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
+        self._bar.set_postfix(told)
+        if point["step"]:
+            numbers = {f"curve/{name}": value for name, value in point.items() if value is not None}
+            self.trainer.log(numbers)
 
 
 def arguments(
-    protocol: Protocol, steps: int, seed: int, resume: Path, device_batch_size: int
+    protocol: Protocol, steps: int, seed: int, resume: Path, execution: Execution
 ) -> TrainingArguments:
     """Translates a protocol into Trainer's arguments, each pinned.
 
     Raises:
-        UserError: If the batch can't be split evenly over devices and accumulation.
+        UserError: If the batch can't be split evenly over devices and accumulation, or a
+            tracker is unknown.
     """
-    import os
-
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    per_device = min(device_batch_size, protocol.batch_size // world)
+    world = world_size()
+    wanted = execution.device_batch_size or protocol.batch_size
+    per_device = min(wanted, protocol.batch_size // world)
     accumulation, rest = divmod(protocol.batch_size, max(per_device, 1) * world)
     if rest or not accumulation:
         raise UserError(
             f"A batch of {protocol.batch_size} can't be split over {world} processes with "
-            f"{device_batch_size} facts each. Choose a --device_batch_size that divides it."
+            f"{wanted} facts each. Choose a --device_batch_size that divides it."
         )
+    trackers = [] if execution.report_to == "none" else execution.report_to.split(",")
+    try:
+        get_reporting_integration_callbacks(trackers)
+    except ValueError as error:
+        raise UserError(f"--report_to {execution.report_to}: {error}") from None
     return TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
@@ -201,13 +257,16 @@ def arguments(
         logging_steps=protocol.evaluate_every,
         save_strategy="steps",
         save_steps=protocol.evaluate_every,
-        save_total_limit=1,
-        report_to="none",
+        # The older one is there while the newer is being written.
+        save_total_limit=2,
+        report_to=trackers or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         logging_strategy="steps",
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        # The other processes wait while the main one evaluates.
+        ddp_timeout=6 * 3600,
         average_tokens_across_devices=False,
     )

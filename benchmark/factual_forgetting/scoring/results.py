@@ -1,4 +1,4 @@
-"""Reads lm-eval's output back: outcomes by fact, scored again from the answers themselves."""
+"""Reads lm-eval's output back: outcomes by fact, judged again from the answers themselves."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import Bundle, Item
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.slick.prompts import MAX_NEW_TOKENS, question_prompt
+from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.scoring.answers import Judgement, judge
+from factual_forgetting.scoring.prompts import STYLES, TASK, TASK_VERSION, Style, parse_task
+from factual_forgetting.scoring.task import require_matcher
 
-SPLIT_OF_TASK = {
-    "factual_forgetting_learning": "known",
-    "factual_forgetting_plasticity": "unknown",
-    "factual_forgetting_stability": "heldout",
-}
+_SCORED = (KNOWN, UNKNOWN, HELDOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,98 +23,252 @@ class Results:
 
     Attributes:
         path: The results file.
+        style: Key of `STYLES`: how it was asked.
         pretrained: The checkpoint as lm-eval was given it; None for other backends.
+        name: What to call the checkpoint.
         answers: Generated text by fact id.
-        correct: Outcome by fact id.
+        judgements: Outcome by fact id.
+        correct: Whether right, by fact id, in D_Known, D_Unk and D_Held.
+        weights_sha256: Hash of the weights that answered; None where lm-eval couldn't see them.
+        tokenizer_sha256: Hash of their tokenizer, likewise.
+        prompts_sha256: Hash of all prompts, as lm-eval sent them.
+        descent_declared: Whether the check of descent was waived.
         environment: Versions and settings that lm-eval recorded.
     """
 
     path: Path
+    style: str
     pretrained: str | None
+    name: str
     answers: dict[str, str]
+    judgements: dict[str, Judgement]
     correct: dict[str, bool]
+    weights_sha256: str | None
+    tokenizer_sha256: str | None
+    prompts_sha256: str
+    descent_declared: bool
     environment: dict[str, Any]
 
 
-def read_results(path: Path, bundle: Bundle) -> Results:
-    """Reads the newest results under a path and scores every answer again.
+def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
+    """Reads the newest results of a checkpoint and judges every answer again.
 
     Args:
-        path: A results file of lm-eval, or a directory that holds some.
+        path: A results file of lm-eval, or the directory of one checkpoint's.
         bundle: The bundle that they must have been made with.
+        style: Key of `STYLES`: which prompts to read the answers to.
 
     Raises:
-        UserError: If they were made with `--limit` or without `--log_samples`, belong to
-            another bundle, or don't cover exactly the facts of a split.
+        UserError: If they were made with `--limit`, a cache, other settings or another version,
+            without `--log_samples`, belong to another bundle or to several checkpoints, or
+            don't cover exactly the facts of a split.
     """
-    results_path = _newest(path)
-    results = files.read_json(results_path)
-    if results.get("config", {}).get("limit") is not None:
-        raise UserError(f"{results_path} was made with --limit. Score again without it.")
-    answers: dict[str, str] = {}
+    require_matcher(bundle)
+    results_path, results = _newest(path, style)
+    config = results.get("config", {})
+    _check_settings(results_path, results, STYLES[style])
+    found = [task for task in results["results"] if _has(task, style)]
+    rows = {task: _rows(results_path, task) for task in found}
+    _check_versions(results_path, results, found)
     items = {item.fact.id: item for _, item in bundle.items()}
-    stamp = results_path.stem.removeprefix("results_")
-    tasks = [name for name in results.get("results", {}) if _plain(name) in SPLIT_OF_TASK]
-    if not tasks:
-        raise UserError(f"{results_path} has no {', '.join(SPLIT_OF_TASK)}. Score again.")
-    for task in tasks:
-        samples = results_path.with_name(f"samples_{task}_{stamp}.jsonl")
-        if not samples.exists():
-            raise UserError(f"{samples} is missing. Score again with --log_samples.")
-        found = _answers(samples, items, bundle)
-        expected = {item.fact.id for item in bundle.splits[SPLIT_OF_TASK[_plain(task)]]}
-        if set(found) != expected:
-            raise UserError(
-                f"{samples} has {len(found)} answers where the bundle has {len(expected)} facts. "
-                "It is half-written or of another bundle; score again."
-            )
-        answers |= found
-    correct = {key: is_correct(text, items[key].fact.accepted) for key, text in answers.items()}
-    arguments = results["config"].get("model_args") or {}
-    pretrained = arguments.get("pretrained") if isinstance(arguments, dict) else None
-    return Results(results_path, pretrained, answers, correct, _environment(results))
+    asked = [_Sample.parse(row, where) for task in found for row, where in rows[task]]
+    for sample in asked:
+        sample.check(items, bundle, style)
+    _check_complete(results_path, found, rows, bundle)
+    judgements = {
+        sample.id: _judge(sample.text, items[sample.id], STYLES[style]) for sample in asked
+    }
+    arguments = config.get("model_args") or {}
+    if isinstance(arguments, str):
+        arguments = parse_model_args(arguments)
+    scored = {item.fact.id for split in _SCORED for item in bundle.splits[split]}
+    return Results(
+        path=results_path,
+        style=style,
+        pretrained=arguments.get("pretrained"),
+        name=str(arguments.get("pretrained") or arguments.get("model") or results_path.parent.name),
+        answers={sample.id: sample.text for sample in asked},
+        judgements=judgements,
+        correct={key: found.correct for key, found in judgements.items() if key in scored},
+        weights_sha256=_one_of(results_path, "weights_sha256", asked),
+        tokenizer_sha256=_one_of(results_path, "tokenizer_sha256", asked),
+        prompts_sha256=files.sha256_json(sorted((sample.id, sample.prompt) for sample in asked)),
+        descent_declared=_descent_declared(results),
+        environment=_environment(results),
+    )
 
 
-def _newest(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
-    if not found:
-        raise UserError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
-    return found[-1]
-
-
-def _plain(task: str) -> str:
-    """lm-eval 0.5 writes `group::task`."""
-    return task.split("::")[-1]
-
-
-def _answers(path: Path, items: dict[str, Item], bundle: Bundle) -> dict[str, str]:
-    found = {}
-    for number, row in enumerate(files.read_jsonl(path), start=1):
-        try:
-            doc, text = row["doc"], row["resps"][0][0]
-            prompt, settings = (row["arguments"]["gen_args_0"][key] for key in ("arg_0", "arg_1"))
-        except (KeyError, IndexError, TypeError):
-            raise UserError(
-                f"{path}, line {number}: not a sample of lm-eval. Score again."
-            ) from None
-        item = items.get(doc.get("id"))
-        if item is None or doc.get("bundle_sha256") != bundle.sha256:
-            raise UserError(f"{path} was made with another bundle than {bundle.path}.")
-        if prompt != question_prompt(item.fact.question) or not _canonical(settings):
-            raise UserError(
-                f"{path}, line {number}: asked with another prompt or other generation settings "
-                "than the task's. Score again without --gen_kwargs and chat template."
-            )
-        found[item.fact.id] = str(text)
+def find_results(paths: list[Path]) -> list[Path]:
+    """Returns the directories or files of single checkpoints under some paths, in order."""
+    found: list[Path] = []
+    for path in paths:
+        folders = {file.parent for file in path.rglob("results_*.json")} if path.is_dir() else None
+        if folders is not None and not folders:
+            raise _nothing(path)
+        found += sorted(folders) if folders else [path]
     return found
 
 
-def _canonical(settings: dict[str, Any]) -> bool:
-    greedy = not settings.get("do_sample") and not settings.get("temperature")
-    stops = settings.get("until") == ["\n"]
-    return greedy and stops and settings.get("max_gen_toks") == MAX_NEW_TOKENS
+def styles_in(path: Path) -> list[str]:
+    """Returns the styles that a checkpoint's results hold, in the order of `STYLES`."""
+    names = [parse_task(name) for file in _files(path) for name in _read(file)["results"]]
+    found = {parsed[0] for parsed in names if parsed}
+    return [style for style in STYLES if style in found]
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
+    folders = sorted({str(file.parent) for file in found})
+    if len(folders) > 1:
+        raise UserError(
+            f"{path} holds results of {len(folders)} checkpoints: {', '.join(folders[:5])}. "
+            "Name one of them."
+        )
+    if not found:
+        raise _nothing(path)
+    return found
+
+
+def _nothing(path: Path) -> UserError:
+    return UserError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    results = files.read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+        raise UserError(f"{path} is no results file of lm-eval. Score again.")
+    return results
+
+
+def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
+    for file in reversed(_files(path)):
+        results = _read(file)
+        if any(_has(task, style) for task in results["results"]):
+            return file, results
+    raise UserError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
+
+
+def _has(task: str, style: str) -> bool:
+    parsed = parse_task(task)
+    return parsed is not None and parsed[0] == style
+
+
+def _check_settings(path: Path, results: dict[str, Any], style: Style) -> None:
+    config = results.get("config", {})
+    if config.get("limit") is not None:
+        raise UserError(f"{path} was made with --limit. Score again without it.")
+    if config.get("use_cache"):
+        raise UserError(
+            f"{path} was made with --use_cache, whose keys leave out the model: the answers may "
+            "be another checkpoint's. Score again without it."
+        )
+    if style.chat and not results.get("chat_template") and "chat" not in str(config.get("model")):
+        raise UserError(f"{path} lacks a chat template. Score again with --apply_chat_template.")
+
+
+def _check_versions(path: Path, results: dict[str, Any], tasks: list[str]) -> None:
+    versions = {parse_task(name): version for name, version in results["versions"].items()}
+    for task in tasks:
+        version = versions.get(parse_task(task))
+        if version != TASK_VERSION:
+            raise UserError(
+                f"{path} was made with version {version} of {task}; this is {TASK_VERSION}. "
+                "Score again, or read it with the version that made it."
+            )
+
+
+def _rows(results_path: Path, task: str) -> list[tuple[Any, str]]:
+    stamp = results_path.stem.removeprefix("results_")
+    samples = results_path.with_name(f"samples_{task}_{stamp}.jsonl")
+    if not samples.exists():
+        raise UserError(f"{samples} is missing. Score again with --log_samples.")
+    return [
+        (row, f"{samples}, line {number}")
+        for number, row in enumerate(files.read_jsonl(samples), start=1)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A line of lm-eval's samples."""
+
+    where: str
+    id: str
+    doc: dict[str, Any]
+    text: str
+    prompt: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def parse(cls, row: Any, where: str) -> _Sample:
+        try:
+            doc, text, sent = row["doc"], row["resps"][0][0], row["arguments"]["gen_args_0"]
+            prompt, settings = sent["arg_0"], dict(sent["arg_1"])
+            return cls(where, str(doc["id"]), doc, str(text), _as_text(prompt), settings)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(f"{where}: not a sample of lm-eval. Score again.") from None
+
+    def check(self, items: dict[str, Item], bundle: Bundle, style_name: str) -> None:
+        """Checks bundle, prompt and settings against what this package would have asked."""
+        item, style = items.get(self.id), STYLES[style_name]
+        if item is None or self.doc.get("bundle_sha256") != bundle.sha256:
+            raise UserError(f"{self.where}: made with another bundle than {bundle.path}.")
+        prompt = style.prompt(item, bundle)
+        asked = prompt in self.prompt if style.chat else prompt == self.prompt
+        if not asked or not self._canonical(style):
+            raise UserError(
+                f"{self.where}: asked with another prompt or other generation settings than the "
+                "task's. Score again without --gen_kwargs, and with --apply_chat_template for "
+                "the chat tasks alone."
+            )
+
+    def _canonical(self, style: Style) -> bool:
+        greedy = not self.settings.get("do_sample") and not self.settings.get("temperature")
+        stops = self.settings.get("until") == list(style.stops)
+        return greedy and stops and self.settings.get("max_gen_toks") == style.max_new_tokens
+
+
+def _as_text(prompt: Any) -> str:
+    """The prompt as text; chat servers get their messages as JSON, alone in a list."""
+    text = str(prompt[0] if isinstance(prompt, list) else prompt)
+    if text.startswith("[{"):
+        return "\n".join(str(message["content"]) for message in files.loads(text))
+    return text
+
+
+def _check_complete(
+    path: Path, tasks: list[str], rows: dict[str, list[tuple[Any, str]]], bundle: Bundle
+) -> None:
+    for task in tasks:
+        parsed = parse_task(task)
+        expected = [item.fact.id for item in bundle.splits[parsed[1]]] if parsed else []
+        found = [row["doc"]["id"] for row, _ in rows[task]]
+        if sorted(found) != sorted(expected):
+            raise UserError(
+                f"The samples of {task} beside {path} hold {len(found)} answers where the bundle "
+                f"has {len(expected)} facts. They are half-written or of another bundle; "
+                "score again."
+            )
+
+
+def _judge(text: str, item: Item, style: Style) -> Judgement:
+    fact = item.fact
+    return judge(text, fact.answers, fact.aliases, fact.subject, chat=style.chat)
+
+
+def _one_of(path: Path, key: str, asked: list[_Sample]) -> str | None:
+    found = {sample.doc.get(key) for sample in asked}
+    if len(found) > 1:
+        raise UserError(f"The samples beside {path} differ in {key}: mixed runs. Score again.")
+    value = next(iter(found), None)
+    return str(value) if value else None
+
+
+def _descent_declared(results: dict[str, Any]) -> bool:
+    configs = results.get("configs", {}).values()
+    return any((config.get("metadata") or {}).get("ff_descends") for config in configs)
 
 
 def _environment(results: dict[str, Any]) -> dict[str, Any]:

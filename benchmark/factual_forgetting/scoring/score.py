@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.scoring.merge import merge_adapter
+from factual_forgetting.scoring.prompts import FEWSHOT, STYLES, TASK
 from factual_forgetting.slick.engines import default_device
-from factual_forgetting.tasks import GROUP, tasks_dir
+from factual_forgetting.tasks import tasks_dir
+
+_LOCAL_MODELS = {"hf", "vllm"}
 
 
 def score(
@@ -22,20 +26,26 @@ def score(
     model_args: str,
     output: Path,
     *,
+    tasks: Sequence[str] = (TASK,),
     batch_size: str = "auto",
     device: str | None = None,
     limit: float | None = None,
+    descends: bool = False,
 ) -> Path:
     """Scores one checkpoint on a bundle.
 
     Args:
         bundle: The bundle of the checkpoint's base.
         model: lm-eval's model class.
-        model_args: Its arguments, or the checkpoint's path alone.
+        model_args: Its arguments, or the checkpoint's path alone. A LoRA adapter is merged
+            into its base first.
         output: Directory for lm-eval's results.
+        tasks: Keys of `STYLES`: how to ask.
         batch_size: As in lm-eval.
         device: As in lm-eval; by default the GPU where there is one.
         limit: As in lm-eval; such results are for trying out and make no record.
+        descends: Declares that the checkpoint descends from the bundle's base although its
+            shape or marks say otherwise.
 
     Returns:
         The directory that lm-eval wrote results and samples to.
@@ -43,39 +53,86 @@ def score(
     Raises:
         UserError: If the checkpoint doesn't descend from the bundle's base.
     """
+    arguments = _arguments(model, model_args, output, bundle, descends)
+    # lm-eval adds the model arguments itself, but not to a task manager that it is given.
+    metadata = {
+        **{key: arguments[key] for key in ("pretrained",) if key in arguments},
+        "ff_bundle": str(bundle.path),
+        "ff_bundle_sha256": bundle.sha256,
+        "ff_descends": descends,
+    }
+    settings = {
+        "model": model,
+        "batch_size": batch_size,
+        "device": device or default_device(),
+        "limit": limit,
+    }
+    written = output
+    if any(STYLES[task].chat for task in tasks):
+        _require_chat_template(arguments)
+    with _quiet_logging():
+        # A chat template would change the other prompts, so chat tasks are a run of their own.
+        for chat in (False, True):
+            asked = [
+                t for s in map(STYLES.get, tasks) if s and s.chat == chat for t in s.tasks(bundle)
+            ]
+            if asked:
+                run = {**settings, "tasks": asked, "apply_chat_template": chat}
+                written = _evaluate(run, arguments, metadata, output)
+    return written
+
+
+def _arguments(
+    model: str, text: str, output: Path, bundle: Bundle, descends: bool
+) -> dict[str, Any]:
+    """Resolves the checkpoint: found, merged, and of the bundle's base."""
+    arguments = parse_model_args(text)
+    if model.startswith("local-"):
+        # The server tokenises as its model needs it, BOS included; lm-eval would leave BOS out.
+        return {"tokenized_requests": False, "tokenizer_backend": None, **arguments}
+    if model not in _LOCAL_MODELS or "pretrained" not in arguments:
+        return arguments
+    merged = merge_adapter(arguments, output / "merged")
+    path = merged or checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+    if not descends:
+        checkpoint.require_descent(path, bundle.manifest["base"])
+    resolved = {key: arguments[key] for key in arguments if key not in ("peft", "revision")}
+    return {**resolved, "pretrained": str(path)}
+
+
+def _require_chat_template(arguments: dict[str, Any]) -> None:
+    path = Path(str(arguments.get("pretrained", "")))
+    config = path / "tokenizer_config.json"
+    if not config.is_file() or (path / "chat_template.jinja").is_file():
+        return
+    if not files.read_json(config).get("chat_template"):
+        raise UserError(
+            f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
+            "checkpoint its chat_template.jinja."
+        )
+
+
+def _evaluate(
+    settings: dict[str, Any], arguments: dict[str, Any], metadata: dict[str, Any], output: Path
+) -> Path:
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    arguments = parse_model_args(model_args)
-    metadata: dict[str, Any] = {
-        "ff_bundle": str(bundle.path),
-        "ff_bundle_sha256": bundle.sha256,
-    }
-    if "pretrained" in arguments and model in {"hf", "vllm"}:
-        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
-        checkpoint.require_descent(path, bundle.manifest["base"])
-        arguments["pretrained"] = str(path)
-        metadata["ff_weights_sha256"] = checkpoint.weights_sha256(path)
-    with _quiet_logging():
-        tracker = EvaluationTracker(output_path=str(output))
-        results = simple_evaluate(
-            model=model,
-            model_args=arguments,
-            tasks=[GROUP],
-            batch_size=batch_size,
-            device=device or default_device(),
-            limit=limit,
-            log_samples=True,
-            evaluation_tracker=tracker,
-            task_manager=TaskManager(
-                include_path=str(tasks_dir()), include_defaults=False, metadata=metadata
-            ),
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results=results, samples=samples)
-        for task in results["configs"]:
-            tracker.save_results_samples(task_name=task, samples=samples[task])
+    tracker = EvaluationTracker(output_path=str(output))
+    results = simple_evaluate(
+        **settings,
+        model_args=dict(arguments),
+        log_samples=True,
+        evaluation_tracker=tracker,
+        task_manager=TaskManager(
+            include_path=str(tasks_dir()), include_defaults=False, metadata=metadata
+        ),
+    )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in results["configs"]:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
     written = output / str(tracker.general_config_tracker.model_name_sanitized)
     if not any(written.glob("results_*.json")):
         raise UserError(f"lm-eval wrote no results to {written}. Is the disk full?")

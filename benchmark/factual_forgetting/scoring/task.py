@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint
-from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
+from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.matching import is_correct, normalise
-from factual_forgetting.slick.labelling import ZERO_SHOT
-from factual_forgetting.slick.prompts import question_prompt
+from factual_forgetting.facts.matching import MATCHER_VERSION
+from factual_forgetting.scoring.answers import judge
+from factual_forgetting.scoring.prompts import STYLES
 
-_ABSTENTIONS = frozenset(
-    normalise(text)
-    for text in (
-        "I don't know",
-        "I do not know",
-        "don't know",
-        "I'm not sure",
-        "I am not sure",
-        "not sure",
-        "unknown",
-        "no answer",
-        "I have no idea",
-    )
-)
+_ADAPTERS = {"peft", "delta", "lora_local_path"}
+_TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 
 
 def load_split(
     ff_split: str,
+    ff_style: str,
     ff_bundle: str | None = None,
     ff_bundle_sha256: str | None = None,
+    ff_descends: bool = False,
     pretrained: str | None = None,
-    **_: Any,
+    revision: str | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
     """Loads a split of a bundle for lm-eval (`custom_dataset`).
 
     Args:
         ff_split: Name of the split; from the task's YAML.
-        ff_bundle: Directory of the bundle, or `almanac`; from `--metadata`. Without it the
-            embedded bundle is used, for descendants of the embedded base only.
+        ff_style: Key of `STYLES`; from the task's YAML.
+        ff_bundle: Directory of the bundle, `almanac`, or a dataset on the Hub as `name@commit`;
+            from `--metadata`. Without it the embedded bundle is used, for descendants of the
+            embedded base only.
         ff_bundle_sha256: The hash that the bundle must have, if it matters.
+        ff_descends: Declares that the checkpoint descends from the bundle's base although its
+            shape or marks say otherwise; from `--metadata`.
         pretrained: The checkpoint, from `--model_args`.
+        revision: Its revision, from `--model_args`.
+        others: The other keys of `--model_args` and `--metadata`.
 
     Returns:
         `{"test": datasets.Dataset}` with one row a fact.
@@ -53,7 +51,8 @@ def load_split(
     """
     from datasets import Dataset
 
-    if ff_bundle is None and not _is_local(pretrained):
+    path = local_checkpoint(pretrained, revision)
+    if ff_bundle is None and path is None:
         raise UserError(
             "No bundle was given, and without one only checkpoints of the embedded almanac base "
             'are scored. Add --metadata \'{"ff_bundle": "DIR"}\' with the bundle of your base.'
@@ -64,25 +63,96 @@ def load_split(
             f"The bundle in {bundle.path} has the hash {bundle.sha256}, not {ff_bundle_sha256}. "
             "Give the bundle that was meant."
         )
-    if _is_local(pretrained):
-        checkpoint.require_descent(checkpoint.locate(str(pretrained)), bundle.manifest["base"])
-    rows = [
+    require_matcher(bundle)
+    if path and not ff_descends:
+        checkpoint.require_descent(path, bundle.manifest["base"])
+    # With an adapter on top, the files in `pretrained` aren't the weights that answer.
+    hashed = None if _ADAPTERS & set(others) else path
+    return {"test": Dataset.from_list(documents(bundle, ff_split, ff_style, hashed))}
+
+
+def documents(
+    bundle: Bundle, split: str, style_name: str, path: Path | None
+) -> list[dict[str, Any]]:
+    """Returns a split's documents: prompt, answers, the base's outcome, and what made them.
+
+    Args:
+        bundle: The bundle.
+        split: Name of the split.
+        style_name: Key of `STYLES`.
+        path: The checkpoint's directory, whose hashes go into each document; None if unknown.
+    """
+    style = STYLES[style_name]
+    made_of = {
+        "style": style_name,
+        "bundle_sha256": bundle.sha256,
+        "weights_sha256": _weights_sha256(path, _stamp(path)) if path else None,
+        "tokenizer_sha256": tokenizer_sha256(path) if path else None,
+    }
+    return [
         {
             "id": item.fact.id,
             "relation": item.fact.relation,
+            "subject": item.fact.subject,
             "question": item.fact.question,
-            "answers": list(item.fact.accepted),
-            "prompt": question_prompt(item.fact.question),
-            "base_correct": item.base[ZERO_SHOT],
-            "bundle_sha256": bundle.sha256,
+            "prompt": style.prompt(item, bundle),
+            "answers": list(item.fact.answers),
+            "aliases": list(item.fact.aliases),
+            "base_correct": item.base[style.outcome],
+            **made_of,
         }
-        for item in bundle.splits[ff_split]
+        for item in bundle.splits[split]
     ]
-    return {"test": Dataset.from_list(rows)}
 
 
-def _is_local(pretrained: str | None) -> bool:
-    return pretrained is not None and (Path(pretrained) / "config.json").is_file()
+def local_checkpoint(pretrained: str | None, revision: str | None = None) -> Path | None:
+    """Returns where a checkpoint lies on this machine, the Hub's cache included, or None."""
+    if pretrained is None:
+        return None
+    if pretrained == checkpoint.ALMANAC or (Path(pretrained) / "config.json").is_file():
+        return checkpoint.locate(pretrained)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(pretrained, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def require_matcher(bundle: Bundle) -> None:
+    """Refuses a bundle whose base was judged by other rules than these.
+
+    Raises:
+        UserError: If the matcher's version differs.
+    """
+    found = bundle.manifest["labels"]["matcher"]
+    if found != MATCHER_VERSION:
+        raise UserError(
+            f"The base's outcomes in {bundle.path} were matched by {found}; this version matches "
+            f"by {MATCHER_VERSION}. Label again, or install the version that built the bundle."
+        )
+
+
+def tokenizer_sha256(path: Path) -> str | None:
+    """Hashes what a tokenizer does to a text; None without a `tokenizer.json`."""
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return None
+    content = files.read_json(file)
+    return files.sha256_json([content.get(part) for part in _TOKENIZER_PARTS])
+
+
+@lru_cache(maxsize=8)
+def _weights_sha256(path: Path, stamp: tuple[Any, ...]) -> str:
+    """Every task asks for the hash of the same gigabytes; `stamp` tells them apart."""
+    return checkpoint.weights_sha256(path)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    found = [(file.name, file.stat()) for file in sorted(path.glob("*.safetensors"))]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -96,17 +166,15 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]
         Metrics by name. `ff_lost` is there only where the base was right and `ff_gained` only
         where it was wrong, so that their means are shares of those facts.
     """
-    correct = is_correct(results[0], doc["answers"])
-    base = bool(doc["base_correct"])
+    style = STYLES[doc["style"]]
+    found = judge(results[0], doc["answers"], doc["aliases"], doc["subject"], chat=style.chat)
+    base, correct = bool(doc["base_correct"]), float(found.correct)
     return {
-        "ff_accuracy": float(correct),
-        "ff_forgetting": float(base) - float(correct),
-        "ff_hallucination": float(not correct and not abstains(results[0])),
-        **({"ff_lost": float(not correct)} if base else {"ff_gained": float(correct)}),
+        "ff_accuracy": correct,
+        "ff_strict": float(found.strict),
+        "ff_f1": found.f1,
+        "ff_forgetting": float(base) - correct,
+        "ff_abstention": float(found.abstained and not found.correct),
+        "ff_hallucination": float(not found.correct and not found.abstained),
+        **({"ff_lost": 1 - correct} if base else {"ff_gained": correct}),
     }
-
-
-def abstains(text: str) -> bool:
-    """Tells whether an answer declines to answer; an empty one does."""
-    given = normalise(text.strip())
-    return not given or given in _ABSTENTIONS

@@ -16,13 +16,13 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
+from factual_forgetting.facts.command import add_source_arguments, described_source
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.labelling import (
     PARTS,
     QUOTAS,
+    SOURCE,
     SlickConfig,
     load_labels,
     relation_table,
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> None:
     from factual_forgetting.slick.engines import open_engine
 
     arguments = parse_model_args(args.model_args)
-    settings, facts = _settings(args), facts_from_arguments(args)
+    settings = _settings(args)
+    facts, source = described_source(args)
     base = _base(args.model, arguments)
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
     if args.plan:
@@ -112,8 +113,9 @@ def run(args: argparse.Namespace) -> None:
         if not workers.merges():
             return
         merge(job)
-        if args.check_redraw:
-            _check_redraw(facts, engine, args.output_path, args.check_redraw)
+    files.write_json(args.output_path / SOURCE, source)
+    if args.check_redraw:
+        _check_redraw(facts, opening, args.output_path, args.check_redraw)
     table = relation_table(load_labels(args.output_path).labels, args.min_highly_known)
     sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
 
@@ -192,10 +194,11 @@ def _print_plan(
     sys.stdout.write(files.dumps(told, indent=2) + "\n")
 
 
-def _check_redraw(facts: list[Fact], engine: Engine, output: Path, sample: int) -> None:
+def _check_redraw(facts: list[Fact], opening: tuple[Any, ...], output: Path, sample: int) -> None:
+    from factual_forgetting.slick.engines import open_engine
     from factual_forgetting.slick.redraw import check_redraw
 
-    told = check_redraw(facts, engine, output, sample)
+    told = check_redraw(facts, open_engine(*opening), output, sample)
     rows = [{"category": one, **counts} for one, counts in told["confusion"].items()]
     sys.stdout.write(tabulate(rows, headers="keys", tablefmt="github"))
     sys.stdout.write(

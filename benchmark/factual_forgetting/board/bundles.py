@@ -1,0 +1,135 @@
+"""The official bundle of each base, and what the board tells of a bundle beside its records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.board.form import BaseOf, Hash, Metric, Name, slug
+from factual_forgetting.bundle.manifest import (
+    HELDOUT,
+    KNOWN,
+    MANIFEST,
+    UNKNOWN,
+    Bundle,
+    load_bundle,
+)
+from factual_forgetting.config import Config, parse
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import majority_baseline
+from factual_forgetting.scoring.metrics import final_metrics
+from factual_forgetting.slick.labelling import ZERO_SHOT
+
+REFERENCE = "reference.json"
+
+
+class Reference(Config):
+    """Reference rows and marks of a bundle.
+
+    Attributes:
+        sha256: Identity of the bundle.
+        name: Base and version of an official bundle; None for any other.
+        base: Its base model.
+        counts: Facts by split.
+        base_stability: Stability of the base itself, in the same prompt.
+        base_macro: The same as a mean over relations.
+        majority_micro: Share of D_Held that the majority answer of each relation gets right.
+        majority_macro: The same as a mean over relations.
+        heldout_dropped_for_overlap: Candidates of D_Held that training speaks of, left out.
+        heldout_subjects_as_training_objects: Facts of D_Held whose subject is an answer in
+            training.
+    """
+
+    sha256: Hash
+    name: Name | None = None
+    base: BaseOf
+    counts: dict[str, int]
+    base_stability: Metric
+    base_macro: float | None
+    majority_micro: float | None
+    majority_macro: float | None
+    heldout_dropped_for_overlap: int | None
+    heldout_subjects_as_training_objects: int | None
+
+
+def reference_of(bundle: Bundle, name: str | None = None) -> Reference:
+    """Computes the reference rows of a bundle."""
+    held = bundle.splits[HELDOUT]
+    train = [item.fact for split in (KNOWN, UNKNOWN) for item in bundle.splits[split]]
+    majority = majority_baseline(train, [item.fact for item in held])
+    base = {item.fact.id: item.base[ZERO_SHOT] for item in held}
+    by_relation: dict[str, list[bool]] = {}
+    for item in held:
+        by_relation.setdefault(item.fact.relation, []).append(item.base[ZERO_SHOT])
+    shares = [sum(outcomes) / len(outcomes) for outcomes in by_relation.values()]
+    manifest = bundle.manifest
+    told = {
+        "sha256": bundle.sha256,
+        "name": name,
+        "base": {key: manifest["base"].get(key) for key in BaseOf.model_fields},
+        "counts": {split: len(items) for split, items in bundle.splits.items()},
+        "base_stability": final_metrics(bundle, base, trained=False)["stability"],
+        "base_macro": sum(shares) / len(shares) if shares else None,
+        "majority_micro": majority["micro"],
+        "majority_macro": majority["macro"],
+        **{
+            key: manifest.get(key)
+            for key in ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
+        },
+    }
+    return parse(Reference, told, str(bundle.path))
+
+
+def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
+    """Names a bundle the official one of its base: its manifest and reference rows.
+
+    Args:
+        bundle: The bundle.
+        folder: `bundles/` of the leaderboard.
+        version: Such as `v1`; a published version is never edited.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        UserError: If the version names another bundle already.
+    """
+    name = f"{slug(bundle.manifest['base']['pretrained'] or 'base')}/{slug(version)}"
+    path = folder / name / MANIFEST
+    if path.exists() and files.read_json(path) != bundle.manifest:
+        raise UserError(f"{path} names another bundle. A new bundle needs a new version.")
+    files.write_json(path, bundle.manifest)
+    files.write_json(path.with_name(REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
+    return path
+
+
+def official(folder: Path) -> dict[str, Reference]:
+    """Reads the official bundles under `bundles/` of a leaderboard, by their hash.
+
+    Raises:
+        UserError: If a manifest and its reference rows don't agree.
+    """
+    found = {}
+    for path in sorted(folder.glob(f"*/*/{MANIFEST}")):
+        sha256 = files.read_json(path).get("sha256")
+        beside = path.with_name(REFERENCE)
+        reference = parse(Reference, files.read_json(beside), str(beside))
+        name = f"{path.parent.parent.name}/{path.parent.name}"
+        if (reference.sha256, reference.name) != (sha256, name):
+            raise UserError(f"{beside} is not of the bundle in {path}. Make it official again.")
+        found[reference.sha256] = reference
+    return found
+
+
+def bundles_at_hand(paths: Sequence[Path]) -> dict[str, Bundle]:
+    """Loads the bundles in some directories and the embedded one, by their hash."""
+    embedded = checkpoint.embedded("bundle")
+    places = [*paths, *([embedded] if (embedded / MANIFEST).is_file() else [])]
+    return {bundle.sha256: bundle for bundle in map(load_bundle, places)}
+
+
+def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, Reference]:
+    """Returns the reference rows of all bundles that are known where records lie."""
+    computed = {sha256: reference_of(bundle) for sha256, bundle in bundles.items()}
+    return computed | official(records.parent / "bundles")

@@ -1,0 +1,316 @@
+"""The page: one static file with the board in it, and data beside it that opens from file://."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from importlib.resources import files as package_files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from factual_forgetting import files
+from factual_forgetting.board.board import KEEPS, LEARNS, Entry
+from factual_forgetting.board.form import Record, place
+from factual_forgetting.board.record import Outcome
+from factual_forgetting.board.tables import interval_text
+from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle, Item
+from factual_forgetting.checkpoint import ALMANAC, embedded
+from factual_forgetting.slick.labelling import ZERO_SHOT
+
+INDEX, BOARD, DATA = "index.html", "board.json", "data"
+
+
+def write_page(
+    board: Mapping[str, Any],
+    entries: Iterable[Entry],
+    bundles: Mapping[str, Bundle],
+    output: Path,
+) -> Path:
+    """Writes the page, `board.json`, and a data file for each row, record and bundle.
+
+    The page needs no server and no network. Data that is shown on demand lies in scripts beside
+    it, since a page opened from file:// may load scripts and nothing else.
+
+    Args:
+        board: What `make_board` made.
+        entries: The records and outcomes that it was made of.
+        bundles: Bundles at hand by hash; of others the page knows facts by number only.
+        output: Directory to write to.
+
+    Returns:
+        Path of the page.
+    """
+    for bundle in board["bundles"]:
+        known = bundles.get(bundle["sha256"])
+        _write_data(output, _facts_key(bundle), _facts(known) if known else None)
+        for row in bundle["rows"]:
+            told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
+            _write_data(output, _key(bundle, row), told)
+    shown = {
+        name for bundle in board["bundles"] for row in bundle["rows"] for name in row["records"]
+    }
+    for record, rows in entries:
+        if record.id in shown:
+            part = _record_part(record, rows, bundles.get(record.bundle_sha256))
+            _write_data(output, f"record-{record.id}", part)
+    files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
+    files.write_atomic(output / INDEX, page(board).encode())
+    return output / INDEX
+
+
+def page(board: Mapping[str, Any]) -> str:
+    """Returns the page's HTML with the board's summary in it."""
+    parts = {name: _part(f"page.{name}") for name in ("html", "css", "js")}
+    summary = {"bundles": [_bundle(bundle) for bundle in board["bundles"]]}
+    policy = (
+        f"default-src 'none'; script-src '{_digest(parts['js'])}' 'self' file:; "
+        f"style-src '{_digest(parts['css'])}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return Template(parts["html"]).substitute(
+        policy=policy,
+        style=parts["css"],
+        script=parts["js"],
+        board=_json(summary),
+        records=board["records"],
+    )
+
+
+def _part(name: str) -> str:
+    resource = package_files("factual_forgetting.board") / "site" / name
+    return resource.read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand inside a script element, in any character encoding."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _write_data(output: Path, name: str, value: Any) -> None:
+    content = f"factualForgetting({_json(name)},{_json(value)})\n"
+    files.write_atomic(output / DATA / f"{name}.js", content.encode())
+
+
+def _key(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return f"{bundle['sha256'][:12]}-{row['id']}"
+
+
+def _facts_key(bundle: Mapping[str, Any]) -> str:
+    return f"facts-{bundle['sha256'][:12]}"
+
+
+def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
+    reference = bundle["reference"] or {}
+    keys = {row["id"]: _key(bundle, row) for row in bundle["rows"]}
+    return {
+        "title": reference.get("name") or f"{bundle['base']} {bundle['sha256'][:12]}",
+        "about": _about(bundle, reference),
+        "facts": _facts_key(bundle),
+        "rows": [_row(bundle, row) for row in bundle["rows"]],
+        "references": _references(reference),
+        **{table: [keys[name] for name in bundle["tables"][table]] for table in (LEARNS, KEEPS)},
+    }
+
+
+def _about(bundle: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    counts = bundle["counts"]
+    told = (
+        f"Base {bundle['base']}, bundle {bundle['sha256'][:12]}: "
+        f"{counts['known']:,} known and {counts['unknown']:,} new facts are trained on, "
+        f"{counts['heldout']:,} known ones are held out."
+    )
+    touched = reference.get("heldout_subjects_as_training_objects")
+    if touched is not None:
+        told += (
+            f" Candidates of D_Held left out because training speaks of them: "
+            f"{reference['heldout_dropped_for_overlap'] or 0:,}; kept although their subject is "
+            f"an answer in training: {touched:,}."
+        )
+    return told
+
+
+def _references(reference: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not reference:
+        return []
+    majority = reference["majority_micro"]
+    return [
+        {"name": "the base itself", "S": _triple(reference["base_stability"])},
+        {"name": "majority answer of each relation", "S": [_rounded(majority), None, None]},
+    ]
+
+
+def _row(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    crossing = row["stability_at_p90"]
+    return {
+        "key": _key(bundle, row),
+        **{key: row[key] for key in ("method", "family", "protocol", "track", "level", "rank")},
+        "trials": row["trials"],
+        "leak": row["heldout_in_training"],
+        "reference": row["reference"],
+        "seeds": len(row["records"]),
+        "T": _triple(row["task_learning"]),
+        "P": _triple(row["plasticity"]),
+        "S": _triple(row["stability"]),
+        "p90": _triple(crossing),
+        "marks": _marks(crossing) if crossing else "",
+        "why": None if crossing else ("never" if row["curve"] else "no curve"),
+        "lost": _rounded(row["lost"]),
+        "loss": _triple(row["loss_against"]["known_only"]),
+    }
+
+
+def _marks(crossing: Mapping[str, Any]) -> str:
+    return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
+
+
+def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:
+    return [_rounded(estimate[key]) for key in ("value", "low", "high")] if estimate else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _curve(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean curve as [step, T, P, S], and P and S of each seed."""
+    names = ("task_learning", "plasticity", "stability")
+    points = row["curve"]
+    seeds = range(len(points[0]["seeds"])) if points else ()
+    return {
+        "curve": [[p["step"], *(_rounded(p[name]) for name in names)] for p in points],
+        "seeds": [[[_rounded(v) for v in p["seeds"][seed]] for p in points] for seed in seeds],
+    }
+
+
+def _numbers(row: Mapping[str, Any]) -> list[list[str]]:
+    """What a row's part says beside the table: macro averages and paired differences."""
+    crossing, losses = row["stability_at_p90"], row["loss_against"]
+    seeds = f"{crossing['lowest']:.3f} to {crossing['highest']:.3f}" if crossing else "-"
+    return [
+        ["T", interval_text(row["task_learning"])],
+        ["P", interval_text(row["plasticity"])],
+        ["S, mean over facts", interval_text(row["stability"])],
+        ["S, mean over relations", f"{row['stability_macro']:.3f}"],
+        ["S@P90", interval_text(crossing)],
+        ["S@P90, range of seeds", seeds],
+        ["S@P90 - that of sft, same seeds", interval_text(row["difference_at_p90"]["sft"])],
+        ["S of known_only - S, same seeds", interval_text(losses["known_only"])],
+        ["S of sft - S, same seeds", interval_text(losses["sft"])],
+    ]
+
+
+def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:
+    return {
+        split: [[item.fact.question, item.fact.answers[0]] for item in bundle.splits[split]]
+        for split in (HELDOUT, UNKNOWN)
+    }
+
+
+def _record_part(record: Record, rows: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
+    held = [row for row in rows if row["split"] == HELDOUT]
+    new = [row for row in rows if row["split"] == UNKNOWN]
+    items: list[Item | None] = [*bundle.splits[HELDOUT]] if bundle else [None] * len(held)
+    lost = [
+        [index, row["answer"]]
+        for index, (row, item) in enumerate(zip(held, items, strict=True))
+        if not row["final"] and (item is None or item.base[ZERO_SHOT])
+    ]
+    told = "Facts lost (of those the base gets right in the same prompt)"
+    return {
+        "id": record.id,
+        "seed": record.seed,
+        "S": _share(held),
+        "P": _share(new),
+        "lost": lost,
+        "lostTitle": told if bundle else "Facts of D_Held now wrong",
+        "learned": [index for index, row in enumerate(new) if row["final"]],
+        "command": reproduce(record),
+        "provenance": _provenance(record),
+    }
+
+
+def _share(rows: list[Outcome]) -> float | None:
+    return _rounded(sum(row["final"] for row in rows) / len(rows)) if rows else None
+
+
+def _provenance(record: Record) -> list[list[Any]]:
+    made, cost = record.environment, record.cost
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(made.packages.items()))
+    dirty = " with uncommitted changes" if made.dirty else ""
+    protocol = record.protocol
+    return [
+        ["record", place(record.model_dump(mode="json"))],
+        ["level", record.level],
+        ["recorded", record.recorded],
+        ["base", record.base.pretrained],
+        ["base revision", record.base.revision],
+        ["base weights", record.base.weights_sha256],
+        ["bundle", record.bundle_sha256],
+        ["protocol", f"{protocol.name} {protocol.sha256}" if protocol else None],
+        ["weights", record.weights_sha256],
+        ["repository", record.repository],
+        ["outcomes", record.outcomes.sha256],
+        ["trained on", record.training_data.description],
+        ["facts of D_Held in training", record.training_data.heldout],
+        ["steps", cost.steps],
+        ["tokens read", cost.tokens],
+        ["tokens of extra forward passes", cost.extra_forwards],
+        ["extra data", cost.extra_data],
+        ["GPU hours", cost.gpu_hours],
+        ["device", made.device],
+        ["dtype, attention, batch", ", ".join(_told(made.dtype, made.attention, made.batch_size))],
+        ["packages", packages],
+        ["commit", f"{made.commit}{dirty}" if made.commit else None],
+        ["note", record.note],
+    ]
+
+
+def _told(*values: str | None) -> list[str]:
+    return [value or "?" for value in values]
+
+
+def reproduce(record: Record) -> str:
+    """Returns the commands that make a result again, safe to paste into a shell.
+
+    A checkpoint that finetune didn't make can only be scored again.
+    """
+    bundle = _bundle_argument(record.bundle_sha256)
+    if record.protocol is None:
+        arguments = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
+        score = ["score", "--model_args", arguments, "--bundle", bundle]
+        return _command([*score, "--output_path", "results"])
+    settings = [f"{key}={_setting(value)}" for key, value in sorted(record.method.settings.items())]
+    train = ["finetune", "--bundle", bundle, "--protocol", record.protocol.name]
+    train += ["--method", record.method.name]
+    train += ["--method_args", ",".join(settings)] if settings else []
+    train += ["--seed", str(record.seed), "--output_path", "run"]
+    return "\n".join(
+        _command(words)
+        for words in (
+            train,
+            ["score", "--model_args", "run", "--bundle", bundle, "--output_path", "results"],
+            ["record", "results", "--bundle", bundle, "--output_path", "records"],
+        )
+    )
+
+
+def _bundle_argument(sha256: str) -> str:
+    manifest = embedded("bundle") / MANIFEST
+    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == sha256
+    return ALMANAC if shipped else f"bundle-{sha256[:12]}"
+
+
+def _setting(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _command(words: list[str]) -> str:
+    return shlex.join(["factual-forgetting", *words])

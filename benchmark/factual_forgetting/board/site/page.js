@@ -1,0 +1,347 @@
+"use strict";
+// Every text comes into the document as text, never as markup.
+const data = JSON.parse(document.getElementById("board").textContent);
+const at = (id) => document.getElementById(id);
+const PAGE = 100, STEP = 500, COLORS = 8, MANY = 150;
+const state = { bundle: 0, table: "learns", sort: null, up: true, shown: PAGE, selected: [] };
+const loaded = new Map(), waiting = new Map();
+
+// Adjacent data calls this; a script works from file:// where fetch doesn't.
+window.factualForgetting = (name, value) => {
+  loaded.set(name, value);
+  for (const resolve of waiting.get(name) || []) resolve(value);
+  waiting.delete(name);
+};
+function load(name) {
+  if (loaded.has(name)) return Promise.resolve(loaded.get(name));
+  return new Promise((resolve) => {
+    if (waiting.has(name)) { waiting.get(name).push(resolve); return; }
+    waiting.set(name, [resolve]);
+    const script = document.createElement("script");
+    script.src = `data/${name}.js`;
+    script.onerror = () => window.factualForgetting(name, null);
+    document.head.append(script);
+  });
+}
+
+function make(tag, attributes, ...children) {
+  const drawn = ["svg", "line", "circle", "path", "text", "rect", "g"].includes(tag);
+  const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+const number = (value) => value === null || value === undefined ? "–" : value.toFixed(3).replace(/^(-?)0\./, "$1.");
+const bundle = () => data.bundles[state.bundle];
+const rowOf = (key) => bundle().rows.find((row) => row.key === key);
+const color = (row) => { const slot = state.selected.indexOf(row.key); return slot < 0 ? null : slot % COLORS; };
+
+const COLUMNS = {
+  rank: { title: "Rank", value: (r) => r.rank[state.table], cell: (r) => make("span", { class: "rank" }, r.rank[state.table] === null ? "–" : String(r.rank[state.table])) },
+  method: { title: "Method", value: (r) => r.method, head: true, cell: methodCell },
+  p90: { title: "S@P90", value: (r) => r.p90 && r.p90[0], cell: (r) => r.p90 ? interval(r.p90, r.marks) : make("span", { class: "range" }, r.why || "never") },
+  S: { title: "S", value: (r) => r.S && r.S[0], cell: (r) => interval(r.S) },
+  P: { title: "P", value: (r) => r.P && r.P[0], minor: true, cell: (r) => number(r.P && r.P[0]) },
+  T: { title: "T", value: (r) => r.T && r.T[0], minor: true, cell: (r) => number(r.T && r.T[0]) },
+  lost: { title: "Lost", value: (r) => r.lost, minor: true, cell: (r) => number(r.lost) },
+  loss: { title: "Loss", value: (r) => r.loss && r.loss[0], minor: true, cell: (r) => number(r.loss && r.loss[0]) },
+  seeds: { title: "Seeds", value: (r) => r.seeds, minor: true, cell: (r) => String(r.seeds) },
+  track: { title: "Track", value: (r) => r.track, minor: true, cell: (r) => r.trials ? `${r.track} (${r.trials} trials)` : r.track },
+  level: { title: "Level", value: (r) => r.level, minor: true, cell: (r) => r.level },
+};
+const SHOWN = {
+  learns: ["rank", "method", "p90", "S", "P", "lost", "seeds", "track", "level"],
+  keeps: ["rank", "method", "S", "T", "lost", "loss", "seeds", "track", "level"],
+};
+const EXPLAIN = {
+  learns: "For those whose model has to learn: stability at the moment when 90 % of the new facts are learned. A method that never gets there is listed, not ranked.",
+  keeps: "For those who only teach a task: final stability of methods that learn the task on known facts (T of .95 or more). Freezing belongs here.",
+};
+
+function methodCell(row) {
+  const cell = make("span", {}, make("button", { type: "button", class: "open", onclick: () => open(row.key) }, row.method));
+  if (row.leak === "included") cell.append(make("span", { class: "tag warn" }, "trained on D_Held"));
+  if (row.leak === "unknown") cell.append(make("span", { class: "tag" }, "undeclared"));
+  if (row.reference) cell.append(make("span", { class: "tag" }, "reference"));
+  cell.append(make("small", {}, row.protocol.split("@")[0]));
+  return cell;
+}
+function interval(estimate, marks) {
+  if (!estimate) return make("span", { class: "range" }, "–");
+  const [value, low, high] = estimate, x = (share) => 2 + 80 * share;
+  if (low === null) return make("b", {}, number(value));
+  const spark = make("svg", { class: "spark", viewBox: "0 0 84 12", "aria-hidden": "true" },
+    make("rect", { x: 2, y: 5, width: 80, height: 2 }),
+    make("line", { x1: x(low), x2: x(high), y1: 6, y2: 6 }), make("circle", { cx: x(value), cy: 6, r: 2.5 }));
+  return make("span", {}, spark, make("b", {}, (marks || "") + number(value)), " ", make("span", { class: "range" }, `[${number(low)}, ${number(high)}]`));
+}
+
+function matching() {
+  const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = Object.fromEntries(["track", "level", "family"].map((name) => [name, at(name).value]));
+  const fits = (row) => Object.entries(wanted).every(([name, value]) => !value || row[name] === value) &&
+    words.every((word) => row.text.includes(word));
+  const byKey = new Map(bundle().rows.map((row) => [row.key, row]));
+  const rows = bundle()[state.table].map((key) => byKey.get(key)).filter((row) => !row.reference && fits(row));
+  if (!state.sort) return rows;
+  const { value } = COLUMNS[state.sort], sign = state.up ? 1 : -1;
+  return rows.map((row, index) => [row, value(row), index]).sort((a, b) => {
+    if (a[1] === null || a[1] === undefined || b[1] === null || b[1] === undefined) return (a[1] ?? null) === (b[1] ?? null) ? a[2] - b[2] : (a[1] ?? null) === null ? 1 : -1;
+    return a[1] < b[1] ? -sign : a[1] > b[1] ? sign : a[2] - b[2];
+  }).map(([row]) => row);
+}
+
+function draw() {
+  const rows = matching();
+  drawTable(rows);
+  drawPlane(rows);
+  drawSteps();
+  const total = bundle().rows.filter((row) => !row.reference).length;
+  at("status").textContent = `${rows.length} of ${total} methods${rows.length < total ? "; ranks are of the whole table" : ""}. ` +
+    `${state.selected.length} selected.`;
+}
+
+function drawTable(rows) {
+  const names = SHOWN[state.table];
+  const table = at("table");
+  table.caption.textContent = `${at(state.table).textContent}, bundle ${bundle().title}`;
+  table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
+  const shown = rows.slice(0, state.shown);
+  at("ranked").replaceChildren(...shown.map((row) => tableRow(row, names)));
+  const known = bundle().rows.filter((row) => row.reference).map((row) => tableRow(row, names));
+  at("references").replaceChildren(...known, ...bundle().references.map((row) => referenceRow(row, names)));
+  at("more").hidden = shown.length === rows.length;
+  at("more").textContent = `Show ${Math.min(STEP, rows.length - shown.length)} more (${shown.length} of ${rows.length} shown)`;
+}
+function header(name) {
+  const sorted = state.sort === name;
+  const sort = () => {
+    const falling = ["p90", "S", "P", "T", "seeds"].includes(name);
+    if (state.sort === name) state.up = !state.up;
+    else { state.sort = name; state.up = !falling; }
+    draw();
+    document.querySelector(`th[data-name="${name}"] button`).focus();
+  };
+  const { title, minor } = COLUMNS[name];
+  return make("th", { scope: "col", "data-name": name, class: minor ? "minor" : null, "aria-sort": sorted ? (state.up ? "ascending" : "descending") : null },
+    make("button", { type: "button", onclick: sort }, title + (sorted ? (state.up ? " ▲" : " ▼") : "")));
+}
+function tableRow(row, names) {
+  const slot = color(row);
+  const box = make("input", { type: "checkbox", "aria-label": `Show the curve of ${row.method}`, onchange: () => select(row.key) });
+  box.checked = slot !== null;
+  return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null, onmouseenter: () => hover(row.key), onmouseleave: () => hover(null) },
+    make("td", {}, box),
+    ...names.map((name) => {
+      const { head, minor, cell } = COLUMNS[name];
+      return make(head ? "th" : "td", { scope: head ? "row" : null, class: minor ? "minor" : null }, cell(row));
+    }));
+}
+function referenceRow(row, names) {
+  const cells = { rank: "–", method: row.name, S: interval(row.S), p90: "–", P: "not trained", T: "not trained" };
+  return make("tr", {}, make("td", {}), ...names.map((name) =>
+    make(name === "method" ? "th" : "td", { scope: name === "method" ? "row" : null, class: COLUMNS[name].minor ? "minor" : null }, cells[name] ?? "")));
+}
+
+const BOX = { left: 52, right: 548, top: 14, bottom: 352 };
+function frame(svg, xs, ys, xTitle, yTitle, x, y) {
+  svg.replaceChildren();
+  for (const tick of xs) svg.append(make("line", { class: "grid", x1: x(tick), x2: x(tick), y1: BOX.top, y2: BOX.bottom }), make("text", { x: x(tick), y: BOX.bottom + 18, "text-anchor": "middle" }, label(tick)));
+  for (const tick of ys) svg.append(make("line", { class: "grid", x1: BOX.left, x2: BOX.right, y1: y(tick), y2: y(tick) }), make("text", { x: BOX.left - 6, y: y(tick) + 4, "text-anchor": "end" }, label(tick)));
+  svg.append(make("text", { x: (BOX.left + BOX.right) / 2, y: 394, "text-anchor": "middle" }, xTitle), make("text", { transform: `translate(14 ${(BOX.top + BOX.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, yTitle));
+}
+const label = (tick) => Number.isInteger(tick) ? String(tick) : tick.toFixed(2).replace(/^0/, "").replace(/0$/, "");
+function ticks(low, high, count) {
+  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9; i++) found.push(Number((i * step).toPrecision(6)));
+  return found;
+}
+function line(points, x, y) {
+  const there = points.filter(([a, b]) => a !== null && b !== null);
+  return there.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
+}
+
+function drawPlane(rows) {
+  const svg = at("plane"), references = bundle().rows.filter((row) => row.reference);
+  const placed = [...rows, ...references].filter((row) => row.P && row.S);
+  const chosen = state.selected.map(rowOf).filter(Boolean);
+  const lows = [...placed.map((row) => row.S[1]), ...chosen.flatMap((row) => (loaded.get(row.key)?.curve || []).map((p) => p[3]).filter((v) => v !== null))];
+  const floor = Math.max(0, Math.floor(lows.reduce((a, b) => Math.min(a, b), .9) * 10) / 10);
+  const x = (v) => BOX.left + v * (BOX.right - BOX.left), y = (v) => BOX.bottom - (v - floor) / (1 - floor) * (BOX.bottom - BOX.top);
+  frame(svg, [0, .2, .4, .6, .8, 1], ticks(floor, 1, 5), "plasticity P: new facts learned", "stability S: known facts kept", x, y);
+  svg.append(make("line", { class: "guide", x1: x(.9), x2: x(.9), y1: BOX.top, y2: BOX.bottom }), make("text", { x: x(.9) - 5, y: BOX.bottom - 8, "text-anchor": "end" }, "P .90"));
+  const crowded = placed.length > MANY;
+  for (const row of placed) if (!crowded || color(row) !== null) whiskers(svg, row, x, y);
+  for (const row of chosen) {
+    const found = loaded.get(row.key);
+    if (found) svg.append(make("path", { class: `way s${color(row)}`, d: line(found.curve.map((p) => [p[2], p[3]]), x, y) }));
+  }
+  for (const row of placed) dot(svg, row, x, y);
+  names(svg, chosen.filter((row) => row.P && row.S).map((row) => [row, x(row.P[0]), y(row.S[0])]));
+}
+function whiskers(svg, row, x, y) {
+  const slot = color(row), kind = `whisker${slot === null ? "" : ` s${slot}`}`;
+  svg.append(make("line", { class: kind, x1: x(row.P[1]), x2: x(row.P[2]), y1: y(row.S[0]), y2: y(row.S[0]) }),
+    make("line", { class: kind, x1: x(row.P[0]), x2: x(row.P[0]), y1: y(row.S[1]), y2: y(row.S[2]) }));
+}
+function dot(svg, row, x, y) {
+  const slot = color(row), place = { cx: x(row.P[0]).toFixed(1), cy: y(row.S[0]).toFixed(1) };
+  const events = { onmouseenter: (event) => hover(row.key, event), onmouseleave: () => hover(null), onclick: () => select(row.key) };
+  svg.append(make("circle", { class: `dot${slot === null ? "" : ` f${slot}`}`, "data-key": row.key, r: slot === null ? 5 : 7, ...place, ...events }));
+}
+function names(svg, placed) {
+  // Names of points that lie close together step aside, one below the other.
+  let last = -Infinity;
+  for (const [row, px, py] of placed.sort((a, b) => a[2] - b[2])) {
+    const y = Math.min(Math.max(py - 9, last + 17, BOX.top + 12), BOX.bottom - 4);
+    last = y;
+    const left = px > 300;
+    svg.append(make("text", { class: `name t${color(row)}`, x: px + (left ? -11 : 11), y, "text-anchor": left ? "end" : "start" }, short(row.method)));
+  }
+}
+const short = (text) => text.length > 30 ? `${text.slice(0, 29)}…` : text;
+
+function drawSteps() {
+  const svg = at("steps");
+  const chosen = state.selected.map(rowOf).filter(Boolean).map((row) => [row, loaded.get(row.key)]).filter(([, found]) => found && found.curve.length > 1);
+  const last = chosen.reduce((most, [, found]) => Math.max(most, found.curve[found.curve.length - 1][0]), 1);
+  const x = (v) => BOX.left + v / last * (BOX.right - BOX.left), y = (v) => BOX.bottom - v * (BOX.bottom - BOX.top);
+  frame(svg, ticks(0, last, 6), [0, .2, .4, .6, .8, 1], "optimizer steps", "S solid, P dashed", x, y);
+  for (const [row, found] of chosen) {
+    const slot = color(row);
+    for (const [index, dashed] of [[3, ""], [2, " dashed"]]) {
+      found.seeds.forEach((seed) => svg.append(make("path", { class: `seed s${slot}${dashed}`, d: line(found.curve.map((p, i) => [p[0], seed[i][index - 2]]), x, y) })));
+      svg.append(make("path", { class: `way s${slot}${dashed}`, d: line(found.curve.map((p) => [p[0], p[index]]), x, y) }));
+    }
+  }
+  if (!chosen.length) svg.append(make("text", { x: 300, y: 180, "text-anchor": "middle" }, "Select methods to see their curves."));
+}
+
+function hover(key, event) {
+  for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
+  at("tip").hidden = true;
+  if (!key) return;
+  for (const node of document.querySelectorAll(`[data-key="${CSS.escape(key)}"]`)) node.classList.add("hot");
+  if (event) tip(rowOf(key), event);
+}
+function tip(row, event) {
+  const node = at("tip");
+  const told = (name, e) => e ? `${name} ${number(e[0])} [${number(e[1])}, ${number(e[2])}]` : `${name} –`;
+  node.textContent = [row.method, told("P", row.P), told("S", row.S), row.p90 ? told("S@P90", row.p90) : `S@P90 ${row.why || "never"}`].join("\n");
+  node.hidden = false;
+  node.style.left = `${Math.min(event.clientX + 14, innerWidth - node.offsetWidth - 8)}px`;
+  node.style.top = `${Math.min(event.clientY + 14, innerHeight - node.offsetHeight - 8)}px`;
+}
+function select(key) {
+  const found = state.selected.indexOf(key);
+  if (found >= 0) state.selected.splice(found, 1);
+  else state.selected.push(key);
+  if (state.selected.length > COLORS) state.selected.shift();
+  load(key).then(draw);
+}
+
+const text = (value) => value === null || value === undefined || value === "" ? "–" : String(value);
+function pairs(entries) {
+  return make("dl", { class: "pairs" }, ...entries.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, text(value))]));
+}
+function open(key) {
+  const row = rowOf(key);
+  if (!row) return;
+  at("detail-title").textContent = row.method;
+  at("detail-body").replaceChildren(make("p", {}, "Loading …"));
+  if (!at("detail").open) at("detail").showModal();
+  history.replaceState(null, "", `#${encodeURIComponent(key)}`);
+  Promise.all([load(key), load(bundle().facts)]).then(async ([found, facts]) => {
+    const records = found && await Promise.all(found.records.map((id) => load(`record-${id}`)));
+    if (at("detail-title").textContent !== row.method) return;
+    if (!records || records.includes(null)) at("detail-body").replaceChildren(make("p", { class: "notice" }, "The folder data/ is missing beside this page."));
+    else at("detail-body").replaceChildren(pairs(found.numbers), ...records.map((record) => recordPart(record, facts, records.length === 1)));
+  });
+}
+function recordPart(record, facts, only) {
+  const body = make("div", {});
+  const part = make("details", { class: "record", "data-record": record.id, ontoggle: () => { if (part.open && !body.childNodes.length) fill(body, record, facts); } },
+    make("summary", {}, `Seed ${text(record.seed)}: S ${number(record.S)}, P ${number(record.P)}, ${record.lost.length} facts lost, ${record.learned.length} learned`), body);
+  if (only) part.open = true;
+  return part;
+}
+function fill(body, record, facts) {
+  body.append(make("h3", {}, "Make it again"), make("pre", { tabindex: "0" }, record.command), copyButton(record.command),
+    make("h3", {}, "Provenance"), pairs(record.provenance),
+    make("h3", {}, `${record.lostTitle}: ${record.lost.length}`), factList(record.lost, facts && facts.heldout, true),
+    make("h3", {}, `New facts learned (D_Unk): ${record.learned.length}`), factList(record.learned.map((index) => [index, null]), facts && facts.unknown, false));
+}
+function copyButton(command) {
+  const button = make("button", { type: "button", onclick: () => {
+    const done = navigator.clipboard ? navigator.clipboard.writeText(command) : Promise.reject();
+    done.then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select the text to copy it"; });
+  } }, "Copy");
+  return button;
+}
+function factList(entries, facts, answers) {
+  const item = ([index, answer]) => {
+    const fact = facts && facts[index];
+    const told = make("li", {}, fact ? fact[0] : `fact ${index}`, " ", make("span", {}, fact && fact[1] ? `→ ${fact[1]}` : ""));
+    if (answers && answer !== null) told.append(make("span", {}, `; answered: ${answer || "nothing"}`));
+    return told;
+  };
+  const list = make("ul", { class: "facts" }, ...entries.slice(0, 50).map(item));
+  if (entries.length <= 50) return list;
+  const rest = make("button", { type: "button", onclick: () => { list.append(...entries.slice(50).map(item)); rest.remove(); } }, `Show all ${entries.length}`);
+  return make("div", {}, list, rest);
+}
+
+function options(id, values, all) {
+  const found = [...new Set(values)].sort();
+  at(id).replaceChildren(...(all ? [make("option", { value: "" }, "all")] : []), ...found.map((value) => make("option", { value }, value)));
+}
+function enter() {
+  const { rows } = bundle();
+  for (const name of ["track", "level", "family"]) options(name, rows.map((row) => row[name]), true);
+  for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.family}`.toLowerCase();
+  at("about").textContent = bundle().about;
+  Object.assign(state, { shown: PAGE, selected: [], sort: null });
+  const first = bundle()[state.table].map(rowOf);
+  const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
+  state.selected = [...new Set(start.map((row) => row.key))].slice(0, 5);
+  tab(state.table);
+  Promise.all(state.selected.map(load)).then(draw);
+}
+function tab(name) {
+  Object.assign(state, { table: name, sort: null });
+  for (const other of ["learns", "keeps"]) at(other).setAttribute("aria-pressed", String(other === name));
+  at("explain").textContent = EXPLAIN[name];
+  draw();
+}
+function start() {
+  at("bundle").replaceChildren(...data.bundles.map((one, index) => make("option", { value: index }, one.title)));
+  at("bundle").addEventListener("change", () => { state.bundle = Number(at("bundle").value); enter(); });
+  for (const name of ["track", "level", "family"]) at(name).addEventListener("change", draw);
+  let timer = 0;
+  at("search").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(draw, 80); });
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  for (const name of ["learns", "keeps"]) at(name).addEventListener("click", () => tab(name));
+  at("more").addEventListener("click", () => { state.shown += STEP; draw(); });
+  at("close").addEventListener("click", () => at("detail").close());
+  at("detail").addEventListener("close", () => history.replaceState(null, "", "#"));
+  at("theme").addEventListener("click", () => {
+    const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    theme(dark ? "light" : "dark");
+    try { localStorage.setItem("theme", dark ? "light" : "dark"); } catch { /* Private windows forget. */ }
+  });
+  try { theme(localStorage.getItem("theme")); } catch { /* The system decides. */ }
+  const asked = decodeURIComponent(location.hash.slice(1));
+  const place = data.bundles.findIndex((one) => one.rows.some((row) => row.key === asked));
+  if (place >= 0) { state.bundle = place; at("bundle").value = String(place); }
+  if (data.bundles.length) enter();
+  if (place >= 0) open(asked);
+}
+function theme(name) {
+  if (name === "light" || name === "dark") document.documentElement.dataset.theme = name;
+}
+start();

@@ -1,0 +1,70 @@
+"""Equal trials for every method, and which runs are on the closed track."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from factual_forgetting.config import Config
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.config import Protocol, is_recipe, load_protocol, protocol_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A point of the grid.
+
+    Attributes:
+        learning_rate: The rate.
+        strength: Factor on the method's strength; 1 where it has none.
+    """
+
+    learning_rate: float
+    strength: float
+
+    def apply(self, protocol: Protocol, method: str, settings: Config) -> tuple[Protocol, Config]:
+        """Returns protocol and settings at this point."""
+        field = methods.METHODS[method].strength
+        changed = {field: getattr(settings, field) * self.strength} if field else {}
+        return (
+            protocol.model_copy(update={"learning_rate": self.learning_rate}),
+            type(settings).model_validate({**settings.model_dump(), **changed}),
+        )
+
+
+def trials(protocol: Protocol, method: str) -> list[Trial]:
+    """Returns a method's trials: the same number for every method under a protocol.
+
+    With n strengths, a method that has a strength tries every n-th rate at each of them, from
+    the middle of the first n on; one that has none tries all rates.
+    """
+    rates: Sequence[float] = protocol.learning_rates or (protocol.learning_rate,)
+    strengths = protocol.strengths
+    if not strengths or methods.METHODS[method].strength is None:
+        return [Trial(rate, 1.0) for rate in rates]
+    spread = rates[len(strengths) // 2 :: len(strengths)] or rates
+    return [Trial(rate, strength) for rate in spread for strength in strengths]
+
+
+def track(
+    protocol: Protocol, method: str, settings: Config, foreign_base: dict[str, Any] | None
+) -> str:
+    """Returns `closed` for a run that follows a recipe of the package throughout, else `open`.
+
+    The protocol's hash must be that of a recipe, at a rate of its grid; under a recipe with a
+    grid, rate and strength must be one of the method's trials, its other settings its own.
+    """
+    if foreign_base or not is_recipe(protocol.name, protocol_sha256(protocol)):
+        return "open"
+    recipe = load_protocol(protocol.name)
+    if not recipe.learning_rates:
+        return "closed"
+    field = methods.METHODS[method].strength
+    strength = 1.0
+    if field:
+        strength = (
+            getattr(settings, field) / methods.METHODS[method].config.model_fields[field].default
+        )
+    tried = {(trial.learning_rate, round(trial.strength, 9)) for trial in trials(recipe, method)}
+    return "closed" if (protocol.learning_rate, round(strength, 9)) in tried else "open"

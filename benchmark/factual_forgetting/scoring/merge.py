@@ -1,0 +1,68 @@
+"""LoRA adapters are merged into their base before scoring, so that all backends score alike."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.errors import UserError
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
+    """Merges the adapter that model arguments name, if they name one.
+
+    The sums are done in fp32 and saved in the base's dtype. A merge that is there already is
+    used again: its directory is named after the hashes of both parts.
+
+    Args:
+        arguments: `pretrained=BASE,peft=ADAPTER`, or an adapter's directory as `pretrained`,
+            whose configuration names the base.
+        folder: Where merged checkpoints are kept.
+
+    Returns:
+        Directory of the merged checkpoint; None if there is no adapter.
+
+    Raises:
+        UserError: If peft is missing, the adapter holds no safetensors, or its base isn't found.
+    """
+    adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
+    if not (adapter / _CONFIG).is_file():
+        if "peft" in arguments:
+            raise UserError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+        return None
+    if not (adapter / _WEIGHTS).is_file():
+        raise UserError(f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained.")
+    if "peft" in arguments:
+        base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+    else:
+        named = files.read_json(adapter / _CONFIG)
+        base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
+    parts = [checkpoint.weights_sha256(base), files.sha256_file(adapter / _WEIGHTS)]
+    merged = folder / files.sha256_json([*parts, files.sha256_file(adapter / _CONFIG)])[:16]
+    if not merged.is_dir():
+        _merge(base, adapter, merged)
+    return merged
+
+
+def _merge(base: Path, adapter: Path, merged: Path) -> None:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError(
+            "Scoring a LoRA adapter needs peft. Install it: pip install peft."
+        ) from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+    dtype = model.dtype
+    whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
+    beside = merged.with_name(f".{merged.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    whole.save_pretrained(beside)
+    owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
+    AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
+    beside.rename(merged)

@@ -1,0 +1,117 @@
+"""Runs without training: their outcomes are drawn or given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.manifest import (
+    HELDOUT,
+    KNOWN,
+    REPLAY,
+    SPLITS,
+    UNKNOWN,
+    VALIDATION,
+    Bundle,
+    Item,
+    write_bundle,
+)
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.protocol.config import load_protocol, protocol_sha256
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.train import RUN
+
+EVERY = 8
+RELATIONS = ("country", "place_of_birth")
+BASE = {
+    "pretrained": "almanac",
+    "revision": None,
+    "weights_sha256": "b" * 64,
+    "shape": {},
+    "lineage": None,
+}
+
+
+def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 20) -> Bundle:
+    """A bundle of two relations whose base answers all of D_Held."""
+    sizes = {KNOWN: known, UNKNOWN: unknown, HELDOUT: heldout, VALIDATION: 4, REPLAY: 4}
+    splits = {
+        split: [_item(split, index) for index in range(sizes.get(split, 0))] for split in SPLITS
+    }
+    details: dict[str, Any] = {
+        "base": BASE,
+        "heldout_dropped_for_overlap": 0,
+        "heldout_subjects_as_training_objects": 1,
+        "source": {},
+        "settings": {"min_highly_known": 0.3},
+        "relations": {},
+        "majority_baseline": {"micro": None, "macro": None},
+    }
+    return write_bundle(path, splits, {}, details)
+
+
+def _item(split: str, index: int) -> Item:
+    relation = RELATIONS[index % 2]
+    subject = f"{split.title()} {index}"
+    fact = Fact.make(relation, subject, f"{relation} of {subject}?", (f"Answer {index % 5}",))
+    right = split != UNKNOWN
+    return Item(fact, "1" if right else "0", {"zero_shot": right, "fresh": right})
+
+
+def drawn(bundle: Bundle, seed: int, learn: float, forget: float, points: int = 12) -> list[str]:
+    """Curves in which facts of D_Unk are learned and facts of D_Held forgotten at a rate."""
+    rng = random.Random(seed)
+    curves = []
+    for split in (KNOWN, UNKNOWN, HELDOUT):
+        start = split != UNKNOWN
+        rate = {KNOWN: 0.0, UNKNOWN: learn, HELDOUT: forget}[split]
+        for _ in bundle.splits[split]:
+            text, right = "", start
+            for _ in range(points):
+                text += "01"[right]
+                right ^= right == start and rng.random() < rate
+            curves.append(text)
+    return curves
+
+
+def write_run(
+    path: Path,
+    bundle: Bundle,
+    curves: Sequence[str],
+    method: str = "sft",
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    protocol: str = "almanac-v1",
+    **changed: Any,
+) -> Path:
+    """What finetune leaves behind, with the outcomes given in the order of the splits."""
+    recipe = load_protocol(protocol).model_copy(update=changed)
+    facts = [(split, item) for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
+    rows = [
+        {"id": item.fact.id, "split": split, "correct": text}
+        for (split, item), text in zip(facts, curves, strict=True)
+    ]
+    points = [
+        {"step": EVERY * i, "loss": 1 / (i + 1), "tokens": 9 * i, "teacher_tokens": i}
+        for i in range(len(curves[0]))
+    ]
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(f"{path.name} {method} {seed} {curves}".encode())
+    files.write_jsonl(path / CURVE, points)
+    files.write_jsonl(path / OUTCOMES, rows)
+    content = {
+        "bundle_sha256": bundle.sha256,
+        "base": bundle.manifest["base"],
+        "method": {"name": method, "settings": dict(settings or {})},
+        "protocol": recipe.model_dump(mode="json"),
+        "protocol_sha256": protocol_sha256(recipe),
+        "seed": seed,
+        "steps": EVERY * (len(curves[0]) - 1),
+        "weights_sha256": checkpoint.weights_sha256(path),
+        "environment": {"device": "cpu, 1 threads", "python": "3.11.2", "packages": {}},
+    }
+    files.write_json(path / RUN, content)
+    return path

@@ -1,0 +1,302 @@
+import csv
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import drawn, make_bundle, write_run
+
+from factual_forgetting import files
+from factual_forgetting.board.board import Entry, make_board
+from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.comparison import crossings, ranks, resample_counts
+from factual_forgetting.board.diff import diff
+from factual_forgetting.board.diff import markdown as diff_markdown
+from factual_forgetting.board.record import Declared, find_records, load_record, make_record
+from factual_forgetting.board.tables import latex, markdown, render
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
+from factual_forgetting.errors import UserError
+from factual_forgetting.scoring.metrics import stability_at
+
+GOLDEN = Path(__file__).with_name("golden_board.json")
+
+
+def entries(root: Path) -> list[Entry]:
+    return [load_record(path) for path in find_records(root)]
+
+
+def curves(*points: tuple[int, int, int]) -> list[str]:
+    """Curves of 20 + 20 + 20 facts of which so many are right at each point: T, P, S.
+
+    The first ones in each split are; splits alternate between two relations.
+    """
+    return [
+        "".join("01"[index < point[split]] for point in points)
+        for split in range(3)
+        for index in range(20)
+    ]
+
+
+START = (20, 0, 20)
+# By hand, of 20 facts a split; points are (T, P, S) in facts, the first is the untrained model:
+#   sft, seed 0:  P .8 -> 1.0 while S .7 -> .5: P = .9 is half-way, S@P90 = .6.
+#   sft, seed 1:  P 1.0 at the first point after training began, so S there: .8.
+#                 Mean .7, range .6 to .8; final S is 10 / 20 in both.
+#   steady:       S never falls: S@P90 = 1, final S 1. Over sft at P90: 1 - .7 = .3.
+#   twin:         one fact lost at the last point: half-way S = (1 + .95) / 2 = .975; a resample
+#                 misses that one fact with probability .9^10 = .35, so it is tied with steady.
+#   slow:         P ends at .8: never; T = 19/20 = .95 is enough for the other table; S = .75.
+#   known_only:   learns nothing new, keeps everything: the reference.
+# Ranks: every other difference is of 4 facts or more, all in one direction. A resample misses
+# the facts 16 to 19 of D_Held (two of ten in each relation) with probability .8^20 = .01 and
+# the correction multiplies that by less than 5; 1 + the number of better ones: sft has two
+# above it (learns), three (keeps), slow two.
+BY_HAND = {
+    ("sft", 0): curves(START, (20, 16, 14), (20, 20, 10)),
+    ("sft", 1): curves(START, (20, 20, 16), (20, 20, 10)),
+    ("steady", 0): curves(START, (20, 16, 20), (20, 20, 20)),
+    ("steady", 1): curves(START, (20, 16, 20), (20, 20, 20)),
+    ("twin", 0): curves(START, (20, 16, 20), (20, 20, 19)),
+    ("twin", 1): curves(START, (20, 16, 20), (20, 20, 19)),
+    ("slow", 0): curves(START, (20, 10, 18), (19, 16, 15)),
+    ("slow", 1): curves(START, (20, 10, 18), (19, 16, 15)),
+    ("known_only", 0): curves(START, (20, 0, 20), (20, 0, 20)),
+    ("known_only", 1): curves(START, (20, 0, 20), (20, 0, 20)),
+}
+
+
+@pytest.fixture(scope="module")
+def by_hand(world: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    root = tmp_path_factory.mktemp("by-hand")
+    for (method, seed), text in BY_HAND.items():
+        run = write_run(root / f"{method}-{seed}", world, text, method, seed)
+        make_record(run, world, root / "records")
+    return entries(root / "records")
+
+
+def test_the_golden_board(by_hand: list[Entry]) -> None:
+    golden = files.read_json(GOLDEN)
+    (bundle,) = make_board(by_hand)["bundles"]
+    names = {row["id"]: row["method"] for row in bundle["rows"]}
+    for table in ("learns", "keeps"):
+        assert [names[key] for key in bundle["tables"][table]] == golden[table]
+    for row in bundle["rows"]:
+        assert _summary(row) == golden["rows"][row["method"]], row["method"]
+
+
+def _summary(row: dict[str, Any]) -> dict[str, Any]:
+    crossing, difference = row["stability_at_p90"], row["difference_at_p90"]["sft"]
+    at_p90 = crossing and [crossing[key] for key in ("value", "lowest", "highest")]
+    return {
+        "rank": row["rank"],
+        "unranked": row["unranked"],
+        **{key: _about(row[key]["value"]) for key in ("task_learning", "plasticity", "stability")},
+        "lost": _about(row["lost"]),
+        "at_p90": at_p90 and [_about(value) for value in at_p90],
+        "first_point": crossing and crossing["first_point"],
+        "loss": _about(row["loss_against"]["known_only"]["value"]),
+        "difference": difference and _about(difference["value"]),
+    }
+
+
+def _about(value: float) -> float:
+    return round(value, 9)
+
+
+def test_the_order_of_records_does_not_matter(records: Path) -> None:
+    found = entries(records)
+    expected = make_board(found)
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(found, len(found))
+        assert make_board(shuffled + shuffled[:2]) == expected
+
+
+def test_a_new_record_moves_no_other_number(world: Bundle, records: Path) -> None:
+    found = entries(records)
+    without = make_board([entry for entry in found if entry[0].method.name != "freeze"])
+    rows = {row["id"]: row for row in make_board(found)["bundles"][0]["rows"]}
+    for row in without["bundles"][0]["rows"]:
+        for key in ("stability", "stability_at_p90", "difference_at_p90", "loss_against"):
+            assert rows[row["id"]][key] == row[key]
+
+
+def test_each_resample_is_read_as_one_curve_is() -> None:
+    rng = np.random.default_rng(0)
+    plasticity = np.sort(rng.random((200, 9)), axis=1) * 1.05
+    stability = rng.random((200, 9))
+    found, _, _ = crossings(plasticity, stability)
+    for p, s, value in zip(plasticity, stability, found, strict=True):
+        one = stability_at(list(zip(p, s, strict=True)))
+        assert (one is None and np.isnan(value)) or one.stability == pytest.approx(value)
+
+
+def test_s_at_p90_is_the_mean_of_what_the_records_say(records: Path) -> None:
+    found = entries(records)
+    (bundle,) = make_board(found)["bundles"]
+    for row in bundle["rows"]:
+        metrics = [r.metrics["stability_at_p90"] for r, _ in found if r.id in row["records"]]
+        if row["stability_at_p90"] is None:
+            assert None in metrics
+        else:
+            mean = np.mean([m["stability"] for m in metrics])  # type: ignore[index,call-overload]
+            assert row["stability_at_p90"]["value"] == pytest.approx(mean)
+            crossing = row["stability_at_p90"]
+            assert crossing["low"] <= crossing["value"] <= crossing["high"]
+            assert crossing["high"] > crossing["low"]
+
+
+def test_resamples_keep_the_relations() -> None:
+    strata = ["a"] * 3 + ["b"] * 7
+    counts = resample_counts(strata, 1)
+    assert (counts[0] == 1).all()
+    assert (counts[:, :3].sum(axis=1) == 3).all()
+    assert (counts[:, 3:].sum(axis=1) == 7).all()
+    assert (resample_counts(strata, 1) == counts).all()
+
+
+def test_ranks_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (4, 1000))
+    values = [0.9, 0.895, 0.5, 0.1]
+    draws = [value + noise[i] for i, value in enumerate(values)]
+    assert ranks(values, draws) == [1, 1, 3, 4]
+    assert ranks([], []) == []
+    assert ranks([0.4], [noise[0]]) == [1]
+
+
+def test_what_some_resamples_never_reach_is_no_difference() -> None:
+    draws = [np.full(1000, 0.9), np.full(1000, 0.5)]
+    assert ranks([0.9, 0.5], draws) == [1, 2]
+    draws[0][:200] = np.nan
+    assert ranks([0.9, 0.5], draws) == [1, 1]
+
+
+def test_many_methods_can_still_be_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    values = list(np.linspace(0.9, 0.1, 60))
+    found = ranks(values, [value + rng.normal(0, 1e-3, 4000) for value in values])
+    assert found == list(range(1, 61))
+
+
+def test_false_differences_are_rare() -> None:
+    """Ten equal methods: a rank below 1 in at most about 5 % of boards."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(100):
+        values = 0.8 + rng.normal(0, 0.02, 10)
+        wrong += max(ranks(list(values), list(values[:, None] + rng.normal(0, 0.02, (10, 500)))))
+        wrong -= 1
+    assert wrong <= 15
+
+
+def _board_of(world: Bundle, root: Path, **declared: Any) -> dict[str, Any]:
+    for seed in range(2):
+        run = write_run(root / f"run{seed}", world, drawn(world, seed, 0.3, 0.1), seed=seed)
+        make_record(run, world, root / "records", Declared(**declared))
+    row: dict[str, Any] = make_board(entries(root / "records"))["bundles"][0]["rows"][0]
+    return row
+
+
+def test_training_on_heldout_facts_is_shown_and_not_ranked(world: Bundle, tmp_path: Path) -> None:
+    row = _board_of(world, tmp_path, training_data="everything", heldout="included")
+    assert row["heldout_in_training"] == "included"
+    assert row["rank"] == {"learns": None, "keeps": None}
+    assert row["unranked"]["learns"] == "trained on D_Held"
+
+
+def test_the_best_verified_record_of_a_seed_counts(world: Bundle, tmp_path: Path) -> None:
+    row = _board_of(world, tmp_path)
+    again = write_run(tmp_path / "again", world, drawn(world, 7, 0.3, 0.1), seed=0)
+    make_record(again, world, tmp_path / "records", Declared(level="reproduced"))
+    (bundle,) = make_board(entries(tmp_path / "records"))["bundles"]
+    (now,) = bundle["rows"]
+    assert now["seeds"] == row["seeds"] == [0, 1]
+    assert now["records"] != row["records"]
+    assert now["level"] == "self-reported"
+
+
+def test_macro_weighs_relations_equally(tmp_path: Path) -> None:
+    # Of 4 held-out facts 2 are of each relation; with 5 the first relation has 3: all 3 right
+    # and none of the other 2 is 3/5 micro and (1 + 0) / 2 macro.
+    bundle = make_bundle(tmp_path / "b", known=2, unknown=2, heldout=5)
+    text = ["11", "11", "01", "01", "11", "10", "11", "10", "11"]
+    make_record(write_run(tmp_path / "run", bundle, text), bundle, tmp_path / "records")
+    (row,) = make_board(entries(tmp_path / "records"))["bundles"][0]["rows"]
+    assert row["stability"]["value"] == pytest.approx(0.6)
+    assert row["stability_macro"] == pytest.approx(0.5)
+
+
+def test_records_of_other_facts_are_refused(by_hand: list[Entry]) -> None:
+    record, rows = by_hand[0]
+    with pytest.raises(UserError, match="has other facts"):
+        make_board([*by_hand[1:], (record, rows[1:])])
+
+
+HOSTILE = "a|b<script>[x](y)\x1b`\n=cmd()"
+
+
+def test_names_stay_text_in_every_format(by_hand: list[Entry], world: Bundle) -> None:
+    board = make_board(by_hand, {world.sha256: reference_of(world)})
+    board["bundles"][0]["rows"][0]["method"] = HOSTILE
+    board["bundles"][0]["base"] = "=1+1\\_%"
+    text = markdown(board)
+    assert "<script>" not in text
+    assert "\\|b" in text
+    assert "\x1b" not in text
+    assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
+    assert "\\textbackslash{}\\_\\%" in latex(board)
+    row = next(csv.DictReader(io.StringIO(render(board, "csv"))))
+    assert row["base"] == "'=1+1\\_%"
+
+
+@pytest.mark.parametrize("style", ["markdown", "latex", "csv", "json"])
+def test_formats_show_every_method(
+    records: Path, world: Bundle, capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    command = ["board", str(records), "--bundle", str(world.path), "--format", style]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    for method in ("sft", "freeze", "self"):
+        assert method in text
+    if style != "csv":
+        assert "majority" in text
+
+
+def test_a_difference_tells_what_moved(
+    records: Path, world: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = entries(records)
+    before = make_board([e for e in found if e[0].method.name != "self_distillation"])
+    told = diff(before, make_board(found))
+    assert len(told["added"]) == 3
+    assert told["removed"] == []
+    new = [c for c in told["changed"] if c["method"] == "self_distillation(teacher=base,tau=1.0)"]
+    assert {"field": "row", "before": None, "after": "there"}.items() <= new[0].items()
+    assert all(c["field"].startswith("rank.") for c in told["changed"] if c not in new)
+    assert "3 records added" in diff_markdown(told)
+    assert main(["diff", str(records), str(records)]) == 0
+    assert "doesn't change" in capsys.readouterr().out
+
+
+def test_references_of_another_rate_and_seeds_of_other_lengths(
+    world: Bundle, tmp_path: Path
+) -> None:
+    """Each method of a grid has its own best rate; a method that stops early its own length."""
+    for seed, points in ((0, 8), (1, 12)):
+        for method, rate in (("sft", 1e-4), ("known_only", 2e-4), ("early_stop", 5e-5)):
+            length = points if method == "early_stop" else 12
+            text = drawn(world, seed, 0.3, 0.1, length)
+            path = tmp_path / f"{method}-{seed}"
+            run = write_run(
+                path, world, text, method, seed, None, "standard-v1", learning_rate=rate
+            )
+            make_record(run, world, tmp_path / "records")
+    (bundle,) = make_board(entries(tmp_path / "records"))["bundles"]
+    row = next(row for row in bundle["rows"] if row["family"] == "early_stop")
+    assert row["track"] == "closed"
+    assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
+    assert [point["step"] for point in row["curve"]] == [*range(0, 57, 8)]
+    assert all(len(point["seeds"]) == 2 for point in row["curve"])

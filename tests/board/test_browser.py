@@ -1,0 +1,273 @@
+"""The page in a headless Chromium: sorted, filtered, selected, opened, and free of errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factual_forgetting.board.board import make_board
+from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.page import page, write_page
+from factual_forgetting.board.record import find_records, load_record
+from factual_forgetting.bundle.manifest import Bundle
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+MANY = 5000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver_program = shutil.which("chromedriver")
+    if not program or not driver_program:
+        pytest.skip("chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(driver_program)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def found(records: Path) -> list[Any]:
+    return [load_record(path) for path in find_records(records)]
+
+
+@pytest.fixture(scope="module")
+def board(found: list[Any], world: Bundle) -> dict[str, Any]:
+    return make_board(found, {world.sha256: reference_of(world)})
+
+
+@pytest.fixture(scope="module")
+def site(board: dict[str, Any], found: list[Any], world: Bundle, tmp_path_factory: Any) -> Path:
+    return write_page(board, found, {world.sha256: world}, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def large(board: dict[str, Any], found: list[Any], world: Bundle, tmp_path_factory: Any) -> Path:
+    """Every one of 5,000 records a row of its own: the most that so many can be."""
+    wide = json.loads(json.dumps(board))
+    (bundle,) = wide["bundles"]
+    originals = [row for row in bundle["rows"] if not row["reference"]]
+    copies = []
+    for index in range(MANY):
+        row = dict(originals[index % len(originals)])
+        row |= {"id": f"{index:012x}", "method": f"method_{index}", "records": row["records"][:1]}
+        row["rank"] = {"learns": 1 + index, "keeps": 1 + index}
+        spread = (index % 997) / 997
+        row["stability"] = {**row["stability"], "value": spread, "low": spread, "high": spread}
+        copies.append(row)
+    bundle["rows"] = [*copies, *(row for row in bundle["rows"] if row["reference"])]
+    order = [row["id"] for row in bundle["rows"]]
+    bundle["tables"] = {"learns": order, "keeps": order}
+    # Only the data that the test opens is written: 5,000 files take longer than all the rest.
+    opened = {row["id"] for row in bundle["rows"][:8] + bundle["rows"][-2:]}
+    few = [row for row in bundle["rows"] if row["id"] in opened]
+    narrow = {**wide, "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": []}}]}
+    output = tmp_path_factory.mktemp("large")
+    index = write_page(narrow, found, {world.sha256: world}, output)
+    index.write_text(page(wide), encoding="utf-8")
+    return index
+
+
+class Page:
+    """What a reader does."""
+
+    def __init__(self, driver: Any, path: Path, width: int = 1440, dark: bool = False) -> None:
+        self.driver = driver
+        size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": width < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        driver.get("about:blank")
+        driver.get_log("browser")
+        driver.get(path.as_uri())
+        self.until(lambda: self.all("#ranked tr") and self.all("path.way"))
+
+    def until(self, condition: Any) -> Any:
+        return WebDriverWait(self.driver, 20).until(lambda _: condition())
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def methods(self) -> list[str]:
+        return self.texts("#ranked .open")
+
+    def column(self, index: int) -> list[str]:
+        return self.texts(f"#ranked tr > :nth-child({index})")
+
+    def texts(self, selector: str) -> list[str]:
+        # In one step: the table may be drawn again between two.
+        script = f"return [...document.querySelectorAll('{selector}')].map((n) => n.textContent)"
+        return list(self.run(script))
+
+    def sort(self, name: str) -> None:
+        self.one(f'th[data-name="{name}"] button').click()
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def errors(self) -> list[str]:
+        return [line["message"] for line in self.driver.get_log("browser")]
+
+
+def test_sort_and_filter(browser: Any, site: Path) -> None:
+    reader = Page(browser, site)
+    assert reader.methods() == [
+        "self_distillation(teacher=base,tau=1.0)",
+        "sft",
+        "freeze(trainable=attention)",
+    ]
+    assert "known_only" in reader.one("#references").text
+    assert "majority answer" in reader.one("#references").text
+    ranks = dict(zip(reader.methods(), reader.column(2), strict=True))
+    reader.sort("method")
+    assert reader.methods() == sorted(reader.methods())
+    assert reader.one('th[data-name="method"]').get_attribute("aria-sort") == "ascending"
+    reader.sort("method")
+    assert reader.methods() == sorted(reader.methods(), reverse=True)
+    reader.one("#search").send_keys("sft")
+    reader.until(lambda: reader.methods() == ["sft"])
+    assert reader.column(2) == [ranks["sft"]]  # Filters move no rank.
+    assert "1 of 3 methods" in reader.one("#status").text
+    reader.one("#search").send_keys(Keys.CONTROL, "a")
+    reader.one("#search").send_keys(Keys.DELETE)
+    reader.until(lambda: len(reader.methods()) == 3)
+    Select(reader.one("#family")).select_by_value("freeze")
+    assert reader.methods() == ["freeze(trainable=attention)"]
+    reader.one("#keeps").click()
+    assert reader.one("#keeps").get_attribute("aria-pressed") == "true"
+    assert reader.errors() == []
+
+
+def test_select_a_point(browser: Any, site: Path) -> None:
+    reader = Page(browser, site)
+    box = '#ranked tr[data-key="{}"] input'
+    point = reader.all("circle.dot")[0]
+    key = point.get_attribute("data-key")
+    before = reader.one(box.format(key)).is_selected()
+    ways = len(reader.all("path.way"))
+    reader.run(f"document.querySelector('circle[data-key=\"{key}\"]')"
+             ".dispatchEvent(new MouseEvent('click', {bubbles: true}))")  # fmt: skip
+    reader.until(lambda: reader.one(box.format(key)).is_selected() != before)
+    assert len(reader.all("path.way")) != ways
+    webdriver.ActionChains(browser).move_to_element(reader.one("circle.dot")).perform()
+    reader.until(lambda: reader.one("#tip").is_displayed())
+    hot = reader.one("circle.hot").get_attribute("data-key")
+    assert reader.one("tr.hot").get_attribute("data-key") == hot
+    assert reader.errors() == []
+
+
+def test_open_a_record(browser: Any, site: Path) -> None:
+    reader = Page(browser, site)
+    reader.one("#ranked .open").click()
+    reader.until(lambda: reader.all("details.record"))
+    reader.one("details.record:nth-child(2) summary").click()
+    reader.until(lambda: reader.all("details.record pre"))
+    text = reader.one("#detail").text
+    assert "factual-forgetting finetune" in text
+    assert "--method self_distillation" in text
+    assert "of Heldout" in text
+    assert "of Unknown" in text
+    assert "self-reported" in text
+    assert "S, mean over relations" in text
+    address = browser.current_url
+    reader.one("#detail").send_keys(Keys.ESCAPE)
+    reader.until(lambda: not reader.one("#detail").is_displayed())
+    browser.get("about:blank")
+    browser.get(address)
+    reader.until(lambda: reader.one("#detail").is_displayed())
+    assert reader.errors() == []
+
+
+def test_the_keyboard_is_enough(browser: Any, site: Path) -> None:
+    reader = Page(browser, site)
+    reader.run("document.getElementById('search').focus()")
+    seen = []
+    for _ in range(30):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        node = browser.switch_to.active_element
+        seen.append(node.get_attribute("aria-label") or node.text)
+        if "open" in (node.get_attribute("class") or ""):
+            break
+    assert {"Learns new facts", "Need not learn", "Table of methods"} <= set(seen)
+    assert any(text.startswith("Rank") for text in seen)
+    assert any(text.startswith("Show the curve of") for text in seen)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    reader.until(lambda: reader.one("#detail").is_displayed())
+    assert reader.errors() == []
+
+
+def test_names_for_screen_readers(browser: Any, site: Path) -> None:
+    reader = Page(browser, site)
+    unnamed = reader.run(
+        "return [...document.querySelectorAll('button, input, select, svg[role=img]')]"
+        ".filter((n) => !n.textContent.trim() && !n.ariaLabel && !(n.labels && n.labels.length))"
+        ".map((n) => n.outerHTML)"
+    )
+    assert unnamed == []
+    assert reader.one("caption").get_attribute("textContent")
+    assert reader.all('#ranked th[scope="row"]')
+    assert reader.run("return document.documentElement.lang") == "en"
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+def test_widths_and_themes(browser: Any, site: Path, width: int, dark: bool) -> None:
+    reader = Page(browser, site, width, dark)
+    assert reader.run("return document.documentElement.scrollWidth") <= width
+    assert _contrast(reader, "body") > 7
+    assert _contrast(reader, "#status") > 4.5
+    before = reader.run("return getComputedStyle(document.body).backgroundColor")
+    reader.one("#theme").click()
+    assert reader.run("return getComputedStyle(document.body).backgroundColor") != before
+    assert _contrast(reader, "body") > 7
+    reader.run("localStorage.clear()")
+    assert reader.errors() == []
+
+
+def _contrast(reader: Page, selector: str) -> float:
+    """Contrast of text and page by the WCAG formula."""
+    script = (
+        f"return [getComputedStyle(document.querySelector('{selector}')).color, "
+        "getComputedStyle(document.body).backgroundColor]"
+    )
+    lights = []
+    for color in reader.run(script):
+        channels = [int(v) / 255 for v in color[color.index("(") + 1 : -1].split(",")[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_five_thousand_records(browser: Any, large: Path) -> None:
+    assert large.stat().st_size < 3_000_000
+    reader = Page(browser, large)
+    assert f"{MANY} of {MANY} methods" in reader.one("#status").text
+    assert len(reader.all("circle.dot")) == MANY + 1
+    reader.sort("S")
+    values = [float(text.split()[0]) for text in reader.column(5)]
+    assert values == sorted(values, reverse=True)
+    reader.one("#more").click()
+    reader.until(lambda: len(reader.all("#ranked tr")) == 600)
+    reader.one("#search").send_keys("method_4999")
+    reader.until(lambda: reader.methods() == ["method_4999"])
+    reader.one("#ranked .open").click()
+    reader.until(lambda: reader.all("details.record[open] pre"))
+    assert reader.errors() == []

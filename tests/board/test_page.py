@@ -1,0 +1,151 @@
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import drawn, write_run
+
+from factual_forgetting.board.board import make_board
+from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.form import Record
+from factual_forgetting.board.page import page, reproduce, write_page
+from factual_forgetting.board.record import Declared, find_records, load_record, make_record
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main, parser
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028$style ${x}"
+
+
+class Elements(HTMLParser):
+    """The tags of a page and the text of its scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag == "script"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.scripts.append(data)
+            self._inside = False
+
+
+@pytest.fixture(scope="module")
+def board(records: Path, world: Bundle) -> dict[str, Any]:
+    found = [load_record(path) for path in find_records(records)]
+    return make_board(found, {world.sha256: reference_of(world)})
+
+
+def parsed(text: str) -> Elements:
+    elements = Elements()
+    elements.feed(text)
+    return elements
+
+
+def test_the_page_needs_nothing_from_elsewhere(board: dict[str, Any]) -> None:
+    text = page(board)
+    elements = parsed(text)
+    for tag, attributes in elements.tags:
+        assert not (tag in {"script", "img", "iframe", "object"} and "src" in attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("href", "src"):
+            assert not (attributes.get(name) or "").startswith(("http", "//", "javascript"))
+    assert len(elements.scripts) == 2
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("field", ["method", "family", "protocol", "level"])
+def test_a_stranger_s_text_stays_text(board: dict[str, Any], field: str) -> None:
+    hostile = json.loads(json.dumps(board))
+    hostile["bundles"][0]["rows"][0][field] = HOSTILE
+    hostile["bundles"][0]["base"] = HOSTILE
+    elements, honest = parsed(page(hostile)), parsed(page(board))
+    assert elements.tags[3:] == honest.tags[3:]
+    summary = json.loads(elements.scripts[0])
+    assert summary["bundles"][0]["rows"][0][field] == HOSTILE
+
+
+def test_no_text_becomes_markup_in_the_script(board: dict[str, Any]) -> None:
+    script = parsed(page(board)).scripts[1]
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert sink not in script
+
+
+def test_what_is_written(
+    records: Path, world: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["board", str(records), "--bundle", str(world.path), "--format", "html"]
+    assert main(command) == 1
+    assert "--output_path DIR" in capsys.readouterr().err
+    for name in ("one", "two"):
+        assert main([*command, "--output_path", str(tmp_path / name)]) == 0
+    one, two = (
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert {str(p) for p in one} >= {
+        "index.html",
+        "board.json",
+        f"data/facts-{world.sha256[:12]}.js",
+    }
+    assert len(one) == 2 + 1 + 4 + 12
+
+
+def test_a_row_s_data_tells_facts_lost_and_learned(
+    records: Path, world: Bundle, board: dict[str, Any], tmp_path: Path
+) -> None:
+    found = [load_record(path) for path in find_records(records)]
+    write_page(board, found, {world.sha256: world}, tmp_path)
+    by_id = {record.id: rows for record, rows in found}
+    written = list((tmp_path / "data").glob("record-*.js"))
+    assert len(written) == len(found)
+    for path in written:
+        call = re.fullmatch(r'factualForgetting\("record-[0-9a-f]+",(.*)\)\n', path.read_text())
+        assert call
+        part = json.loads(call[1])
+        rows = by_id[part["id"]]
+        wrong = [r for r in rows if r["split"] == "heldout" and not r["final"]]
+        right = [r for r in rows if r["split"] == "unknown" and r["final"]]
+        assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
+
+
+def test_without_the_bundle_facts_have_numbers_only(
+    records: Path, board: dict[str, Any], tmp_path: Path
+) -> None:
+    found = [load_record(path) for path in find_records(records)]
+    write_page(board, found, {}, tmp_path)
+    (facts,) = (tmp_path / "data").glob("facts-*.js")
+    assert facts.read_text().endswith(",null)\n")
+
+
+def _record(world: Bundle, root: Path, **declared: Any) -> Record:
+    settings = {"trainable": ["attention", "ffn"]}
+    run = write_run(root / "run", world, drawn(world, 1, 0.3, 0.1), "freeze", 5, settings)
+    return load_record(make_record(run, world, root / "records", Declared(**declared)))[0]
+
+
+def test_the_command_makes_the_run_again(world: Bundle, tmp_path: Path) -> None:
+    train, score, record = reproduce(_record(world, tmp_path)).splitlines()
+    told = parser().parse_args(shlex.split(train)[1:])
+    assert (told.method, told.seed, told.protocol) == ("freeze", 5, "almanac-v1")
+    assert told.method_args == "trainable=attention+ffn"
+    for line in (score, record):
+        parser().parse_args(shlex.split(line)[1:])
+
+
+def test_a_command_can_t_be_made_to_run_another(world: Bundle, tmp_path: Path) -> None:
+    honest = _record(world, tmp_path)
+    method = honest.method.model_copy(update={"settings": {"a": "$(rm -rf ~); `x` '\n"}})
+    train = reproduce(honest.model_copy(update={"method": method})).split("\nfactual")[0]
+    assert shlex.split(train)[9] == "a=$(rm -rf ~); `x` '\n"

@@ -1,0 +1,358 @@
+"""Tampering: each kind is refused, or made harmless where no arithmetic can see it."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import drawn, make_bundle, write_run
+
+from factual_forgetting import files
+from factual_forgetting.board import record as record_module
+from factual_forgetting.board.form import place, record_id
+from factual_forgetting.board.record import Declared, load_record, make_record, recompute
+from factual_forgetting.board.validate import CHECKS, Finding, report, validate
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
+
+
+@pytest.fixture
+def root(records: Path, tmp_path: Path) -> Path:
+    """A leaderboard of twelve records, to be tampered with."""
+    return Path(shutil.copytree(records, tmp_path / "records"))
+
+
+@pytest.fixture
+def victim(root: Path) -> Path:
+    return sorted(root.rglob("sft/*.json"))[0]
+
+
+Content = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+
+def outcomes_of(record: Path) -> Path:
+    return record.with_name(f"{record.stem}.outcomes.jsonl.gz")
+
+
+def rewrite(path: Path, change: Callable[[Content], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def forge(path: Path, bundle: Bundle, change: Callable[[Rows], object]) -> Path:
+    """Edits outcomes and makes all that follows from them consistent again."""
+    content, rows = files.read_json(path), list(files.read_jsonl(outcomes_of(path)))
+    change(rows)
+    text = "".join(files.dumps(row) + "\n" for row in rows).encode()
+    content["outcomes"] |= {"sha256": files.hashlib.sha256(text).hexdigest(), "rows": len(rows)}
+    with suppress(KeyError, IndexError):  # Rows that nothing can be computed from.
+        content["metrics"] = recompute(bundle, rows, len(content["curve"]))  # type: ignore[arg-type]
+    content["id"] = record_id(content)
+    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
+    for file in (path, outcomes_of(path)):
+        file.unlink()
+    root = path.parents[3]
+    files.write_jsonl(root / Path(place(content)).parent / content["outcomes"]["file"], rows)
+    files.write_json(root / place(content), content)
+    return Path(root / place(content))
+
+
+def errors(root: Path, bundle: Bundle) -> list[Finding]:
+    found = validate(root, {bundle.sha256: bundle})
+    return [finding for finding in found if finding.severity == "error"]
+
+
+def refused(root: Path, bundle: Bundle, check: str, message: str) -> None:
+    found = errors(root, bundle)
+    assert any(f.check == check and message in f.message for f in found), found
+
+
+def test_honest_records_pass(root: Path, world: Bundle) -> None:
+    assert validate(root, {world.sha256: world}) == []
+
+
+def _set(*keys: str, to: Any) -> Callable[[Content], None]:
+    def change(content: Content) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "message"),
+    [
+        (_set("metrics", "stability", "value", to=0.9999), "metrics", "stability is"),
+        (_set("metrics", "stability_at_p90", to=None), "metrics", "stability_at_p90 is"),
+        (_set("metrics", "charm", to=1.0), "metrics", "unknown metrics: charm"),
+        (_set("metrics", "lost", "value", to=False), "metrics", "lost is"),
+        (_set("metrics", "plasticity", "value", to=float("nan")), "form", "NaN is not JSON"),
+        (_set("metrics", "plasticity", "value", to=float("inf")), "form", "Infinity is not JSON"),
+        (_set("id", to="../../../../x"), "form", "key 'id'"),
+        (_set("id", to="0" * 16), "id", "isn't the hash"),
+        (_set("outcomes", "file", to="../../secret.gz"), "form", "key 'outcomes.file'"),
+        (_set("outcomes", "sha256", to="0" * 64), "form", "was changed"),
+        (_set("seed", to=7), "id", "isn't the hash"),
+        (_set("weights_sha256", to="e" * 64), "id", "isn't the hash"),
+        (_set("method", "name", to="<script>alert(1)</script>"), "form", "key 'method.name'"),
+        (_set("method", "name", to="../up"), "form", "key 'method.name'"),
+        (_set("bundle_sha256", to="0" * 64), "bundle", "not at hand"),
+        (_set("base", "pretrained", to="<script>x</script>"), "base", "pretrained"),
+        (_set("base", "weights_sha256", to="0" * 64), "base", "weights_sha256"),
+        (_set("base", "pretrained", to="a\u001b[2Jb"), "form", "key 'base.pretrained'"),
+        (_set("track", to="open"), "track", "its track is closed"),
+        (_set("protocol", "sha256", to="0" * 64), "track", "its track is open"),
+        (_set("level", to="blessed"), "form", "key 'level'"),
+        (_set("extra", to=1), "form", "unknown key 'extra'"),
+        (_set("note", to="x" * 5000), "form", "key 'note'"),
+        (_set("cost", "gpu_hours", to=-1.0), "form", "key 'cost.gpu_hours'"),
+        (_set("cost", "steps", to=3), "curve", "but it has 3 steps"),
+        (_set("repository", to="https://evil"), "form", "key 'repository'"),
+        (lambda content: content["curve"].reverse(), "curve", "don't rise"),
+        (lambda content: content["curve"].pop(), "form", "curve of"),
+    ],
+)
+def test_a_tampered_record_is_refused(
+    root: Path, victim: Path, world: Bundle, change: Any, check: str, message: str
+) -> None:
+    rewrite(victim, change)
+    refused(root, world, check, message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "null", "{" * 3, "[" * 100_000, '{"id": 1, "id": 2}', '{"seed": 1e999}',
+        '{"seed": ' + "9" * 5000 + "}", '{"note": "\\ud800"}', "\ufeff{}",
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_one_finding(
+    root: Path, victim: Path, world: Bundle, text: str
+) -> None:
+    victim.write_text(text)
+    assert [finding.check for finding in errors(root, world)] == ["form"]
+
+
+def test_bytes_that_are_no_text(root: Path, victim: Path, world: Bundle) -> None:
+    victim.write_bytes(b"\xff\xfe{}")
+    refused(root, world, "form", "not readable JSON")
+
+
+def test_a_giant_record(root: Path, victim: Path, world: Bundle) -> None:
+    with victim.open("ab") as stream:
+        stream.truncate(3 * 2**20)
+    refused(root, world, "form", "larger than 2 MB")
+
+
+def test_giant_outcomes(root: Path, victim: Path, world: Bundle) -> None:
+    with outcomes_of(victim).open("ab") as stream:
+        stream.truncate(2**30)
+    refused(root, world, "form", "larger than 32 MB")
+
+
+def test_a_zip_bomb_costs_its_bound(
+    root: Path, victim: Path, world: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes_of(victim).write_bytes(gzip.compress(bytes(8 * 2**20)))
+    monkeypatch.setattr(record_module, "MOST_UNPACKED", 2**20)
+    refused(root, world, "form", "unpacks to more than 1 MB")
+
+
+def test_truncated_outcomes(root: Path, victim: Path, world: Bundle) -> None:
+    outcomes_of(victim).write_bytes(outcomes_of(victim).read_bytes()[:-9])
+    refused(root, world, "form", "not readable")
+
+
+def test_missing_outcomes(root: Path, victim: Path, world: Bundle) -> None:
+    outcomes_of(victim).unlink()
+    refused(root, world, "form", "no plain file")
+
+
+@pytest.mark.parametrize("of", ["record", "outcomes"])
+def test_a_link_is_not_followed(
+    root: Path, victim: Path, world: Bundle, tmp_path: Path, of: str
+) -> None:
+    target = victim if of == "record" else outcomes_of(victim)
+    target.rename(tmp_path / "elsewhere")
+    target.symlink_to(tmp_path / "elsewhere")
+    refused(root, world, "files", "it is a link")
+
+
+def test_an_outcome_flipped(root: Path, victim: Path, world: Bundle) -> None:
+    rows = list(files.read_jsonl(outcomes_of(victim)))
+    rows[-1]["final"] = not rows[-1]["final"]
+    files.write_jsonl(outcomes_of(victim), rows)
+    refused(root, world, "form", "was changed")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.append(rows[0]),
+        lambda rows: rows.insert(1, rows[0]),
+        lambda rows: rows.pop(),
+        lambda rows: rows.clear(),
+        lambda rows: rows[0].update(id="f" * 16),
+        lambda rows: rows[0].update(split="unknown"),
+        lambda rows: rows[0].update(relation="shelf"),
+        lambda rows: rows.reverse(),
+    ],
+    ids=["added", "twice", "missing", "none", "invented", "moved", "renamed", "reordered"],
+)
+def test_outcomes_of_other_facts(root: Path, victim: Path, world: Bundle, change: Any) -> None:
+    forge(victim, world, change)
+    refused(root, world, "facts", "aren't those of the bundle's facts")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row.update(final=1), "not an outcome"),
+        (lambda row: row.update(extra=1), "not an outcome"),
+        (lambda row: row.update(answer="x" * 2000), "an answer of more than"),
+        (lambda row: row.update(curve="2" * 12), "is malformed"),
+        (lambda row: row.update(curve="1"), "is malformed"),
+    ],
+)
+def test_rows_of_another_form(
+    root: Path, victim: Path, world: Bundle, change: Any, message: str
+) -> None:
+    forge(victim, world, lambda rows: change(rows[0]))
+    refused(root, world, "form", message)
+
+
+def _flatter(rows: Rows) -> None:
+    for row in rows:
+        row["final"] = True
+
+
+def test_consistent_metrics_over_edited_outcomes_contradict_the_curve(
+    root: Path, victim: Path, world: Bundle
+) -> None:
+    forged = forge(victim, world, _flatter)
+    assert load_record(forged)[0].metrics["stability"]["value"] == 1.0  # type: ignore[index,call-overload]
+    refused(root, world, "curve", "differ from the last point")
+
+
+def test_consistent_metrics_over_edited_answers(root: Path, victim: Path, world: Bundle) -> None:
+    def invent(rows: Rows) -> None:
+        _flatter(rows)
+        for row in rows:
+            row["answer"], row["curve"] = "Nowhere", row["curve"][:-1] + "1"
+
+    forge(victim, world, invent)
+    refused(root, world, "answers", "aren't what their answers score")
+
+
+def test_outcomes_invented_throughout_stay_self_reported(
+    root: Path, victim: Path, world: Bundle
+) -> None:
+    """No arithmetic sees it: the level says so, and a higher one is never taken on trust."""
+
+    def invent(rows: Rows) -> None:
+        _flatter(rows)
+        for row in rows:
+            row["curve"] = row["curve"][:-1] + "1"
+
+    forged = forge(victim, world, invent)
+    assert errors(root, world) == []
+    assert load_record(forged)[0].level == "self-reported"
+    rewrite(forged, _set("level", to="reproduced"))
+    found = validate(root, {world.sha256: world})
+    assert [(f.check, f.severity) for f in found] == [("level", "warning")]
+
+
+def test_a_swapped_bundle(root: Path, victim: Path, world: Bundle, tmp_path: Path) -> None:
+    other = make_bundle(tmp_path / "other", heldout=18)
+    rewrite(victim, _set("bundle_sha256", to=other.sha256))
+    found = validate(root, {world.sha256: world, other.sha256: other})
+    assert {"facts"} <= {f.check for f in found if f.severity == "error"}
+
+
+def test_a_bundle_that_is_not_official(root: Path, world: Bundle) -> None:
+    found = validate(root, {world.sha256: world}, official=[])
+    assert {(f.check, f.severity) for f in found} == {("official", "warning")}
+
+
+def test_a_record_elsewhere(root: Path, victim: Path, world: Bundle) -> None:
+    for file in (victim, outcomes_of(victim)):
+        file.rename(root / file.name)
+    refused(root, world, "place", "it belongs in almanac/")
+
+
+def test_one_checkpoint_as_two_seeds(root: Path, victim: Path, world: Bundle) -> None:
+    """The same weights and outcomes under another seed, with all hashes right."""
+    content = files.read_json(victim)
+    rows = list(files.read_jsonl(outcomes_of(victim)))
+    content["seed"] = 99
+    content["id"] = record_id(content)
+    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
+    files.write_jsonl(victim.with_name(content["outcomes"]["file"]), rows)
+    files.write_json(victim.with_name(f"{content['id']}.json"), content)
+    refused(root, world, "duplicates", "the same weights")
+    rewrite(victim.with_name(f"{content['id']}.json"), _set("weights_sha256", to="1" * 64))
+    refused(root, world, "id", "isn't the hash")
+    found = validate(root, {world.sha256: world})
+    assert any(f.check == "duplicates" and "same outcomes" in f.message for f in found)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "run.sh", "x.pkl", "page.html"])
+def test_a_stray_file(root: Path, victim: Path, world: Bundle, name: str) -> None:
+    victim.with_name(name).write_text("x")
+    refused(root, world, "files", "no file of a record")
+
+
+def test_what_an_interrupted_write_leaves_is_a_warning(
+    root: Path, victim: Path, world: Bundle
+) -> None:
+    victim.with_name(".x.json.abc").write_text("{")
+    victim.unlink()
+    found = validate(root, {world.sha256: world})
+    assert {(f.check, f.severity) for f in found} == {("files", "warning"), ("seeds", "warning")}
+
+
+def test_missing_seeds_and_declarations_are_warnings(world: Bundle, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", world, drawn(world, 1, 0.3, 0.1))
+    root = tmp_path / "records"
+    make_record(run, world, root, Declared(heldout="included", training_data="all of it"))
+    found = validate(root, {world.sha256: world})
+    assert {(f.check, f.severity) for f in found} == {
+        ("declared", "warning"),
+        ("seeds", "warning"),
+    }
+
+
+def test_checks_have_names_of_their_own() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS) >= 12
+
+
+HOSTILE = Finding("form", "error", "a,b:c\n.json", "x\n::error::forged \x1b[2J <b>")
+
+
+def test_reports_can_t_be_forged() -> None:
+    assert len(report([HOSTILE], "text").splitlines()) == 1
+    assert "\x1b" not in report([HOSTILE], "text")
+    annotation = report([HOSTILE], "github")
+    assert len(annotation.splitlines()) == 1
+    assert annotation.startswith("::error file=a%2Cb%3Ac%0A.json,title=form::x%0A")
+    assert json.loads(report([HOSTILE], "json"))[0]["message"] == HOSTILE.message
+
+
+@pytest.mark.parametrize("style", ["text", "json", "github"])
+def test_exit_codes(
+    root: Path, victim: Path, world: Bundle, capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    command = ["validate", str(root), "--bundle", str(world.path), "--format", style]
+    assert main(command) == 0
+    victim.unlink()
+    assert main(command) == 3
+    victim.write_text("{}")
+    assert main(command) == 1
+    assert "Traceback" not in capsys.readouterr().err

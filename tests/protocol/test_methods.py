@@ -1,0 +1,434 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import curve, distance, make_run, same, train, weights
+
+from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol import curve as curves
+from factual_forgetting.protocol import data as schedule
+from factual_forgetting.protocol import losses, methods, penalties
+from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.curve import selection_score
+from factual_forgetting.slick.engines import load_causal_lm
+from small import make_model
+
+
+@pytest.fixture(scope="session")
+def brief(protocol: Protocol) -> Protocol:
+    """24 steps; enough for every method to leave SFT's path."""
+    return protocol.model_copy(
+        update={"name": "brief", "epochs": 4, "evaluate_every": 8, "learning_rate": 2e-3}
+    )
+
+
+@pytest.fixture(scope="session")
+def plain(
+    bundle: Bundle, brief: Protocol, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    return train(make_run(bundle, brief, "sft"), tmp_path_factory.mktemp("plain") / "sft")
+
+
+def data_of(bundle: Bundle, method: str, **settings: Any) -> methods.TrainingData:
+    entry, config = methods.resolve(method, settings)
+    return entry.data(bundle, config)
+
+
+def ids(facts: Any) -> set[str]:
+    return {fact.id for fact in facts}
+
+
+def split(bundle: Bundle, name: str) -> set[str]:
+    return {item.fact.id for item in bundle.splits[name]}
+
+
+@pytest.mark.parametrize("method", sorted(set(methods.METHODS) - {"sft", "wise_ft", "early_stop"}))
+def test_a_method_is_not_sft_under_another_name(
+    bundle: Bundle, brief: Protocol, plain: dict[str, torch.Tensor], method: str, tmp_path: Path
+) -> None:
+    if "lora" in method:
+        pytest.importorskip("peft")
+    run = make_run(bundle, brief, method)
+    trained = train(run, tmp_path / method)
+    assert trained.keys() == plain.keys()
+    assert same(trained, plain) != set(plain)
+    assert run.steps() == make_run(bundle, brief, "sft").steps()
+
+
+def test_known_only_never_sees_unknown_facts(bundle: Bundle) -> None:
+    assert ids(data_of(bundle, "known_only").repeated) == split(bundle, "known")
+
+
+def test_freezing_leaves_the_rest_bit_equal(
+    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
+) -> None:
+    run = make_run(bundle, brief, "freeze", trainable="attention@1")
+    trained = train(run, tmp_path / "frozen")
+    moved = set(trained) - same(weights(base), trained)
+    assert moved == {name for name in trained if ".layers.1.self_attn." in name}
+
+
+def test_freezing_and_distillation_combine(
+    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
+) -> None:
+    alone = train(make_run(bundle, brief, "freeze", trainable="ffn"), tmp_path / "alone")
+    run = make_run(bundle, brief, "freeze_self_distillation", trainable="ffn", weight=3)
+    both = train(run, tmp_path / "both")
+    moved = set(both) - same(weights(base), both)
+    assert moved == {name for name in both if ".mlp." in name}
+    assert distance(both, weights(base)) < distance(alone, weights(base))
+
+
+@pytest.mark.parametrize(("teacher", "opening"), [("base", 0), ("snapshot", 3), ("same_run", 6)])
+def test_the_teacher_stays_what_its_file_says(
+    bundle: Bundle,
+    brief: Protocol,
+    teacher: str,
+    opening: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terms: dict[int, float] = {}
+    original = penalties._taught
+
+    def watched(frozen: penalties.Frozen, step: penalties.Step, inputs: Any) -> torch.Tensor:
+        taught = original(frozen, step, inputs)
+        model, stored = frozen.at(step), weights(frozen.path)
+        assert not model.training
+        assert all(torch.equal(model.state_dict()[name], stored[name]) for name in stored)
+        marked = losses.distilled_positions(inputs["attention_mask"], step.labels, "all")
+        terms[step.number] = losses.distillation(
+            step.logits, taught, marked, 1.0, marked.sum()
+        ).item()
+        return taught
+
+    monkeypatch.setattr(penalties, "_taught", watched)
+    run = make_run(bundle, brief, "self_distillation", teacher=teacher)
+    train(run, tmp_path / "run")
+    assert min(terms) == opening
+    assert max(terms) == run.steps() - 1
+    # The student begins as its teacher, then moves away.
+    assert abs(terms[opening]) < 1e-5
+    assert terms[run.steps() - 1] > 1e-4
+
+
+def test_snapshots_come_after_an_epoch_on_what_they_say(bundle: Bundle) -> None:
+    everything = split(bundle, "known") | split(bundle, "unknown")
+    for method, key in (("self_distillation", "teacher"), ("l2", "to")):
+        assert ids(data_of(bundle, method, **{key: "snapshot"}).first) == split(bundle, "known")
+        assert ids(data_of(bundle, method, **{key: "same_run"}).first) == everything
+        assert not data_of(bundle, method, **{key: "base"}).first
+
+
+def test_distillation_settings_change_the_result(
+    bundle: Bundle, brief: Protocol, tmp_path: Path
+) -> None:
+    short = brief.model_copy(update={"epochs": 1})
+    variants: list[dict[str, Any]] = [
+        {}, {"direction": "reverse"}, {"positions": "answer"}, {"tau": 2.0}, {"weight": 2.0}
+    ]  # fmt: skip
+    trained = [
+        train(make_run(bundle, short, "self_distillation", **settings), tmp_path / str(index))
+        for index, settings in enumerate(variants)
+    ]
+    for index, one in enumerate(trained):
+        assert all(same(one, other) != set(one) for other in trained[index + 1 :])
+
+
+@pytest.mark.parametrize("to", ["base", "snapshot", "same_run"])
+def test_l2_holds_the_weights_where_it_says(
+    bundle: Bundle,
+    brief: Protocol,
+    plain: dict[str, torch.Tensor],
+    base: Path,
+    to: str,
+    tmp_path: Path,
+) -> None:
+    anchors: list[dict[str, torch.Tensor]] = []
+    original = penalties.Frozen.at
+
+    def watched(self: penalties.Frozen, step: penalties.Step) -> Any:
+        model = original(self, step)
+        if not anchors:
+            anchors.append({n: p.clone() for n, p in model.named_parameters()})
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(penalties.Frozen, "at", watched)
+        held = train(make_run(bundle, brief, "l2", to=to, weight=100.0), tmp_path / "l2")
+    anchor = anchors[0]
+    assert distance(held, anchor) < distance(plain, anchor) / 2
+    assert (to == "base") == (same(anchor, weights(base)) == set(anchor))
+
+
+def test_the_pull_is_half_lambda_times_the_squared_distance(
+    bundle: Bundle, base: Path, tokenizer: Any
+) -> None:
+    model, _ = load_causal_lm(base, "float32")
+    context = fake_context(bundle, base, tokenizer, model)
+    penalty = penalties.l2(context, methods.L2(weight=3.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    shares = [penalty.term(fake_step(model, share)).item() for share in (0.25, 0.75)]
+    assert sum(shares) == pytest.approx(3.0 / 2 * 0.01 * count, rel=1e-4)
+
+
+def fake_context(bundle: Bundle, base: Path, tokenizer: Any, model: Any) -> methods.Context:
+    facts = [item.fact for item in bundle.splits["unknown"]]
+    missing = base / "none"
+    return methods.Context(bundle, tokenizer, model, base, missing, 0, 10, facts, missing)
+
+
+def fake_step(model: Any, share: float = 1.0, **values: Any) -> penalties.Step:
+    empty = torch.zeros((1, 2), dtype=torch.long)
+    fields: dict[str, Any] = {
+        "number": 0, "inputs": {}, "logits": torch.zeros(1, 2, 3), "labels": empty,
+        "facts": empty[0], "answers": empty.sum(), "positions": empty.sum(),
+    }  # fmt: skip
+    return penalties.Step(model=model, share=share, save=lambda path: None, **{**fields, **values})
+
+
+def test_fisher_is_the_mean_squared_gradient_on_replay_facts(
+    bundle: Bundle, base: Path, tokenizer: Any
+) -> None:
+    model, _ = load_causal_lm(base, "float32")
+    facts = [item.fact for item in bundle.splits[REPLAY]]
+    rows = schedule.encode(facts, tokenizer, None)
+    fisher = penalties.diagonal_fisher(model, rows)
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = torch.zeros_like(fisher[name])
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        loss = torch.nn.functional.cross_entropy(
+            model(ids).logits[0, :-1], labels[0, 1:], ignore_index=schedule.IGNORE, reduction="sum"
+        )
+        (gradient,) = torch.autograd.grad(loss, [dict(model.named_parameters())[name]])
+        expected += gradient**2 / len(rows)
+    assert torch.allclose(fisher[name], expected, rtol=1e-4, atol=1e-9)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_ewc_holds_important_weights_more_than_others(
+    bundle: Bundle,
+    brief: Protocol,
+    plain: dict[str, torch.Tensor],
+    base: Path,
+    tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    held = train(make_run(bundle, brief, "ewc", weight=1e5), tmp_path / "ewc")
+    model, _ = load_causal_lm(base, "float32")
+    rows = schedule.encode([item.fact for item in bundle.splits[REPLAY]], tokenizer, None)
+    fisher, start = penalties.diagonal_fisher(model, rows), weights(base)
+    ratios = {"high": [0.0, 0.0], "low": [0.0, 0.0]}
+    for name, importance in fisher.items():
+        high = importance > importance.median()
+        for key, chosen in (("high", high), ("low", ~high)):
+            for index, trained in enumerate((held, plain)):
+                ratios[key][index] += (trained[name] - start[name])[chosen].abs().sum().item()
+    assert ratios["high"][0] / ratios["high"][1] < ratios["low"][0] / ratios["low"][1]
+    assert distance(held, start) < distance(plain, start)
+
+
+def test_replay_mixes_in_its_ratio_of_replay_facts(bundle: Bundle) -> None:
+    data = data_of(bundle, "replay", ratio=0.25).repeated
+    replayed = [fact for fact in data if fact.id in split(bundle, REPLAY)]
+    assert len(replayed) == 12  # a quarter of 48
+    assert ids(replayed) == split(bundle, REPLAY)
+    assert len(data) == 60
+
+
+def test_known_facts_come_last_in_whole_batches(bundle: Bundle, brief: Protocol) -> None:
+    data = data_of(bundle, "known_last", epochs=2)
+    sequence = schedule.order(data, brief, 24, seed=0)
+    assert len(sequence) == 24 * 8
+    assert ids(sequence[-48:]) == split(bundle, "known")
+    assert all([fact.id for fact in sequence[-48:]].count(i) == 2 for i in split(bundle, "known"))
+    assert ids(sequence[:-48]) > split(bundle, "unknown")
+
+
+def test_data_seen_once_must_leave_steps(bundle: Bundle, brief: Protocol) -> None:
+    with pytest.raises(UserError, match="takes all of them"):
+        schedule.order(data_of(bundle, "known_last", epochs=9), brief, 24, seed=0)
+
+
+def test_idk_relabels_unknown_facts_and_no_others(bundle: Bundle) -> None:
+    for fact in data_of(bundle, "idk").repeated:
+        assert (fact.answers == ("I don't know",)) == (fact.id in split(bundle, "unknown"))
+
+
+def test_the_teacher_of_context_distillation_reads_the_fact(
+    bundle: Bundle, base: Path, tokenizer: Any
+) -> None:
+    model, _ = load_causal_lm(base, "float32")
+    context = fake_context(bundle, base, tokenizer, model)
+    fact = context.facts[0]
+    (plain,) = schedule.encode([fact], tokenizer, None)
+    read: list[str] = []
+    original = penalties._taught
+
+    def watched(frozen: Any, step: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        read.append(tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True))
+        return original(frozen, step, inputs)
+
+    ids, labels = torch.tensor([plain["input_ids"]]), torch.tensor([plain["labels"]])
+    answers = (labels != schedule.IGNORE).sum()
+    step = fake_step(
+        model,
+        inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        logits=model(ids).logits, labels=labels, facts=torch.tensor([0]), answers=answers,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(penalties, "_taught", watched)
+        penalty = penalties.context_distillation(context, methods.ContextDistillation())
+        term = penalty.term(step)
+    once = f"Q: {fact.question}\nA: {fact.answers[0]}"
+    assert read[0] == f"{once}\n\n{once}"
+    # By hand: the base's predictions of the answer after the told fact, against its own without.
+    whole = torch.tensor([tokenizer(f"{once}\n\n{once}")["input_ids"]])
+    count = int(answers) - 1
+    taught = model(whole).logits[0, -count - 1 : -1]
+    own = model(ids).logits[0, -count - 2 : -2]
+    expected = torch.nn.functional.kl_div(
+        own.log_softmax(-1), taught.log_softmax(-1), log_target=True, reduction="sum"
+    )
+    assert term.item() == pytest.approx(expected.item() / int(answers), rel=1e-4)
+    assert term.item() > 0
+
+
+def test_the_line_of_averages_runs_from_the_base_to_the_trained_model(
+    bundle: Bundle,
+    brief: Protocol,
+    plain: dict[str, torch.Tensor],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A random model scores nothing; let the middle be the best.
+    monkeypatch.setattr(
+        "factual_forgetting.protocol.finishing.selection_score", lambda p: -abs(p["alpha"] - 0.5)
+    )
+    trained = train(make_run(bundle, brief, "wise_ft", points=4), tmp_path / "wise")
+    lines = curve(tmp_path / "wise")
+    assert [line["alpha"] for line in lines[:-1]] == [0, 0.25, 0.5, 0.75, 1]
+    assert lines[0]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert [line["step"] for line in lines] == [0, 6, 12, 18, 24, 25]
+    alpha, start = 0.5, weights(base)
+    assert lines[-1]["alpha"] == alpha
+    for name, tensor in trained.items():
+        expected = (1 - alpha) * start[name] + alpha * plain[name]
+        assert torch.allclose(tensor, expected, atol=1e-6)
+
+
+def test_early_stop_returns_the_best_point_on_validation(
+    bundle: Bundle, brief: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A random model scores nothing; let step 16 be the best.
+    monkeypatch.setattr(
+        "factual_forgetting.protocol.trainer.selection_score", lambda p: -abs(p["step"] - 16)
+    )
+    monkeypatch.setattr(
+        "factual_forgetting.protocol.finishing.selection_score", lambda p: -abs(p["step"] - 16)
+    )
+    stopped = train(make_run(bundle, brief, "early_stop"), tmp_path / "early")
+    assert [line["step"] for line in curve(tmp_path / "early")] == [0, 8, 16]
+    monkeypatch.undo()
+    other = brief.model_copy(update={"evaluate_every": 16})
+    seen: list[dict[str, torch.Tensor]] = []
+    original = curves.Curve.evaluate
+
+    def watched(self: Any, model: Any, step: int, *args: Any, **kwargs: Any) -> Any:
+        if step == 16:
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return original(self, model, step, *args, **kwargs)
+
+    monkeypatch.setattr(curves.Curve, "evaluate", watched)
+    train(make_run(bundle, other, "sft"), tmp_path / "sft")
+    assert same(stopped, seen[0]) == set(stopped)
+    assert not (tmp_path / "early" / "best").exists()
+
+
+def test_choices_never_look_at_heldout_facts() -> None:
+    point = {"validation_stability": 0.8, "plasticity": 0.6}
+    assert selection_score(point) == pytest.approx(0.7)  # it holds nothing else to look at
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("early_stop", VALIDATION), ("wise_ft", VALIDATION), ("replay", REPLAY), ("ewc", REPLAY)],
+)
+def test_a_method_says_what_the_bundle_lacks(bundle: Bundle, method: str, name: str) -> None:
+    empty = replace(bundle, splits={**bundle.splits, name: []})
+    with pytest.raises(UserError, match=f"needs {name} facts"):
+        data_of(empty, method)
+
+
+def test_lora_trains_a_low_rank_update_and_merges_it(
+    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    trained = train(make_run(bundle, brief, "lora", rank=2), tmp_path / "lora")
+    start = weights(base)
+    for name in set(trained) - same(trained, start):
+        assert name.endswith("_proj.weight")
+        assert torch.linalg.matrix_rank(trained[name] - start[name], atol=1e-5) <= 2
+    assert same(trained, start) != set(start)
+
+
+def test_lora_needs_no_second_copy_to_distil_from_the_base(
+    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    reference, _ = load_causal_lm(base, "float32")
+    original, compared = penalties._taught, []
+
+    def watched(frozen: Any, step: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        taught = original(frozen, step, inputs)
+        with torch.no_grad():
+            assert torch.allclose(taught, reference(**inputs).logits, atol=1e-5)
+        compared.append(step.number)
+        return taught
+
+    monkeypatch.setattr(penalties, "_taught", watched)
+    monkeypatch.setattr(penalties.Frozen, "at", lambda *a: pytest.fail("loaded a second copy"))
+    distilled = make_run(bundle, brief, "lora_self_distillation", weight=3)
+    held = train(distilled, tmp_path / "held")
+    monkeypatch.undo()
+    free = train(make_run(bundle, brief, "lora"), tmp_path / "free")
+    assert len(compared) == distilled.steps()
+    assert distance(held, weights(base)) < distance(free, weights(base))
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
+    make_model("llama", 77).save_pretrained(tmp_path / "other")
+    student, _ = load_causal_lm(base, "float32")
+    with pytest.raises(UserError, match="77 tokens"):
+        penalties.Frozen(tmp_path / "other").at(fake_step(student))
+
+
+def test_costs_count_what_the_teacher_reads(
+    bundle: Bundle, brief: Protocol, tmp_path: Path
+) -> None:
+    short = brief.model_copy(update={"epochs": 2, "evaluate_every": 4})
+    costs = {}
+    for method, settings in (
+        ("sft", {}),
+        ("self_distillation", {"teacher": "snapshot"}),
+        ("context_distillation", {}),
+    ):
+        train(make_run(bundle, short, method, **settings), tmp_path / method)
+        costs[method] = curve(tmp_path / method)
+    assert all(line["teacher_tokens"] == 0 for line in costs["sft"])
+    distilled = costs["self_distillation"]
+    # The snapshot comes after 3 steps; from then on the teacher reads what the student reads.
+    assert distilled[0]["teacher_tokens"] == 0
+    assert 0 < distilled[1]["teacher_tokens"] < distilled[1]["tokens"]
+    steps = [line["tokens"] - line["teacher_tokens"] for line in distilled[1:]]
+    assert len(set(steps)) == 1
+    last = costs["context_distillation"][-1]
+    assert 1.8 * last["tokens"] < last["teacher_tokens"] < 2.2 * last["tokens"]
