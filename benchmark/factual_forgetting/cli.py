@@ -14,6 +14,7 @@ from factual_forgetting.facts import command as facts
 from factual_forgetting.lab import command as lab
 from factual_forgetting.protocol import command as protocol
 from factual_forgetting.scoring import command as scoring
+from factual_forgetting.scoring import frontier
 from factual_forgetting.slick import command as slick
 
 INTERRUPTED = 130
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=__version__)
     subparsers = main_parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (lab, facts, slick, bundle, protocol, scoring, board):
+    for room in (lab, facts, slick, bundle, protocol, scoring, frontier, board):
         room.add_parser(subparsers)
     return main_parser
 

@@ -45,6 +45,10 @@ def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 2
         "base": BASE,
         "heldout_dropped_for_overlap": 0,
         "heldout_subjects_as_training_objects": 1,
+        "source": {},
+        "settings": {"min_highly_known": 0.3},
+        "relations": {},
+        "majority_baseline": {"micro": None, "macro": None},
     }
     return write_bundle(path, splits, {}, details)
 

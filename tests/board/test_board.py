@@ -273,7 +273,7 @@ def test_a_difference_tells_what_moved(
     told = diff(before, make_board(found))
     assert len(told["added"]) == 3
     assert told["removed"] == []
-    new = [c for c in told["changed"] if c["method"] == "self_distillation(tau=1.0)"]
+    new = [c for c in told["changed"] if c["method"] == "self_distillation(teacher=base,tau=1.0)"]
     assert {"field": "row", "before": None, "after": "there"}.items() <= new[0].items()
     assert all(c["field"].startswith("rank.") for c in told["changed"] if c not in new)
     assert "3 records added" in diff_markdown(told)

@@ -131,7 +131,9 @@ def test_a_bundle_reads_back_as_it_was_written(bundle: Bundle) -> None:
     assert loaded.manifest == bundle.manifest
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.jsonl" for name in SPLITS), "exemplars.jsonl"])
+@pytest.mark.parametrize(
+    "name", [*(f"{name}.jsonl" for name in SPLITS), "exemplars.jsonl", "README.md"]
+)
 def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     path = copy(bundle, tmp_path / "copy")
     with (path / name).open("a") as stream:
@@ -162,3 +164,42 @@ def test_export_follows_the_text_rule(bundle: Bundle, tmp_path: Path) -> None:
     fact = bundle.splits["known"][0].fact
     assert row["prompt"] == f"Q: {fact.question}\nA:"
     assert row["completion"] == f" {fact.answers[0]}"
+
+
+def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
+    labels = make_labels(facts, None)
+    plain = build(labels, SIZES, tmp_path / "plain")
+    matched = build(labels, SIZES.model_copy(update={"match_answers": True}), tmp_path / "matched")
+    before, after = (b.manifest["answer_distance"]["country"] for b in (plain, matched))
+    assert after < before
+    ids = [{i.fact.id for i in b.splits["unknown"]} for b in (plain, matched)]
+    assert len(ids[1]) == 24
+    assert ids[0] != ids[1]
+    for name in ("known", "heldout"):
+        assert plain.splits[name] == matched.splits[name]
+
+
+def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
+    source = {"facts": "almanac", "dropped": {"duplicates": 3}}
+    built = build(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
+    text = (built.path / "README.md").read_text()
+    assert "almanac. Licence: an invented world" in text
+    assert "duplicates 3" in text
+    assert "| all" in text
+
+
+def test_the_majority_baseline_is_counted(bundle: Bundle) -> None:
+    baseline = bundle.manifest["majority_baseline"]
+    right = 0
+    for relation in RELATIONS:
+        trained = [
+            item.fact.answers[0]
+            for name in ("known", "unknown")
+            for item in bundle.splits[name]
+            if item.fact.relation == relation
+        ]
+        answer = baseline["relations"][relation]["answer"]
+        assert trained.count(answer) == max(map(trained.count, trained))
+        held = [i.fact for i in bundle.splits["heldout"] if i.fact.relation == relation]
+        right += sum(fact.answers[0] == answer for fact in held)
+    assert baseline["micro"] == right / len(bundle.splits["heldout"])

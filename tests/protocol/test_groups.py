@@ -25,13 +25,64 @@ EXPECTED = {
 }
 
 
+_NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight"]
+_GPT2_NORMS = [f"ln_{n}.{p}" for n in (1, 2) for p in ("weight", "bias")]
+LAYERED = {
+    "llama": {
+        "gate_up": _LLAMA_FFN[:2],
+        "down": _LLAMA_FFN[2:],
+        "norms": _NORMS,
+        "layers": _LLAMA_ATTENTION + _LLAMA_FFN + _NORMS,
+    },
+    "gpt2": {
+        "gate_up": _GPT2_FFN[:2],
+        "down": _GPT2_FFN[2:],
+        "norms": _GPT2_NORMS,
+        "layers": _GPT2_ATTENTION + _GPT2_FFN + _GPT2_NORMS,
+    },
+}
+LAYERED["mistral"] = LAYERED["llama"]
+LAYERED["qwen2"] = {**LAYERED["llama"], "layers": _QWEN_ATTENTION + _LLAMA_FFN + _NORMS}
+LLAMA_OUTSIDE = {
+    "embeddings": {"model.embed_tokens.weight"},
+    "norms": {"model.norm.weight"},
+    "lm_head": {"lm_head.weight"},
+}
+OUTSIDE: dict[str, dict[str, set[str]]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2"), LLAMA_OUTSIDE),
+    "gpt2": {
+        "embeddings": {"transformer.wte.weight", "transformer.wpe.weight"},
+        "norms": {"transformer.ln_f.weight", "transformer.ln_f.bias"},
+    },
+}
+
+
 @pytest.mark.parametrize("architecture", sorted(EXPECTED))
 def test_groups_hold_exactly_these_parameters(architecture: str) -> None:
     stem, attention, ffn = EXPECTED[architecture]
     names = [name for name, _ in make_model(architecture, 300).named_parameters()]
-    for group, parts in (("attention", attention), ("ffn", ffn)):
-        expected = {f"{stem}.{layer}.{part}" for layer in range(2) for part in parts}
-        assert set(select(names, [group])) == expected
+    layered = {"attention": attention, "ffn": ffn, **LAYERED[architecture]}
+    for group in {*layered, *OUTSIDE[architecture]}:
+        inside = {f"{stem}.{layer}.{p}" for layer in range(2) for p in layered.get(group, [])}
+        assert set(select(names, [group])) == inside | OUTSIDE[architecture].get(group, set())
+
+
+@pytest.mark.parametrize("architecture", sorted(EXPECTED))
+def test_groups_in_some_layers(architecture: str) -> None:
+    stem, attention, _ = EXPECTED[architecture]
+    names = [name for name, _ in make_model(architecture, 300).named_parameters()]
+    assert set(select(names, ["attention@1"])) == {f"{stem}.1.{part}" for part in attention}
+    assert select(names, ["attention@0-1"]) == select(names, ["attention"])
+    outside = {n for n in names if n not in select(names, ["layers"])}
+    assert set(select(names, ["embeddings", "lm_head|ln_f|model.norm"])) == outside
+    with pytest.raises(UserError, match="layers 0-1"):
+        select(names, ["attention@2-7"])
+
+
+def test_a_tied_output_layer_is_told() -> None:
+    names = [name for name, _ in make_model("gpt2", 300).named_parameters()]
+    with pytest.raises(UserError, match="tied to the input embeddings: give embeddings"):
+        select(names, ["lm_head"])
 
 
 def test_groups_join_and_expressions_work() -> None:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from factual_forgetting.protocol.data import IGNORE
 from factual_forgetting.protocol.losses import (
-    IGNORE,
     cross_entropy,
     distillation,
     distilled_positions,

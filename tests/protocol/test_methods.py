@@ -205,7 +205,7 @@ def test_fisher_is_the_mean_squared_gradient_on_replay_facts(
     for row in rows:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         loss = torch.nn.functional.cross_entropy(
-            model(ids).logits[0, :-1], labels[0, 1:], ignore_index=losses.IGNORE, reduction="sum"
+            model(ids).logits[0, :-1], labels[0, 1:], ignore_index=schedule.IGNORE, reduction="sum"
         )
         (gradient,) = torch.autograd.grad(loss, [dict(model.named_parameters())[name]])
         expected += gradient**2 / len(rows)
@@ -277,7 +277,7 @@ def test_the_teacher_of_context_distillation_reads_the_fact(
         return original(frozen, step, inputs)
 
     ids, labels = torch.tensor([plain["input_ids"]]), torch.tensor([plain["labels"]])
-    answers = (labels != losses.IGNORE).sum()
+    answers = (labels != schedule.IGNORE).sum()
     step = fake_step(
         model,
         inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},

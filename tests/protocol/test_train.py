@@ -68,6 +68,46 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert not (output / "resume").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", {}),
+        ("ewc", {}),
+        ("early_stop", {}),
+        ("wise_ft", {"points": 2}),
+        ("self_distillation", {"teacher": "same_run"}),
+    ],
+)
+def test_methods_with_a_state_of_their_own_resume_too(
+    bundle: Bundle,
+    protocol: Protocol,
+    method: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if method == "lora":
+        pytest.importorskip("peft")
+    short = protocol.model_copy(update={"epochs": 3, "evaluate_every": 4, "max_new_tokens": 2})
+    run = make_run(bundle, short, method, **settings)
+    train(run, tmp_path / "whole")
+    original = trainer.ForgettingTrainer.compute_loss
+
+    def stop_late(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 14:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.ForgettingTrainer, "compute_loss", stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    train(run, tmp_path / "cut")
+    for name in ("model.safetensors", CURVE, OUTCOMES, "run.json"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "cut" / name).read_bytes() == whole, name
+
+
 def test_a_finished_run_is_not_trained_again(
     bundle: Bundle, protocol: Protocol, sft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

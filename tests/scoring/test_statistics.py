@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from factual_forgetting.scoring.statistics import mean_difference, proportion
+from factual_forgetting.scoring.statistics import mcnemar, mean_difference, proportion
 
 
 def test_one_stratum_is_close_to_wilson() -> None:
@@ -45,14 +45,50 @@ def test_the_interval_covers_the_truth(share: float) -> None:
     assert 0.917 <= hits / 400 <= 0.983
 
 
-def test_paired_differences_are_resampled_within_strata() -> None:
-    # A constant difference in each stratum leaves nothing to resample.
-    estimate = mean_difference([1.0] * 30 + [0.0] * 30, ["a"] * 30 + ["b"] * 30)
+def test_strata_that_differ_narrow_the_interval_of_differences() -> None:
+    differences = [1.0] * 100 + [0.0] * 100
+    mixed = mean_difference(differences, ["a", "b"] * 100)
+    apart = mean_difference(differences, ["a"] * 100 + ["b"] * 100)
+    assert mixed is not None
+    assert apart is not None
+    assert apart.high - apart.low < 0.7 * (mixed.high - mixed.low)
+
+
+def test_differences_keep_a_width_where_nothing_differs() -> None:
+    # Tango's interval without discordant pairs is (-z^2, z^2) / (n + z^2).
+    estimate = mean_difference([0.0] * 300, ["a", "b", "c"] * 100)
     assert estimate is not None
-    assert (estimate.low, estimate.value, estimate.high) == (0.5, 0.5, 0.5)
+    assert estimate.value == 0.0
+    assert estimate.high == pytest.approx(3.8415 / 303.8415, abs=1e-4)
+    assert estimate.low == pytest.approx(-estimate.high)
 
 
-def test_the_bootstrap_agrees_with_the_normal_interval() -> None:
+def test_macro_weighs_relations_alike() -> None:
+    outcomes = [1.0] * 90 + [0.0] * 10
+    relations = ["a"] * 90 + ["b"] * 10
+    micro, macro = (proportion(outcomes, relations, macro=flag) for flag in (False, True))
+    assert micro is not None
+    assert macro is not None
+    assert (micro.value, macro.value) == (0.9, 0.5)
+    assert macro.high - macro.low > micro.high - micro.low
+
+
+def test_mcnemar_by_hand_and_by_others() -> None:
+    # 1 against 5 of 6 discordant: 2 (1 + 6) / 64.
+    first = [True] + [False] * 5 + [True] * 10
+    second = [False] + [True] * 5 + [True] * 10
+    assert mcnemar(first, second) == pytest.approx(14 / 64)
+    assert mcnemar(first, first) == 1.0
+    others = pytest.importorskip("statsmodels.stats.contingency_tables")
+    rng = np.random.default_rng(0)
+    for share in (0.5, 0.6, 0.9):
+        one, two = rng.random(2500) < share, rng.random(2500) < 0.5
+        table = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), 0]]
+        expected = others.mcnemar(table, exact=True).pvalue
+        assert mcnemar(one.tolist(), two.tolist()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_many_differences_agree_with_the_normal_interval() -> None:
     rng = np.random.default_rng(1)
     values = rng.choice([-1.0, 0.0, 1.0], size=1000, p=[0.05, 0.75, 0.2])
     estimate = mean_difference(values.tolist(), ["r"] * 1000)

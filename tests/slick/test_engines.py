@@ -6,26 +6,24 @@ from typing import Any
 
 import pytest
 from test_prefix import groups_of, texts, verdicts
+from tiny import checkpoint_of
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.answers import Group, Query, Sampling
 from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm, open_engine
 from factual_forgetting.slick.prefix import PrefixEngine
 
-Checkpoints = Callable[..., Path]
-
 
 def test_auto_takes_the_prefix_engine_for_checkpoints_and_says_why(
-    checkpoint_of: Checkpoints, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine = open_engine("auto", "hf", {"pretrained": str(checkpoint_of("qwen2"))}, "auto", "cpu")
+    engine = open_engine("auto", "hf", {"pretrained": str(checkpoint_of())}, "auto", "cpu")
     assert isinstance(engine, PrefixEngine)
     assert "engine: prefix (a checkpoint of transformers" in capsys.readouterr().err
 
 
 def test_auto_falls_back_to_the_reference_and_says_why(
-    tmp_path: Path, checkpoint_of: Checkpoints, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig
 
@@ -41,17 +39,17 @@ def test_auto_falls_back_to_the_reference_and_says_why(
 
 
 def test_arguments_that_only_lm_eval_knows_go_to_lm_eval(
-    checkpoint_of: Checkpoints, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = {"pretrained": str(checkpoint_of("qwen2")), "max_length": 256}
+    arguments = {"pretrained": str(checkpoint_of()), "max_length": 256}
     assert open_engine("auto", "hf", arguments, "8", "cpu").name == "lm-eval:hf"
     assert "knows no max_length" in capsys.readouterr().err
 
 
 def test_a_repetition_penalty_goes_to_lm_eval(
-    tmp_path: Path, checkpoint_of: Checkpoints, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu")
+    model, tokenizer = load_causal_lm(checkpoint_of(), "float32", "cpu")
     model.generation_config.repetition_penalty = 1.1
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -70,11 +68,9 @@ def out_of_memory_above(limit: int, function: Any, size: Callable[..., int]) -> 
     return limited
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(
-    checkpoint_of: Checkpoints, world: list[Fact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups = groups_of(world, 1, 20)
-    engine = PrefixEngine(*load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu"), 16)
+def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = groups_of(1, 20)
+    engine = PrefixEngine(*load_causal_lm(checkpoint_of(), "float32", "cpu"), 16)
     expected = texts(engine.answer(groups, 16))
     limited = out_of_memory_above(5, engine._tree.compute, lambda branches, top: len(branches))
     monkeypatch.setattr(engine._tree, "compute", limited)
@@ -82,11 +78,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     assert engine.batch_size == 4
 
 
-def test_lm_eval_halves_its_batch_too(
-    checkpoint_of: Checkpoints, world: list[Fact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups = groups_of(world, 1, 6)[:1]
-    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of('qwen2')},dtype=float32", "16", "cpu")
+def test_lm_eval_halves_its_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = groups_of(1, 6)[:1]
+    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of()},dtype=float32", "16", "cpu")
     expected = texts(engine.answer(groups, 16))
     limited = out_of_memory_above(5, engine._lm._model_generate, lambda context, **_: len(context))
     monkeypatch.setattr(engine._lm, "_model_generate", limited)
@@ -94,10 +88,8 @@ def test_lm_eval_halves_its_batch_too(
     assert engine.batch_size == 4
 
 
-def test_no_memory_for_one_question_is_one_line(
-    checkpoint_of: Checkpoints, world: list[Fact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = PrefixEngine(*load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu"), 16)
+def test_no_memory_for_one_question_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PrefixEngine(*load_causal_lm(checkpoint_of(), "float32", "cpu"), 16)
     wanted = out_of_memory_above(0, None, lambda branches, top: len(branches[0].wanted))
     original = engine._tree.compute
     monkeypatch.setattr(
@@ -106,42 +98,38 @@ def test_no_memory_for_one_question_is_one_line(
         lambda branches, top: (wanted if branches[0].wanted else original)(branches, top),
     )
     with pytest.raises(UserError, match="Memory runs out with a single question"):
-        engine.answer(groups_of(world, 1, 6), 16)
+        engine.answer(groups_of(1, 6), 16)
 
 
-def test_a_failure_that_is_not_memory_is_not_swallowed(
-    checkpoint_of: Checkpoints, world: list[Fact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = PrefixEngine(*load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu"), 16)
+def test_a_failure_that_is_not_memory_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PrefixEngine(*load_causal_lm(checkpoint_of(), "float32", "cpu"), 16)
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(engine._tree, "compute", broken)
     with pytest.raises(RuntimeError, match="broken"):
-        engine.answer(groups_of(world, 1, 6), 16)
+        engine.answer(groups_of(1, 6), 16)
 
 
-def test_lm_eval_refuses_a_prompt_longer_than_the_context(checkpoint_of: Checkpoints) -> None:
-    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of('qwen2')}", "8", "cpu")
+def test_lm_eval_refuses_a_prompt_longer_than_the_context() -> None:
+    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of()}", "8", "cpu")
     with pytest.raises(UserError, match="context holds 512"):
         engine.answer([Group("Q: Where was Ana born?\n" * 100, [Query("A:", ("Rome",))])], 16)
 
 
-def test_lm_eval_samples_by_seed(checkpoint_of: Checkpoints, world: list[Fact]) -> None:
-    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of('qwen2')},dtype=float32", "16", "cpu")
-    groups = groups_of(world, 1, 6)[:2]
+def test_lm_eval_samples_by_seed() -> None:
+    engine = LMEvalEngine("hf", f"pretrained={checkpoint_of()},dtype=float32", "16", "cpu")
+    groups = groups_of(1, 6)[:2]
     sampling = Sampling(samples=3, temperature=1.0, top_k=40, seed="a")
     first = engine.sample(groups, 16, sampling)
     assert [[len(answers) for answers in group] for group in first] == [[3] * 6] * 2
     assert engine.sample(groups, 16, sampling) == first
 
 
-def test_bfloat16_flips_no_more_than_another_batch_size_does(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
-    groups = groups_of(world, 3, 60)
-    path = checkpoint_of("qwen2")
+def test_bfloat16_flips_no_more_than_another_batch_size_does() -> None:
+    groups = groups_of(3, 60)
+    path = checkpoint_of()
     arguments = f"pretrained={path},dtype=bfloat16"
     reference = verdicts(groups, LMEvalEngine("hf", arguments, "64", "cpu").answer(groups, 16))
     one = verdicts(groups, LMEvalEngine("hf", arguments, "1", "cpu").answer(groups, 16))

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import WORLD, checkpoint_of
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.slick import configurations, prompts
 from factual_forgetting.slick.answers import Group, Query, Sampling
@@ -15,14 +14,12 @@ from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm
 from factual_forgetting.slick.prefix import PrefixEngine, stop_ids
 from factual_forgetting.slick.tree import TreeModel, UnsupportedModelError
 
-Checkpoints = Callable[..., Path]
 
-
-def groups_of(world: list[Fact], runs: int, questions: int) -> list[Group]:
-    drawn = configurations.draw(world, runs, 3, seed=0)
+def groups_of(runs: int, questions: int) -> list[Group]:
+    drawn = configurations.draw(WORLD, runs, 3, seed=0)
     groups = []
     for relation, configs in drawn.items():
-        facts = [f for f in world if f.relation == relation and f.id not in configs.ids]
+        facts = [f for f in WORLD if f.relation == relation and f.id not in configs.ids]
         queries = [
             Query(prompts.question_prompt(fact.question), fact.accepted, likely=bool(index % 2))
             for index, fact in enumerate(facts[:questions])
@@ -50,8 +47,8 @@ def engines(path: Path, dtype: str = "float32", batch_size: int = 32) -> tuple[A
     return reference, PrefixEngine(model, tokenizer, batch_size)
 
 
-def assert_same_answers(path: Path, world: list[Fact], runs: int, questions: int) -> int:
-    groups = groups_of(world, runs, questions)
+def assert_same_answers(path: Path, runs: int, questions: int) -> int:
+    groups = groups_of(runs, questions)
     reference, engine = engines(path)
     expected = reference.answer(groups, 16)
     assert texts(engine.answer(groups, 16)) == texts(expected)
@@ -68,36 +65,28 @@ def assert_same_answers(path: Path, world: list[Fact], runs: int, questions: int
     ("shape", "kind"),
     [("qwen2", "bpe"), ("llama", "unigram"), ("gpt2", "bpe"), ("mistral", "bpe")],
 )
-def test_answers_are_those_of_the_reference(
-    checkpoint_of: Checkpoints, world: list[Fact], shape: str, kind: str
-) -> None:
-    assert_same_answers(checkpoint_of(shape, kind), world, runs=2, questions=30)
+def test_answers_are_those_of_the_reference(shape: str, kind: str) -> None:
+    assert_same_answers(checkpoint_of(shape, kind), runs=2, questions=30)
 
 
 @pytest.mark.slow
-def test_five_thousand_answers_are_those_of_the_reference(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
+def test_five_thousand_answers_are_those_of_the_reference() -> None:
     made = [("llama", "unigram"), ("qwen2", "bpe"), ("gpt2", "bpe"), ("mistral", "unigram")]
-    asked = sum(assert_same_answers(checkpoint_of(*which), world, 9, 80) for which in made)
+    asked = sum(assert_same_answers(checkpoint_of(*which), 9, 80) for which in made)
     assert asked >= 5000
 
 
-def test_a_newline_merged_into_a_token_ends_an_answer_and_keeps_its_full_stop(
-    checkpoint_of: Checkpoints,
-) -> None:
-    _, tokenizer = load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu")
+def test_a_newline_merged_into_a_token_ends_an_answer_and_keeps_its_full_stop() -> None:
+    _, tokenizer = load_causal_lm(checkpoint_of(), "float32", "cpu")
     merged = {t for t in stop_ids(tokenizer) if tokenizer.decode([t]).startswith(".\n")}
     assert merged
     world_answer = tokenizer(" Washington D.C.\n\nQ:")["input_ids"]
     assert merged & set(world_answer)
 
 
-def test_answers_ending_in_a_full_stop_are_found(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
-    group = groups_of(world, 2, 80)[0]
-    _, engine = engines(checkpoint_of("qwen2"))
+def test_answers_ending_in_a_full_stop_are_found() -> None:
+    group = groups_of(2, 80)[0]
+    _, engine = engines(checkpoint_of())
     sampling = Sampling(samples=60, temperature=1.2, top_k=40, seed="")
     drawn = engine.sample([group], 16, sampling)[0]
     right = {
@@ -109,24 +98,20 @@ def test_answers_ending_in_a_full_stop_are_found(
     assert any(text.endswith(".") for text in right)
 
 
-def test_an_early_stop_and_drafts_save_computation(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
-    groups = groups_of(world, 2, 100)
-    _, engine = engines(checkpoint_of("qwen2"))
+def test_an_early_stop_and_drafts_save_computation() -> None:
+    groups = groups_of(2, 100)
+    _, engine = engines(checkpoint_of())
     engine.answer(groups, 16)
     whole = engine.computed
     engine.answer(groups, 16, verdict_only=True)
     assert engine.computed - whole < whole
 
 
-def test_margin_is_the_smallest_gap_of_the_generated_tokens(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
+def test_margin_is_the_smallest_gap_of_the_generated_tokens() -> None:
     import torch
 
-    model, tokenizer = load_causal_lm(checkpoint_of("qwen2"), "float32", "cpu")
-    group = groups_of(world, 1, 5)[0]
+    model, tokenizer = load_causal_lm(checkpoint_of(), "float32", "cpu")
+    group = groups_of(1, 5)[0]
     found = PrefixEngine(model, tokenizer).answer([group], 16)[0]
     for query, answer in zip(group.queries, found, strict=True):
         ids = tokenizer(group.prefix + query.text, return_tensors="pt")["input_ids"]
@@ -141,22 +126,18 @@ def test_margin_is_the_smallest_gap_of_the_generated_tokens(
         assert answer.margin == pytest.approx(min(gaps), abs=1e-3)
 
 
-def test_batch_size_and_company_do_not_change_answers(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
-    group = groups_of(world, 1, 20)[0]
-    _, one = engines(checkpoint_of("qwen2"), batch_size=1)
-    _, many = engines(checkpoint_of("qwen2"), batch_size=64)
+def test_batch_size_and_company_do_not_change_answers() -> None:
+    group = groups_of(1, 20)[0]
+    _, one = engines(checkpoint_of(), batch_size=1)
+    _, many = engines(checkpoint_of(), batch_size=64)
     assert texts(one.answer([group], 16)) == texts(many.answer([group], 16))
     alone = [one.answer([Group(group.prefix, [query])], 16)[0][0].text for query in group.queries]
     assert alone == texts(one.answer([group], 16))
 
 
-def test_sampled_answers_follow_the_distribution_and_the_seed(
-    checkpoint_of: Checkpoints, world: list[Fact]
-) -> None:
-    group = groups_of(world, 1, 6)[0]
-    _, engine = engines(checkpoint_of("qwen2"))
+def test_sampled_answers_follow_the_distribution_and_the_seed() -> None:
+    group = groups_of(1, 6)[0]
+    _, engine = engines(checkpoint_of())
     sampling = Sampling(samples=50, temperature=1.0, top_k=40, seed="a")
     first = engine.sample([group], 16, sampling)[0]
     assert [len(answers) for answers in first] == [50] * 6
@@ -172,8 +153,8 @@ def test_sampled_answers_follow_the_distribution_and_the_seed(
         assert [is_correct(a.text, query.accepted) for a in answers] == [right] * 3
 
 
-def test_a_prompt_longer_than_the_context_is_refused(checkpoint_of: Checkpoints) -> None:
-    _, engine = engines(checkpoint_of("qwen2"))
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    _, engine = engines(checkpoint_of())
     long = Group("Q: Where was Ana born?\n" * 100, [Query("A:", ("Rome",))])
     with pytest.raises(UserError, match="context holds 512"):
         engine.answer([long], 16)

@@ -16,6 +16,7 @@ from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import answer_distance, majority_baseline, match_answers
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex
 from factual_forgetting.slick.labelling import (
@@ -41,6 +42,9 @@ class BundleConfig(Config):
         min_highly_known: Share of HighlyKnown train facts that a relation must reach.
         other_relations: Relations kept out of training beside those that fail the filter;
             their HighlyKnown facts, at most 1,000, become `heldout_other`.
+        match_answers: Whether D_Unk's answers are distributed as D_Known's in each relation, as
+            nearly as there are Unknown facts: D_Unk is selected for wrong answers, which
+            favours rare ones.
         seed: Decides which facts are drawn.
     """
 
@@ -51,6 +55,7 @@ class BundleConfig(Config):
     replay: int = 500
     min_highly_known: float = 0.3
     other_relations: tuple[str, ...] = ()
+    match_answers: bool = False
     seed: int = 0
 
 
@@ -77,9 +82,13 @@ def build(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
     trained = _trained_relations(labels, config)
     pools = _pools(labels.labels, trained, config.seed)
     shares = _shares(pools, trained, config)
+    known = _take(pools.known, shares, config.known)
+    unknown = pools.unknown
+    if config.match_answers:
+        unknown = _matched(unknown, known, _counts(shares, config.unknown, unknown), config.seed)
     splits = {
-        m.KNOWN: _take(pools.known, shares, config.known),
-        m.UNKNOWN: _take(pools.unknown, shares, config.unknown),
+        m.KNOWN: known,
+        m.UNKNOWN: _take(unknown, shares, config.unknown),
         m.HELDOUT: _take(pools.heldout, shares, config.heldout),
     }
     taken = {label.fact.subject for name in splits for label in splits[name]}
@@ -181,14 +190,34 @@ def _level(caps: dict[str, float]) -> dict[str, float]:
 
 
 def _take(pool: dict[str, list[Label]], shares: dict[str, float], size: int) -> list[Label]:
-    """Draws by largest remainder; never more from a relation than it has."""
+    counts = _counts(shares, size, pool)
+    return [label for relation, count in counts.items() for label in pool.get(relation, [])[:count]]
+
+
+def _matched(
+    pool: dict[str, list[Label]], known: list[Label], counts: dict[str, int], seed: int
+) -> dict[str, list[Label]]:
+    """Moves to the front of each relation the facts whose answers match D_Known's."""
+    targets = _by_relation(known)
+    found = {}
+    for relation, group in pool.items():
+        target = [label.fact for label in targets.get(relation, [])]
+        count = counts.get(relation, 0)
+        drawn = match_answers([p.fact for p in group], target, count, seed) if target else []
+        ids = {fact.id for fact in drawn}
+        found[relation] = [label for label in group if label.fact.id in ids]
+    return found
+
+
+def _counts(shares: dict[str, float], size: int, pool: dict[str, list[Label]]) -> dict[str, int]:
+    """Splits a size by largest remainder; never more for a relation than it has."""
     exact = {relation: share * size for relation, share in sorted(shares.items())}
     counts = {relation: int(value + 1e-9) for relation, value in exact.items()}
     remainders = sorted(exact, key=lambda relation: counts[relation] - exact[relation])
     short = size - sum(counts.values())
     for relation in [r for r in remainders if counts[r] < len(pool.get(r, ()))][:short]:
         counts[relation] += 1
-    return [label for relation, count in counts.items() for label in pool.get(relation, [])[:count]]
+    return counts
 
 
 def _spare(pool: dict[str, list[Label]], taken: set[str], size: int, name: str) -> list[Label]:
@@ -217,8 +246,12 @@ def _details(
 ) -> dict[str, object]:
     training = TrainingIndex(p.fact for n in (m.KNOWN, m.UNKNOWN, m.REPLAY) for p in splits[n])
     held = splits[m.HELDOUT]
+    trained = [p.fact for name in (m.KNOWN, m.UNKNOWN) for p in splits[name]]
     return {
         "base": labels.manifest["base"],
+        "source": labels.source,
+        "majority_baseline": majority_baseline(trained, [p.fact for p in held]),
+        "answer_distance": _answer_distance(splits),
         "labels": {key: labels.manifest[key] for key in ("engine", "settings", "matcher", "files")},
         "settings": config.model_dump(mode="json"),
         "relations": {
@@ -229,4 +262,15 @@ def _details(
         "heldout_subjects_as_training_objects": sum(
             any(leak.kind == "any_object" for leak in training.leaks(p.fact)) for p in held
         ),
+    }
+
+
+def _answer_distance(splits: dict[str, list[Label]]) -> dict[str, float]:
+    """How far D_Unk's answers are distributed from D_Known's, by relation, in [0, 1]."""
+    known, unknown = (_by_relation(splits[name]) for name in (m.KNOWN, m.UNKNOWN))
+    return {
+        relation: answer_distance(
+            [p.fact for p in known[relation]], [p.fact for p in unknown[relation]]
+        )
+        for relation in sorted(set(known) & set(unknown))
     }

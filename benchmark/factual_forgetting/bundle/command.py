@@ -48,6 +48,11 @@ def add_parser(subparsers: Any) -> None:
         metavar="RELATION",
         help="relations to keep out of training, for out-of-relation stability",
     )
+    make.add_argument(
+        "--match_answers",
+        action="store_true",
+        help="give D_Unk the answer distribution of D_Known, as nearly as there are facts",
+    )
     make.add_argument("--seed", type=int, default=0, help="decides which facts are drawn")
     make.add_argument("--output_path", type=Path, required=True)
     make.set_defaults(run=_build)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.datasheet import datasheet
+from factual_forgetting.bundle.hub import fetch_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 
@@ -17,6 +19,8 @@ KNOWN, UNKNOWN, HELDOUT = "known", "unknown", "heldout"
 VALIDATION, REPLAY, HELDOUT_OTHER = "validation", "replay", "heldout_other"
 SPLITS = (KNOWN, UNKNOWN, HELDOUT, VALIDATION, REPLAY, HELDOUT_OTHER)
 EXEMPLARS = "exemplars"
+DATASHEET = "README.md"
+_FILES = (*(f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)), DATASHEET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,13 @@ def write_bundle(
         for relation, facts in sorted(exemplars.items())
     ]
     files.write_jsonl(path / f"{EXEMPLARS}.jsonl", rows)
-    names = [f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)]
-    manifest = {
+    told = {
         "format": FORMAT,
         **details,
         "counts": {name: len(items) for name, items in splits.items()},
-        "files": {name: files.sha256_file(path / name) for name in names},
     }
+    files.write_atomic(path / DATASHEET, datasheet(told).encode())
+    manifest = {**told, "files": {name: files.sha256_file(path / name) for name in _FILES}}
     manifest["sha256"] = files.sha256_json(manifest)
     files.write_json(path / MANIFEST, manifest)
     return Bundle(path, splits, exemplars, manifest)
@@ -112,15 +116,21 @@ def verify(path: Path) -> dict[str, Any]:
     unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
     if files.sha256_json(unsigned) != manifest.get("sha256"):
         raise UserError(f"{path / MANIFEST} was changed. Restore the bundle, or build it again.")
-    for name in (f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)):
+    for name in _FILES:
         if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
             raise UserError(f"{path / name} was changed. Restore the bundle, or build it again.")
     return manifest
 
 
 def locate_bundle(name: str) -> Path:
-    """Returns the directory of a bundle: `almanac` is the embedded one."""
-    return checkpoint.embedded("bundle") if name == checkpoint.ALMANAC else Path(name)
+    """Returns the directory of a bundle: `almanac`, a directory, or `owner/dataset@commit`.
+
+    Raises:
+        UserError: If a dataset of the Hub is neither in the cache nor in reach.
+    """
+    if name == checkpoint.ALMANAC:
+        return checkpoint.embedded("bundle")
+    return Path(name) if Path(name).is_dir() else fetch_bundle(name) or Path(name)
 
 
 def load_bundle(path: Path) -> Bundle:

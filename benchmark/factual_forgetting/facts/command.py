@@ -12,7 +12,7 @@ from factual_forgetting.config import parse
 from factual_forgetting.facts.account import account, dropped_ids, plot_account
 from factual_forgetting.facts.cleaning import RULES
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.sources import SourceOptions, chosen_facts, prepare
+from factual_forgetting.facts.sources import SourceOptions, chosen, chosen_facts, prepare
 
 _SOURCES = (
     "almanac, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
@@ -82,6 +82,23 @@ def facts_from_arguments(args: argparse.Namespace) -> list[Fact]:
         UserError: As `chosen_facts` does.
     """
     return chosen_facts(source_options(args))
+
+
+def described_source(args: argparse.Namespace) -> tuple[list[Fact], dict[str, Any]]:
+    """Loads facts as `facts_from_arguments` does, and says where they are from.
+
+    Returns:
+        The facts, and their source: the options, and how many rows each rule dropped.
+
+    Raises:
+        UserError: As `chosen_facts` does.
+    """
+    options = source_options(args)
+    cleaned = chosen(options)
+    dropped = {rule: len(rows) for rule, rows in cleaned.dropped.items() if rows}
+    # The name of a file is where it lies on one machine; its hash is in the manifest.
+    told = {**options.model_dump(mode="json"), "facts": Path(options.facts).name}
+    return cleaned.facts, {**told, "dropped": dropped}
 
 
 def add_parser(subparsers: Any) -> None:

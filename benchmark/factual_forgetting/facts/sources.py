@@ -109,6 +109,15 @@ def chosen_facts(options: SourceOptions) -> list[Fact]:
     """Loads the cleaned facts that the options choose, each id once, by relation and id.
 
     Raises:
+        UserError: As `chosen` does.
+    """
+    return chosen(options).facts
+
+
+def chosen(options: SourceOptions) -> Cleaned:
+    """Loads what the options choose, with what cleaning dropped.
+
+    Raises:
         UserError: As `prepare` does, and if cleaning leaves no fact.
     """
     cleaned = prepare(options).cleaned
@@ -118,7 +127,7 @@ def chosen_facts(options: SourceOptions) -> list[Fact]:
             f"{options.facts}: cleaning drops every row ({counts}). Give other facts, "
             "or --keep a rule."
         )
-    return cleaned.facts
+    return cleaned
 
 
 def prepare(options: SourceOptions) -> Prepared:

@@ -1,24 +1,27 @@
-"""`factual-forgetting finetune`."""
+"""`factual-forgetting finetune | sweep`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
-from factual_forgetting.config import parse
+from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Execution, load_protocol, recipe_names
 
+if TYPE_CHECKING:
+    from factual_forgetting.protocol.sweep import Job
+
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `finetune`."""
+    """Adds `finetune` and `sweep`."""
     parser = subparsers.add_parser("finetune", help="train a bundle's base by a method")
     parser.add_argument("--bundle", required=True, help="directory, or almanac")
     parser.add_argument("--method", required=True, help=", ".join(methods.METHODS))
@@ -35,12 +38,24 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="train another model than the bundle's base; written into the run",
     )
-    add_execution(parser)
+    _add_execution(parser)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_finetune)
+
+    sweep = subparsers.add_parser("sweep", help="train methods x rates x strengths x seeds")
+    verbs = sweep.add_subparsers(required=True, metavar="VERB")
+    for name, told, act in (
+        ("plan", "tell what would run and how long it takes, measured on a few steps", _plan),
+        ("run", "train what isn't done, and choose each arm's trial on validation", _sweep),
+    ):
+        verb = verbs.add_parser(name, help=told)
+        verb.add_argument("config", type=Path, help="the sweep, a .yaml file")
+        verb.add_argument("--output_path", type=Path, required=True)
+        _add_execution(verb)
+        verb.set_defaults(run=act)
 
 
-def add_execution(parser: argparse.ArgumentParser) -> None:
+def _add_execution(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `Execution`."""
     parser.add_argument(
         "--device_batch_size", type=int, help="facts in one forward pass; the batch by default"
@@ -51,13 +66,13 @@ def add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report_to", default="none", help="trackers of transformers (none)")
 
 
-def execution_of(args: argparse.Namespace) -> Execution:
+def _execution(args: argparse.Namespace) -> Execution:
     """Reads the options of `Execution`."""
     values = {name: getattr(args, name) for name in Execution.model_fields}
-    return parse(Execution, values, "finetune")
+    return parse(Execution, values, "execution")
 
 
-def run(args: argparse.Namespace) -> None:
+def _finetune(args: argparse.Namespace) -> None:
     """Trains, and prints the curve."""
     protocol = load_protocol(args.protocol)
     _, config = methods.resolve(args.method, parse_pairs(args.method_args))
@@ -75,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         Run(bundle, protocol, args.method, config, args.seed, foreign),
         args.output_path,
         pretrained=pretrained,
-        execution=execution_of(args),
+        execution=_execution(args),
     )
     if not is_main_process():
         return
@@ -84,3 +99,42 @@ def run(args: argparse.Namespace) -> None:
     table = [[line[name] for name in columns] for line in lines]
     sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f") + "\n")
     sys.stdout.write(f"\ncheckpoint: {args.output_path}\n")
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    from factual_forgetting.protocol.sweep import Sweep, jobs
+
+    sweep = parse(Sweep, load_yaml(args.config), str(args.config))
+    return jobs(sweep, load_bundle(locate_bundle(sweep.bundle)), args.output_path)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    """Prints what a sweep would run."""
+    from factual_forgetting.protocol.sweep import plan
+
+    rows = plan(_jobs(args), _execution(args))
+    table = [[r["arm"], r["runs"], r["done"], _duration(r["seconds"])] for r in rows]
+    total = [sum(row[key] for row in rows) for key in ("runs", "done")]
+    table.append(["all", *total, _duration(sum(row["seconds"] for row in rows))])
+    sys.stdout.write(_markdown(table, ["arm", "runs", "done", "time for the rest"]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    """Runs a sweep and prints what was chosen."""
+    from factual_forgetting.protocol.sweep import run_all
+
+    chosen = run_all(_jobs(args), args.output_path, _execution(args))
+    columns = ["learning_rate", "strength", "score", "trials"]
+    table = [[arm, *(row[name] for name in columns)] for arm, row in chosen.items()]
+    sys.stdout.write(_markdown(table, ["arm", *columns]))
+    sys.stdout.write(f"\nnext: factual-forgetting frontier {args.output_path}\n")
+
+
+def _markdown(table: list[list[Any]], headers: list[str]) -> str:
+    return tabulate(table, headers=headers, tablefmt="github") + "\n"

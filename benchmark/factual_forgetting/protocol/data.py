@@ -10,10 +10,10 @@ from typing import Any
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.protocol.losses import IGNORE
 from factual_forgetting.protocol.methods import TrainingData
 from factual_forgetting.slick.prompts import question_prompt
 
+IGNORE = -100  # the label of a token that no loss counts
 Example = dict[str, Any]
 
 

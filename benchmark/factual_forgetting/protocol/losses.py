@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORE = -100
+from factual_forgetting.protocol.data import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class L2(Config):
     """
 
     to: Reference = "base"
-    weight: float = Field(default=0.1, gt=0)
+    weight: float = Field(default=0.03, gt=0)
 
 
 class EWC(Config):
@@ -406,7 +406,13 @@ def resolve(name: str, settings: Mapping[str, Any]) -> tuple[Method, Config]:
 
 
 def describe(name: str, config: Config) -> str:
-    """Returns a method's name with the settings that differ from its defaults."""
+    """Returns a method's name with the settings that tell it from its siblings.
+
+    The first setting names the arm (what trains, who teaches) and is always told; the others
+    are where they differ from their defaults.
+    """
+    told = config.model_dump(mode="json")
     changed = config.model_dump(mode="json", exclude_defaults=True)
-    told = ",".join(f"{k}={'+'.join(v) if isinstance(v, list) else v}" for k, v in changed.items())
-    return f"{name}({told})" if told else name
+    shown = [key for index, key in enumerate(told) if not index or key in changed]
+    texts = (f"{k}={'+'.join(told[k]) if isinstance(told[k], list) else told[k]}" for k in shown)
+    return f"{name}({','.join(texts)})" if shown else name

@@ -118,7 +118,7 @@ def _shard_alike(model: Any, student: Any) -> Any:
 
     sharded = [name for name, part in student.named_modules() if isinstance(part, FSDPModule)]
     for name in reversed(sharded):
-        fully_shard(model.get_submodule(name))
+        fully_shard(model.get_submodule(name), reshard_after_forward=True)
     return model
 
 

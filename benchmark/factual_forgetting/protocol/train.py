@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +19,13 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import Fact, stable_hash
+from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
 from factual_forgetting.protocol.curve import PARTIAL_CURVE, Curve
 from factual_forgetting.protocol.processes import is_main_process, world_size
-from factual_forgetting.slick.engines import load_causal_lm
+from factual_forgetting.slick.engines import load_causal_lm, quiet
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
@@ -45,7 +47,7 @@ class Run:
         protocol: The recipe.
         method: Key of `methods.METHODS`.
         settings: The method's validated settings.
-        seed: Decides the order of the facts.
+        seed: Decides the order of the facts, and the start of what is new.
         foreign_base: Identity of the base where it isn't the bundle's own; None otherwise.
     """
 
@@ -100,6 +102,7 @@ def finetune(
     """
     base = _locate_base(run, pretrained)
     identity = run.identity()
+    quiet()
     with _room_on_disk(output):
         if not _finished(output, identity):
             started = time.time()
@@ -180,6 +183,40 @@ def _room_on_disk(output: Path) -> Iterator[None]:
         raise
 
 
+def rehearse(run: Run, execution: Execution, steps: int) -> float:
+    """Measures a few optimizer steps and one evaluation; returns the seconds of a whole run.
+
+    Raises:
+        UserError: As `finetune`.
+    """
+    from transformers import TrainerCallback
+
+    from factual_forgetting.protocol.finishing import as_checkpoint
+
+    moments: list[float] = []
+
+    class Stopwatch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            moments.append(time.perf_counter())
+            control.should_training_stop = state.global_step >= steps
+
+    brief = run.protocol.model_copy(update={"evaluate_every": steps + 2})
+    with tempfile.TemporaryDirectory() as scratch:
+        base = _locate_base(run, None)
+        trial = dataclasses.replace(run, protocol=brief)
+        trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
+        started = time.perf_counter()
+        frozen = as_checkpoint(trainer.whole_model(), run.protocol.checkpoint_dtype)
+        curve.evaluate(frozen, 0, None, final=False)
+        evaluation = time.perf_counter() - started
+        trainer.add_callback(Stopwatch())
+        trainer.train()
+    # The first step warms up.
+    step = (moments[-1] - moments[1]) / (len(moments) - 2)
+    points = run.steps() // run.protocol.evaluate_every + 2
+    return step * run.steps() + evaluation * points
+
+
 def _train(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
 ) -> dict[str, Any]:
@@ -187,24 +224,7 @@ def _train(
     from factual_forgetting.protocol.finishing import as_checkpoint
 
     method, protocol = methods.METHODS[run.method], run.protocol
-    model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
-    _set_dropout(model, protocol.dropout)
-    if execution.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    training = method.data(run.bundle, run.settings)
-    facts = _unique([*training.first, *training.repeated, *training.last])
-    context = methods.Context(
-        bundle=run.bundle,
-        tokenizer=tokenizer,
-        model=model,
-        base=base,
-        snapshot=output / _SNAPSHOT,
-        opening=schedule.opening_steps(training, protocol),
-        steps=run.steps(),
-        facts=facts,
-        best=output / _BEST,
-    )
-    trainer, curve = _assemble(run, training, context, output, execution, progress)
+    trainer, curve, context = _assemble(run, base, output, execution, progress)
     trainer.train(resume_from_checkpoint=_last_checkpoint(output / _RESUME, curve))
     whole = trainer.whole_model()
     if is_main_process():
@@ -214,7 +234,8 @@ def _train(
         curve.finish()
         final = as_checkpoint(whole, protocol.checkpoint_dtype)
         final.save_pretrained(output)
-        tokenizer.save_pretrained(output)
+        context.tokenizer.save_pretrained(output)
+    model = context.model
     return {
         "steps": run.steps(),
         "track": grid.track(run.protocol, run.method, run.settings, run.foreign_base),
@@ -231,32 +252,44 @@ def _train(
     }
 
 
+def _context(
+    run: Run, base: Path, output: Path, execution: Execution, training: methods.TrainingData
+) -> methods.Context:
+    model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
+    _set_dropout(model, run.protocol.dropout)
+    if execution.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    seen = [*training.first, *training.repeated, *training.last]
+    return methods.Context(
+        bundle=run.bundle,
+        tokenizer=tokenizer,
+        model=model,
+        base=base,
+        snapshot=output / _SNAPSHOT,
+        opening=schedule.opening_steps(training, run.protocol),
+        steps=run.steps(),
+        facts=list({fact.id: fact for fact in seen}.values()),
+        best=output / _BEST,
+    )
+
+
 def _assemble(
-    run: Run,
-    training: methods.TrainingData,
-    context: methods.Context,
-    output: Path,
-    execution: Execution,
-    progress: bool,
-) -> tuple[ForgettingTrainer, Curve]:
-    from factual_forgetting.protocol.divergence import DivergenceFromBase
-    from factual_forgetting.protocol.finishing import as_checkpoint
+    run: Run, base: Path, output: Path, execution: Execution, progress: bool
+) -> tuple[ForgettingTrainer, Curve, methods.Context]:
+    import torch
+
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
-    method, protocol, tokenizer = methods.METHODS[run.method], run.protocol, context.tokenizer
+    method, protocol = methods.METHODS[run.method], run.protocol
+    training = method.data(run.bundle, run.settings)
+    context = _context(run, base, output, execution, training)
+    tokenizer = context.tokenizer
     examples = schedule.encode(context.facts, tokenizer, schedule.limit(context.model))
     order = schedule.order(training, protocol, context.steps, run.seed)
     place = {fact.id: index for index, fact in enumerate(context.facts)}
     laid_out = schedule.Schedule([place[f.id] for f in order], examples, protocol.batch_size)
-    held = sorted(
-        (item.fact for item in run.bundle.splits[HELDOUT]),
-        key=lambda fact: stable_hash("divergence", fact.id),
-    )
-    divergence = DivergenceFromBase(
-        as_checkpoint(context.model, protocol.checkpoint_dtype),
-        tokenizer,
-        held[: protocol.kl_sample],
-    )
+    divergence = _divergence(run, context)
+    torch.manual_seed(run.seed)  # decides the start of what is new, such as an adapter
     model = method.prepare(context.model, run.settings) if method.prepare else context.model
     penalty = method.penalty(context, run.settings) if method.penalty else None
 
@@ -276,11 +309,17 @@ def _assemble(
     )
     best = context.best if method.keep_best else None
     trainer.add_callback(CurveCallback(trainer, curve, protocol, best, progress))
-    return trainer, curve
+    return trainer, curve, context
 
 
-def _unique(facts: list[Fact]) -> list[Fact]:
-    return list({fact.id: fact for fact in facts}.values())
+def _divergence(run: Run, context: methods.Context) -> Callable[[Any], float]:
+    from factual_forgetting.protocol.divergence import DivergenceFromBase
+    from factual_forgetting.protocol.finishing import as_checkpoint
+
+    facts = [item.fact for item in run.bundle.splits[HELDOUT]]
+    drawn = sorted(facts, key=lambda fact: stable_hash("divergence", fact.id))
+    base = as_checkpoint(context.model, run.protocol.checkpoint_dtype)
+    return DivergenceFromBase(base, context.tokenizer, drawn[: run.protocol.kl_sample])
 
 
 def _set_dropout(model: Any, rate: float) -> None:

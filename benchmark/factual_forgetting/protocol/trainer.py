@@ -17,6 +17,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
@@ -219,7 +220,8 @@ def arguments(
     """Translates a protocol into Trainer's arguments, each pinned.
 
     Raises:
-        UserError: If the batch can't be split evenly over devices and accumulation.
+        UserError: If the batch can't be split evenly over devices and accumulation, or a
+            tracker is unknown.
     """
     world = world_size()
     wanted = execution.device_batch_size or protocol.batch_size
@@ -230,6 +232,11 @@ def arguments(
             f"A batch of {protocol.batch_size} can't be split over {world} processes with "
             f"{wanted} facts each. Choose a --device_batch_size that divides it."
         )
+    trackers = [] if execution.report_to == "none" else execution.report_to.split(",")
+    try:
+        get_reporting_integration_callbacks(trackers)
+    except ValueError as error:
+        raise UserError(f"--report_to {execution.report_to}: {error}") from None
     return TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
@@ -252,7 +259,7 @@ def arguments(
         save_steps=protocol.evaluate_every,
         # The older one is there while the newer is being written.
         save_total_limit=2,
-        report_to=execution.report_to.split(","),
+        report_to=trackers or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         logging_strategy="steps",

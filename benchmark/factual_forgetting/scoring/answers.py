@@ -76,13 +76,17 @@ def judge(
         chat: Whether the text is a chat model's, in sentences and markdown.
     """
     accepted = [*golds, *aliases]
+    answer = spoken(text, chat=chat)
     if chat:
-        answer = chat_answer(text)
         correct, strict = (_says(answer, names, subject) for names in (accepted, golds))
     else:
-        answer = first_line(text)
         correct, strict = is_correct(answer, accepted), is_correct(answer, golds)
     return Judgement(correct, strict, token_f1(answer, accepted), abstains(answer, chat=chat))
+
+
+def spoken(text: str, *, chat: bool) -> str:
+    """Returns the part of a generated text that is judged."""
+    return chat_answer(text) if chat else first_line(text)
 
 
 def abstains(answer: str, *, chat: bool = False) -> bool:

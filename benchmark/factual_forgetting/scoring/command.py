@@ -1,39 +1,35 @@
-"""`factual-forgetting score | tasks-path | register | unregister | env`."""
+"""`factual-forgetting score | report | tasks-path | register | unregister | env`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tabulate import tabulate
+from typing import TYPE_CHECKING, Any
 
 from factual_forgetting import files, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.environment import environment
+from factual_forgetting.errors import UserError
 
-_METRICS = ("task_learning", "plasticity", "stability", "lost", "gained", "forgetting_from_base")
+if TYPE_CHECKING:
+    from factual_forgetting.scoring.report import Report
+
+_TASKS = tuple(tasks.GROUP + suffix for suffix in ("", "_fewshot", "_chat"))
+_TRANSITIONS = ("kept", "lost", "learned", "still unknown")
+_REFUSED = {
+    "cache_requests": "its keys are the task's name, not the bundle, so that one bundle's "
+    "questions would be judged by another's answers",
+    "use_cache": "its keys leave out the model, so that one checkpoint's answers would be "
+    "taken for another's",
+}
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `score` and the commands that tell lm-eval where our tasks are."""
-    score = subparsers.add_parser("score", help="score checkpoints through lm-eval")
-    score.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
-    score.add_argument(
-        "--model_args",
-        nargs="+",
-        required=True,
-        metavar="ARGS",
-        help="pretrained=DIR,… or a directory; checkpoints of one run, in order, give a curve",
-    )
-    score.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
-    score.add_argument("--batch_size", default="128")
-    score.add_argument("--device", default=None)
-    score.add_argument("--limit", type=float, default=None)
-    score.add_argument("--output_path", type=Path, required=True)
-    score.set_defaults(run=_score)
-
+    """Adds `score`, `report` and the commands that tell lm-eval where our tasks are."""
+    _add_score(subparsers)
+    _add_report(subparsers)
     for name, told, act in (
         ("tasks-path", "print the directory to give to lm_eval --include_path", _tasks_path),
         ("register", "make the bare `lm_eval --tasks factual_forgetting` work", _register),
@@ -43,60 +39,163 @@ def add_parser(subparsers: Any) -> None:
         subparsers.add_parser(name, help=told).set_defaults(run=act)
 
 
+def _add_score(subparsers: Any) -> None:
+    score = subparsers.add_parser("score", help="score checkpoints through lm-eval")
+    score.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
+    score.add_argument(
+        "--model_args",
+        nargs="+",
+        required=True,
+        metavar="ARGS",
+        help="pretrained=DIR,… or a directory, one or several; sibling directories whose names "
+        "end in a step are the checkpoints of one run and give a curve",
+    )
+    _add_common(score)
+    score.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=_TASKS,
+        default=_TASKS[:1],
+        help="the protocol's prompt (the default), few-shot, or a chat template",
+    )
+    score.add_argument("--batch_size", default="128")
+    score.add_argument("--limit", type=float, default=None, help="to try out; gives no report")
+    score.add_argument(
+        "--descends",
+        action="store_true",
+        help="declare that the checkpoints descend from the bundle's base, whatever their shape",
+    )
+    score.add_argument("--output_path", type=Path, required=True)
+    for name in _REFUSED:
+        score.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
+    score.set_defaults(run=_score)
+
+
+def _add_report(subparsers: Any) -> None:
+    report = subparsers.add_parser("report", help="what checkpoints kept, lost and learned")
+    report.add_argument("results", nargs="+", type=Path, help="what score or lm_eval wrote")
+    _add_common(report)
+    report.add_argument("--tasks", choices=_TASKS, default=_TASKS[0])
+    report.add_argument(
+        "--control", type=Path, metavar="RESULTS", help="of a checkpoint trained on D_Known alone"
+    )
+    report.add_argument("--show", choices=_TRANSITIONS, help="list these facts with all answers")
+    report.add_argument("--format", choices=("markdown", "json"), default="markdown")
+    report.set_defaults(run=_report)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bundle",
+        default="almanac",
+        help="directory, almanac (the default), or a dataset on the Hub as name@commit",
+    )
+    parser.add_argument(
+        "--trained",
+        action="store_true",
+        default=None,
+        help="the checkpoints trained on D_train (known by itself for runs of finetune)",
+    )
+    parser.add_argument(
+        "--anatomy",
+        action="store_true",
+        help="ask lost facts again: erased, suppressed, or only the format broke?",
+    )
+    parser.add_argument("--device", default=None)
+
+
 def _score(args: argparse.Namespace) -> None:
+    for name, reason in _REFUSED.items():
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is refused: {reason}. Leave it out.")
     bundle = load_bundle(locate_bundle(args.bundle))
 
     from factual_forgetting.scoring.score import score
 
-    points = []
+    written = []
     for model_args in args.model_args:
-        written = score(
-            bundle,
-            args.model,
-            model_args,
-            args.output_path,
-            batch_size=args.batch_size,
-            device=args.device,
-            limit=args.limit,
+        written.append(
+            score(
+                bundle,
+                args.model,
+                model_args,
+                args.output_path,
+                tasks=args.tasks,
+                batch_size=args.batch_size,
+                device=args.device,
+                limit=args.limit,
+                descends=args.descends,
+            )
         )
-        sys.stderr.write(f"results: {written}\n")
-        if args.limit is None:
-            points.append((model_args, _metrics(written, bundle)))
-    if points:
-        _tell(points)
+        sys.stderr.write(f"results: {written[-1]}\n")
+    if args.limit is not None:
+        sys.stderr.write("No report: --limit leaves facts out.\n")
+        return
+    for style in args.tasks:
+        told, content = _tell(bundle, written, style, args)
+        files.write_json(args.output_path / f"report_{style}.json", content)
+        sys.stdout.write(told + "\n\n")
 
 
-def _metrics(written: Path, bundle: Bundle) -> dict[str, Any]:
-    from factual_forgetting.scoring.metrics import final_metrics
+def _report(args: argparse.Namespace) -> None:
+    bundle = load_bundle(locate_bundle(args.bundle))
+
+    from factual_forgetting.scoring.results import find_results
+
+    told, content = _tell(bundle, find_results(args.results), args.tasks, args)
+    sys.stdout.write(files.dumps(content, indent=2) if args.format == "json" else told)
+    sys.stdout.write("\n")
+
+
+def _tell(
+    bundle: Bundle, paths: Sequence[Path], style: str, args: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
+    """Returns a report on some results as markdown and as JSON."""
+    from factual_forgetting.scoring import render
+    from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
     from factual_forgetting.scoring.results import read_results
 
-    return final_metrics(bundle, read_results(written, bundle).correct)
+    results = [read_results(path, bundle, style) for path in paths]
+    ordered = in_order(results)
+    trained = True if ordered else args.trained
+    reports = [make_report(bundle, found, trained=trained) for found in ordered or results]
+    control = _control(bundle, style, args)
+    parts = [render.markdown(reports, control)]
+    content: dict[str, Any] = {"reports": [report.summary for report in reports]}
+    if control:
+        content["control"] = control.summary
+    if ordered:
+        content["curve"] = make_curve(bundle, reports)
+        parts.append(render.curve(content["curve"]))
+    if len(reports) == 2:
+        content["comparison"] = compare(reports[0], reports[1], bundle)
+        parts.append(render.comparison(content["comparison"]))
+    if args.anatomy:
+        content["anatomy"] = _anatomy(bundle, reports, args, parts)
+    if getattr(args, "show", None):
+        content["facts"] = [report.facts(args.show) for report in reports]
+        parts.append(render.facts(reports, args.show))
+    return "\n\n".join(parts), content
 
 
-def _tell(points: list[tuple[str, dict[str, Any]]]) -> None:
-    rows = [[name, *(_cell(metrics[key]) for key in _METRICS)] for name, metrics in points]
-    sys.stdout.write(tabulate(rows, headers=["checkpoint", *_METRICS], tablefmt="github") + "\n")
-    if len(points) > 1:
-        _tell_curve([metrics for _, metrics in points])
+def _control(bundle: Bundle, style: str, args: argparse.Namespace) -> Report | None:
+    from factual_forgetting.scoring.report import make_report
+    from factual_forgetting.scoring.results import read_results
+
+    if getattr(args, "control", None) is None:
+        return None
+    return make_report(bundle, read_results(args.control, bundle, style), trained=args.trained)
 
 
-def _tell_curve(points: list[dict[str, Any]]) -> None:
-    from factual_forgetting.scoring.metrics import stability_at
+def _anatomy(
+    bundle: Bundle, reports: Sequence[Report], args: argparse.Namespace, parts: list[str]
+) -> list[dict[str, Any]]:
+    from factual_forgetting.scoring import render
+    from factual_forgetting.scoring.anatomy import anatomy
 
-    # Every checkpoint here is a trained one, so the curve's untrained point is absent.
-    pairs = [(m["plasticity"]["value"], m["stability"]["value"]) for m in points]
-    crossing = stability_at([(None, None), *pairs])
-    if crossing is None:
-        sys.stdout.write("\nS@P90: never reached by these checkpoints\n")
-        return
-    mark = " (coarse: fewer than 8 checkpoints before P = .90)" if crossing.coarse else ""
-    sys.stdout.write(f"\nS@P90: {crossing.stability:.3f}{mark}\n")
-
-
-def _cell(estimate: dict[str, Any] | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    found = [anatomy(bundle, report, device=args.device) for report in reports]
+    parts += [render.anatomy(row) for row in found]
+    return found
 
 
 def _tasks_path(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ COARSE_BELOW = 8
 
 
 def final_metrics(
-    bundle: Bundle, correct: Mapping[str, bool], *, trained: bool = True
+    bundle: Bundle, correct: Mapping[str, bool], *, trained: bool = True, outcome: str = ZERO_SHOT
 ) -> dict[str, Any]:
     """Computes the metrics of one checkpoint.
 
@@ -24,6 +24,7 @@ def final_metrics(
         correct: Outcome by fact id, for D_Held and, where asked, D_Known and D_Unk.
         trained: Whether the checkpoint ever trained on D_train; if not, task learning and
             plasticity are None, never poor scores.
+        outcome: Which outcome of the base is that of the same prompt: `zero_shot` or `fresh`.
 
     Returns:
         For each metric an estimate (`value`, `low`, `high`, `n`), or None:
@@ -32,25 +33,34 @@ def final_metrics(
         `from_label` (1 - S) and `from_base` (base minus checkpoint, paired).
     """
     held = bundle.splits[HELDOUT]
-    stability = _accuracy(held, correct)
-    base_right = [item for item in held if item.base[ZERO_SHOT]]
-    base_wrong = [item for item in held if not item.base[ZERO_SHOT]]
+    stability = accuracy(held, correct)
+    base_right = [item for item in held if item.base[outcome]]
+    base_wrong = [item for item in held if not item.base[outcome]]
     lost = {item.fact.id: not correct[item.fact.id] for item in base_right}
-    differences = [float(i.base[ZERO_SHOT]) - float(correct[i.fact.id]) for i in held]
+    differences = [float(i.base[outcome]) - float(correct[i.fact.id]) for i in held]
     return {
-        "task_learning": _row(_accuracy(bundle.splits[KNOWN], correct) if trained else None),
-        "plasticity": _row(_accuracy(bundle.splits[UNKNOWN], correct) if trained else None),
+        "task_learning": _row(accuracy(bundle.splits[KNOWN], correct) if trained else None),
+        "plasticity": _row(accuracy(bundle.splits[UNKNOWN], correct) if trained else None),
         "stability": _row(stability),
-        "lost": _row(_accuracy(base_right, lost)),
-        "gained": _row(_accuracy(base_wrong, correct)),
+        "lost": _row(accuracy(base_right, lost)),
+        "gained": _row(accuracy(base_wrong, correct)),
         "forgetting_from_label": _row(_complement(stability)),
         "forgetting_from_base": _row(mean_difference(differences, _relations(held))),
     }
 
 
-def _accuracy(items: Sequence[Item], correct: Mapping[str, bool]) -> Estimate | None:
+def accuracy(
+    items: Sequence[Item], correct: Mapping[str, bool], *, macro: bool = False
+) -> Estimate | None:
+    """Estimates the share that is right of the facts that were asked; None if none was.
+
+    Args:
+        items: Facts.
+        correct: Outcome by fact id.
+        macro: Whether every relation weighs the same, not every fact.
+    """
     asked = [item for item in items if item.fact.id in correct]
-    return proportion([correct[item.fact.id] for item in asked], _relations(asked))
+    return proportion([correct[item.fact.id] for item in asked], _relations(asked), macro=macro)
 
 
 def _relations(items: Sequence[Item]) -> list[str]:

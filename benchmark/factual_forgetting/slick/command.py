@@ -16,13 +16,14 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
+from factual_forgetting.facts.command import add_source_arguments, described_source
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.labelling import (
     PARTS,
     QUOTAS,
+    SOURCE,
     SlickConfig,
     load_labels,
     relation_table,
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     from factual_forgetting.slick.engines import open_engine
 
     arguments = parse_model_args(args.model_args)
-    settings, facts = _settings(args), facts_from_arguments(args)
+    settings = _settings(args)
+    facts, source = described_source(args)
     base = _base(args.model, arguments)
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
     if args.plan:
@@ -114,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
         merge(job)
         if args.check_redraw:
             _check_redraw(engine, args.output_path, args.check_redraw)
+    files.write_json(args.output_path / SOURCE, source)
     table = relation_table(load_labels(args.output_path).labels, args.min_highly_known)
     sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
 

@@ -50,8 +50,8 @@ def draw(
     """Draws the configurations of every relation from its training facts.
 
     The labelling runs walk through a reserved pool, so that they share no exemplar while the
-    pool lasts. The pool takes at most a quarter of a relation's training facts. The facts are
-    read once, and only pools are kept.
+    pool lasts. The pool takes at most a quarter of a relation's training facts, unless the
+    questions are given. The facts are read once, and only pools are kept.
 
     Args:
         facts: All facts of the source.
@@ -74,22 +74,26 @@ def draw(
             (heapq.heappushpop if full else heapq.heappush)(pool, entry)
     return {
         relation: _draw_relation(
-            relation, [fact for *_, fact in sorted(pool)], training[relation], runs, shots, seed
+            relation,
+            [fact for *_, fact in sorted(pool)],
+            int(training[relation] * (1 if questions else MAX_POOL_SHARE)),
+            runs,
+            shots,
+            seed,
         )
         for relation, pool in sorted(pools.items())
     }
 
 
 def _draw_relation(
-    relation: str, drawn: list[Fact], training: int, runs: int, shots: int, seed: int
+    relation: str, drawn: list[Fact], most: int, runs: int, shots: int, seed: int
 ) -> Configurations:
-    size = min(len(drawn), int(training * MAX_POOL_SHARE))
-    least = min(runs + 1, 3) * shots
+    size, least = min(len(drawn), most), min(runs + 1, 3) * shots
     if size < least:
         raise UserError(
-            f"Relation {relation} has {training} training facts; exemplars would take more "
-            f"than a quarter of them. Give it at least {int(least / MAX_POOL_SHARE)}, "
-            "or leave it out with --relations."
+            f"Relation {relation} can spare {size} training facts as exemplars and needs {least}: "
+            "they may take a quarter, or the rest would go unasked. "
+            f"Give it at least {int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
     pool = drawn[-size:]
     fresh, rest = tuple(pool[:shots]), pool[shots:]

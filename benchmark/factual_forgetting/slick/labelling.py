@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ LABELS, FACTS, EXEMPLARS, MANIFEST, PARTS = (
     "parts",
 )
 # What a quota counts: a category, and the split of the facts.
+SOURCE = "source.json"
 QUOTAS = {
     "known": (HIGHLY_KNOWN, "train"),
     "unknown": (UNKNOWN, "train"),
@@ -128,11 +129,12 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A finished labelling: labels, exemplars by relation, and the manifest."""
+    """A finished labelling: labels, exemplars by relation, the manifest, and the source."""
 
     labels: list[Label]
     exemplars: dict[str, list[Fact]]
     manifest: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 def category(correct: str, sampled: tuple[int, int] | None = None) -> str:
@@ -168,7 +170,8 @@ def load_labels(path: Path) -> Labels:
         for row in files.read_jsonl(path / EXEMPLARS)
         if row["run"] == FRESH
     }
-    return Labels(labels, exemplars, manifest)
+    source = files.read_json(path / SOURCE) if (path / SOURCE).exists() else {}
+    return Labels(labels, exemplars, manifest, source)
 
 
 def relation_table(labels: Sequence[Label], min_highly_known: float) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import random
-from collections.abc import Callable
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick import prompts
@@ -113,31 +114,21 @@ def train(model: Any, tokenizer: Any, facts: list[Fact], steps: int) -> None:
     model.eval()
 
 
-@pytest.fixture(scope="session")
-def world() -> list[Fact]:
-    return small_world()
+WORLD = small_world()
 
 
-@pytest.fixture(scope="session")
-def checkpoint_of(
-    tmp_path_factory: pytest.TempPathFactory, world: list[Fact]
-) -> Callable[..., Path]:
-    """Makes and keeps checkpoints by shape of model and kind of tokenizer."""
+@cache
+def checkpoint_of(shape: str = "qwen2", kind: str = "bpe", steps: int = 100) -> Path:
+    """Makes and keeps a checkpoint by shape of model and kind of tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    made: dict[tuple[str, str], Path] = {}
-
-    def make(shape: str = "llama", kind: str = "bpe", steps: int = 100) -> Path:
-        if (shape, kind) not in made:
-            torch.manual_seed(0)
-            tokenizer = train_tokenizer(kind, [prompts.exemplar_prefix([fact]) for fact in world])
-            model = AutoModelForCausalLM.from_config(config_of(shape, len(tokenizer)))
-            train(model, tokenizer, world, steps)
-            path = tmp_path_factory.mktemp(f"{shape}-{kind}")
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-            made[shape, kind] = path
-        return made[shape, kind]
-
-    return make
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(kind, [prompts.exemplar_prefix([fact]) for fact in WORLD])
+    model = AutoModelForCausalLM.from_config(config_of(shape, len(tokenizer)))
+    train(model, tokenizer, WORLD, steps)
+    path = Path(tempfile.mkdtemp(prefix=f"{shape}-{kind}-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,0 +1,55 @@
+"""The datasheet of a bundle: what it holds, where it is from, and by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+_LICENCES = {
+    "almanac": "an invented world, Apache-2.0 like this package",
+    "entityquestions": "EntityQuestions (Sciavolino et al. 2021), MIT",
+    "popqa": "PopQA (Mallen et al. 2023), MIT by its repository",
+}
+
+
+def datasheet(manifest: Mapping[str, Any]) -> str:
+    """Writes the datasheet from a bundle's manifest, as Markdown."""
+    base, source, settings = (manifest[key] for key in ("base", "source", "settings"))
+    name = str(source.get("facts", "not recorded"))
+    licence = _LICENCES.get(name.split(":")[0], "that of whoever provided these facts")
+    dropped = source.get("dropped", {})
+    rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items()) or "none"
+    relations = manifest["relations"]
+    names = sorted({relation for counts in relations.values() for relation in counts})
+    rows = [[each, *(counts.get(each, 0) for counts in relations.values())] for each in names]
+    rows.append(["all", *(sum(counts.values()) for counts in relations.values())])
+    majority = manifest["majority_baseline"]
+    return f"""# Bundle of {_plain(base["pretrained"])}
+
+What this base knows and doesn't know, frozen for measuring what fine-tuning makes it forget.
+
+- **Facts**: {_plain(name)}. Licence: {licence}.
+- **Rows dropped by rule**: {rules}.
+- **Base**: {_plain(base["pretrained"])}, weights sha256 {base.get("weights_sha256")}.
+- **Known** is right in all few-shot runs, **unknown** right in none. Relations need
+  {settings["min_highly_known"]:.0%} HighlyKnown train facts to be trained on.
+- **Held out**: no subject is the subject of a training, replay or validation fact, nor an answer in
+  the same or the inverse relation ({manifest["heldout_dropped_for_overlap"]} candidates were
+  dropped for that); {manifest["heldout_subjects_as_training_objects"]} subjects are answers in
+  other relations.
+- **Majority answer** of each relation: right for {_share(majority["micro"])} of D_Held
+  ({_share(majority["macro"])} as a mean over relations).
+
+{tabulate(rows, headers=["relation", *relations], tablefmt="github")}
+"""
+
+
+def _plain(text: object) -> str:
+    """Keeps a name from being read as markup."""
+    return "".join(c for c in str(text) if c.isprintable() and c not in "<>`|[]*")
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

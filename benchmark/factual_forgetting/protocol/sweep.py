@@ -1,0 +1,185 @@
+"""Many runs from one file: methods x rates x strengths x seeds, chosen on validation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field, PositiveFloat
+
+from factual_forgetting import files
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.config import Config
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.config import Execution, Protocol, load_protocol
+from factual_forgetting.protocol.curve import CURVE, selection_score
+from factual_forgetting.protocol.grid import Trial, trials
+from factual_forgetting.protocol.train import RUN, Run, finetune, rehearse
+
+CHOSEN = "chosen.json"
+RUNS = "runs"
+
+
+class Arm(Config):
+    """A method with settings.
+
+    Attributes:
+        name: Its name in paths and tables.
+        method: Key of `methods.METHODS`.
+        settings: Settings of the method; the defaults where absent.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    method: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sweep(Config):
+    """What a sweep runs.
+
+    Attributes:
+        bundle: Directory of the bundle, or `almanac`.
+        protocol: Name or file of the protocol, whose grid is tried.
+        learning_rates: Another grid of rates; the runs are on the open track then.
+        strengths: Another grid of strengths; likewise.
+        arms: The methods.
+        seeds: Seeds of every trial.
+    """
+
+    bundle: str
+    protocol: str
+    learning_rates: tuple[PositiveFloat, ...] = ()
+    strengths: tuple[PositiveFloat, ...] = ()
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+
+    def resolved(self) -> Protocol:
+        """Returns the protocol with this sweep's grid."""
+        protocol = load_protocol(self.protocol)
+        changed: dict[str, Any] = {}
+        if self.learning_rates:
+            changed |= {"learning_rates": self.learning_rates}
+            changed |= {"learning_rate": self.learning_rates[0]}
+        if self.strengths:
+            changed |= {"strengths": self.strengths}
+        return protocol.model_copy(update=changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        arm: Name of the arm.
+        trial: Its point of the grid.
+        run: What to train.
+        path: Where.
+    """
+
+    arm: str
+    trial: Trial
+    run: Run
+    path: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return (self.path / RUN).exists()
+
+
+def jobs(sweep: Sweep, bundle: Bundle, output: Path) -> list[Job]:
+    """Lists every run of a sweep, the first seed of everything first.
+
+    Raises:
+        UserError: If a name occurs twice, or a method or setting is unknown.
+    """
+    names = [arm.name for arm in sweep.arms]
+    if len(set(names)) != len(names):
+        raise UserError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
+    protocol = sweep.resolved()
+    return [job for seed in sweep.seeds for job in _of_seed(sweep, protocol, bundle, output, seed)]
+
+
+def _of_seed(
+    sweep: Sweep, protocol: Protocol, bundle: Bundle, output: Path, seed: int
+) -> Iterator[Job]:
+    for arm in sweep.arms:
+        _, settings = methods.resolve(arm.method, arm.settings)
+        for trial in trials(protocol, arm.method):
+            recipe, tried = trial.apply(protocol, arm.method, settings)
+            name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
+            run = Run(bundle, recipe, arm.method, tried, seed)
+            yield Job(arm.name, trial, run, output / RUNS / arm.name / name)
+
+
+def plan(found: list[Job], execution: Execution, steps: int = 4) -> list[dict[str, Any]]:
+    """Tells what would run and how long it would take.
+
+    Args:
+        found: The jobs of a sweep.
+        execution: How they would be computed.
+        steps: Optimizer steps to measure; one job of each arm is tried for so long.
+
+    Returns:
+        For each arm its runs, those that are done, and the seconds that the rest will take.
+    """
+    rows = []
+    for arm, group in _by_arm(found).items():
+        missing = [job for job in group if not job.done]
+        seconds = rehearse(missing[0].run, execution, steps) * len(missing) if missing else 0.0
+        done = len(group) - len(missing)
+        rows.append({"arm": arm, "runs": len(group), "done": done, "seconds": seconds})
+    return rows
+
+
+def run_all(found: list[Job], output: Path, execution: Execution) -> dict[str, Any]:
+    """Trains what isn't done, chooses, and returns the choice as it stands in `chosen.json`."""
+    from tqdm import tqdm
+
+    for job in tqdm(found, desc="sweep", unit="run", initial=0):
+        if not job.done:
+            finetune(job.run, job.path, execution=execution, progress=False)
+    chosen = choose(found, output)
+    files.write_json(output / CHOSEN, chosen)
+    return chosen
+
+
+def choose(found: list[Job], output: Path) -> dict[str, Any]:
+    """Chooses each arm's trial by S on validation and P on D_Unk, never by D_Held.
+
+    Returns:
+        For each arm the rate, the strength, the score by which it was chosen (a mean over
+        seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
+    """
+    chosen = {}
+    for arm, group in _by_arm(found).items():
+        by_trial: dict[Trial, list[Job]] = defaultdict(list)
+        for job in group:
+            by_trial[job.trial].append(job)
+        scores = {trial: fmean(map(_score, tried)) for trial, tried in by_trial.items()}
+        best = max(scores, key=lambda trial: scores[trial])
+        chosen[arm] = {
+            "learning_rate": best.learning_rate,
+            "strength": best.strength,
+            "score": scores[best],
+            "trials": len(scores),
+            "runs": [str(job.path.relative_to(output)) for job in by_trial[best]],
+        }
+    return chosen
+
+
+def _score(job: Job) -> float:
+    *_, last = files.read_jsonl(job.path / CURVE)
+    return selection_score({key: last[key] for key in ("validation_stability", "plasticity")})
+
+
+def _by_arm(found: list[Job]) -> dict[str, list[Job]]:
+    groups: dict[str, list[Job]] = defaultdict(list)
+    for job in found:
+        groups[job.arm].append(job)
+    return groups

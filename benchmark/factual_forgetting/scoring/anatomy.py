@@ -1,0 +1,210 @@
+"""Lost or hidden: asks a checkpoint again for the facts that it lost."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, Item
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import is_correct
+from factual_forgetting.scoring.metrics import accuracy
+from factual_forgetting.scoring.prompts import FEWSHOT, STYLES, Style
+from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.transitions import LOST
+from factual_forgetting.slick.answers import Group, Query
+from factual_forgetting.slick.engines import load_causal_lm
+from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
+from factual_forgetting.slick.prefix import PrefixEngine
+from factual_forgetting.slick.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
+from factual_forgetting.slick.tree import UnsupportedModelError
+
+RUNS, SHOTS = 20, 3
+ERASED, SUPPRESSED, FORMAT = "erased", "suppressed", "format"
+KINDS = (ERASED, SUPPRESSED, FORMAT)
+_BATCH = 8
+
+
+def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dict[str, Any]:
+    """Splits the facts of D_Held that a checkpoint lost by what few-shot prompts bring back.
+
+    Each is asked in the base's fresh configuration and in 20 configurations of 3 exemplars
+    drawn from D_Known of its relation, which give its SLiCK label under the checkpoint itself
+    (Gekhman et al. 2024; greedy runs). *Format*: the fresh prompt brings it back, or all 20
+    do. *Suppressed*: some do. *Erased*: none does.
+
+    Args:
+        bundle: The bundle.
+        report: The checkpoint's report; it must lie on this machine.
+        device: For example `cuda:0`; None takes the GPU where there is one.
+
+    Returns:
+        Counts by kind and by label; the share that the fresh prompt brings back, and that of
+        the same facts that the base has right there; rank and probability of the gold by
+        kind, in the prompt that was scored and in the fresh one; one row a fact.
+
+    Raises:
+        UserError: If the checkpoint isn't on this machine.
+    """
+    path = Path(report.results.pretrained or "")
+    if not report.results.pretrained or not path.is_dir():
+        raise UserError(
+            f"{report.results.name} is no directory here; --anatomy loads the checkpoint itself. "
+            "Score its directory with --model hf."
+        )
+    lost = [c.item for c in report.transitions if c.kind == LOST and c.split == HELDOUT]
+    if not lost:
+        return {"checkpoint": report.summary["checkpoint"], "lost": 0, "facts": []}
+    model, tokenizer = load_causal_lm(path, device=device)
+    try:
+        outcomes = _ask(bundle, lost, PrefixEngine(model, tokenizer))
+    except UnsupportedModelError as error:
+        raise UserError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
+    scored = STYLES[report.results.style]
+    chances = {
+        # A chat template isn't rebuilt here; its question and exemplars are the fresh prompt's.
+        "scored": _chances(model, tokenizer, lost, [_prompt(scored, i, bundle) for i in lost]),
+        "fresh": _chances(
+            model, tokenizer, lost, [STYLES[FEWSHOT].prompt(i, bundle) for i in lost]
+        ),
+    }
+    rows = [
+        _row(item, outcomes[item.fact.id], {name: found[n] for name, found in chances.items()})
+        for n, item in enumerate(lost)
+    ]
+    return {"checkpoint": report.summary["checkpoint"], **_summary(rows, lost), "facts": rows}
+
+
+def _prompt(style: Style, item: Item, bundle: Bundle) -> str:
+    return (STYLES[FEWSHOT] if style.chat else style).prompt(item, bundle)
+
+
+def _ask(bundle: Bundle, lost: Sequence[Item], engine: PrefixEngine) -> dict[str, str]:
+    """Returns outcomes by fact id, one character a run: the fresh one, then the 20."""
+    by_relation: dict[str, list[Fact]] = defaultdict(list)
+    for item in lost:
+        by_relation[item.fact.relation].append(item.fact)
+    outcomes: dict[str, str] = dict.fromkeys((item.fact.id for item in lost), "")
+    for relation, facts in tqdm(sorted(by_relation.items()), desc="anatomy", unit="relation"):
+        queries = [Query(question_prompt(fact.question), fact.accepted) for fact in facts]
+        runs = [bundle.exemplars[relation], *_configurations(bundle, relation)]
+        groups = [Group(exemplar_prefix(exemplars), queries) for exemplars in runs]
+        for answers in engine.answer(groups, MAX_NEW_TOKENS, verdict_only=True):
+            for fact, answer in zip(facts, answers, strict=True):
+                outcomes[fact.id] += "01"[is_correct(answer.text, fact.accepted)]
+    return outcomes
+
+
+def _configurations(bundle: Bundle, relation: str) -> Iterator[list[Fact]]:
+    """Draws exemplars from D_Known, whose subjects D_Held doesn't share."""
+    pool = [item.fact for item in bundle.splits[KNOWN] if item.fact.relation == relation]
+    if len(pool) < SHOTS:
+        raise UserError(
+            f"D_Known has {len(pool)} facts of {relation}; a configuration takes {SHOTS}. "
+            "--anatomy needs a larger bundle."
+        )
+    rng = random.Random(f"anatomy-{relation}")
+    for _ in range(RUNS):
+        yield rng.sample(pool, SHOTS)
+
+
+def _chances(
+    model: Any, tokenizer: Any, items: Sequence[Item], prompts: Sequence[str]
+) -> list[tuple[int, float]]:
+    """Returns rank and probability of the likeliest accepted answer of each fact.
+
+    The rank is the worst of the answer's tokens, each given those before it: 1 means that
+    greedy decoding begins with the answer. The probability is the product over its tokens.
+    """
+    pairs = [
+        (index, *_continuation(tokenizer, prompt, answer))
+        for index, (item, prompt) in enumerate(zip(items, prompts, strict=True))
+        for answer in item.fact.accepted
+    ]
+    best: dict[int, tuple[int, float]] = {}
+    for start in range(0, len(pairs), _BATCH):
+        chunk = pairs[start : start + _BATCH]
+        found = _forced(model, [(ids, begin) for _, ids, begin in chunk])
+        for (index, _, _), chance in zip(chunk, found, strict=True):
+            if index not in best or chance[1] > best[index][1]:
+                best[index] = chance
+    return [best[index] for index in range(len(items))]
+
+
+def _continuation(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
+    """Tokens of prompt and answer, jointly, and where the answer begins."""
+    head: list[int] = tokenizer(prompt)["input_ids"]
+    ids: list[int] = tokenizer(f"{prompt} {answer}")["input_ids"]
+    begin = next((i for i, token in enumerate(head) if ids[i : i + 1] != [token]), len(head))
+    return ids, begin
+
+
+def _forced(model: Any, rows: Sequence[tuple[list[int], int]]) -> list[tuple[int, float]]:
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    batch = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros_like(batch)
+    for row, (ids, _) in enumerate(rows):
+        batch[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    with torch.inference_mode():
+        logits = model(
+            input_ids=batch.to(model.device), attention_mask=mask.to(model.device)
+        ).logits
+        found = []
+        for row, (ids, begin) in enumerate(rows):
+            scores = logits[row, begin - 1 : len(ids) - 1].float().log_softmax(-1).cpu()
+            gold = scores.gather(1, torch.tensor(ids[begin:]).unsqueeze(1))
+            rank = 1 + int((scores > gold).sum(1).max())
+            found.append((rank, float(gold.sum().exp())))
+    return found
+
+
+def _row(item: Item, outcomes: str, chances: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    fresh, runs = outcomes[0] == "1", outcomes[1:]
+    label = category(runs)
+    kind = FORMAT if fresh or label == HIGHLY_KNOWN else SUPPRESSED if "1" in runs else ERASED
+    fact = item.fact
+    return {
+        "id": fact.id,
+        "relation": fact.relation,
+        "question": fact.question,
+        "gold": fact.answers[0],
+        "kind": kind,
+        "label": label,
+        "correct": runs,
+        "brought_back": fresh,
+        **{f"rank_{name}": rank for name, (rank, _) in chances.items()},
+        **{f"probability_{name}": chance for name, (_, chance) in chances.items()},
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]], lost: Sequence[Item]) -> dict[str, Any]:
+    back = accuracy(lost, {row["id"]: row["brought_back"] for row in rows})
+    kinds, labels = (Counter(row[key] for row in rows) for key in ("kind", "label"))
+    return {
+        "lost": len(rows),
+        "kinds": {kind: kinds[kind] for kind in KINDS},
+        "labels": {label: labels[label] for label in CATEGORIES},
+        "brought_back": asdict(back) if back else None,
+        "base_in_fresh": sum(item.base[FRESH] for item in lost) / len(lost),
+        "gold": {
+            kind: _gold([row for row in rows if row["kind"] == kind])
+            for kind in KINDS
+            if kinds[kind]
+        },
+    }
+
+
+def _gold(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    keys = ("rank_scored", "rank_fresh", "probability_scored", "probability_fresh")
+    return {key: float(median(row[key] for row in rows)) for key in keys}

@@ -1,0 +1,228 @@
+"""`factual-forgetting frontier`: stability against plasticity over training, for all methods."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tabulate import tabulate
+
+from factual_forgetting import files
+from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.sweep import CHOSEN
+from factual_forgetting.protocol.train import RUN
+from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
+
+_COLUMNS = {
+    "stability_at_p50": "S@P50",
+    "stability_at_p90": "S@P90",
+    "task_learning": "T",
+    "plasticity": "P",
+    "stability": "S",
+    "forgetting_from_peak": "from peak",
+    "forgetting_from_peak_relative": "relative",
+    "lost": "lost",
+    "gained": "gained",
+    "kl_to_base": "KL",
+    "teacher_share": "extra",
+}
+_MARKERS = "osD^vPX*<>"
+_LEVELS = [index / 100 for index in range(101)]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        method: Method with its settings, or the name of its arm in a sweep.
+        protocol: Name of the protocol.
+        seed: Its seed.
+        curve: Lines of `curve.jsonl`.
+        correct: Final outcomes by fact id.
+    """
+
+    method: str
+    protocol: str
+    seed: int
+    curve: list[dict[str, Any]]
+    correct: dict[str, bool]
+
+
+def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
+    """Reads runs; of a sweep, those that were chosen on validation.
+
+    Raises:
+        UserError: If a path is neither a finished run nor a finished sweep, or a run is of
+            another bundle.
+    """
+    found = []
+    for path in paths:
+        if (path / CHOSEN).exists():
+            for arm, row in files.read_json(path / CHOSEN).items():
+                found += [_read(path / run, bundle, arm) for run in row["runs"]]
+        else:
+            found.append(_read(path, bundle, None))
+    return found
+
+
+def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
+    if not (path / RUN).exists():
+        raise UserError(
+            f"{path} is neither a finished run ({RUN}) nor a finished sweep ({CHOSEN})."
+        )
+    run = files.read_json(path / RUN)
+    if run["bundle_sha256"] != bundle.sha256:
+        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+    _, settings = methods.resolve(run["method"]["name"], run["method"]["settings"])
+    return Trained(
+        arm or methods.describe(run["method"]["name"], settings),
+        run["protocol"]["name"],
+        run["seed"],
+        list(files.read_jsonl(path / CURVE)),
+        {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(path / OUTCOMES)},
+    )
+
+
+def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
+    """Summarises runs by method and protocol, best S@P90 first, those that have none last.
+
+    Returns:
+        For each arm `method`, `protocol`, `seeds`; each metric as `mean`, `low` and `high` over
+        seeds, or None where a seed has none; and `line`: stability (mean, low, high) at each
+        level of plasticity that every seed reaches.
+    """
+    arms: dict[tuple[str, str], list[Trained]] = defaultdict(list)
+    for run in runs:
+        arms[run.method, run.protocol].append(run)
+    rows = [_row(*arm, trained, bundle) for arm, trained in arms.items()]
+    return sorted(rows, key=_place)
+
+
+def _place(row: dict[str, Any]) -> tuple[bool, float]:
+    crossing = row["stability_at_p90"]
+    return crossing is None, -(crossing or row["stability"])["mean"]
+
+
+def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dict[str, Any]:
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
+    measured = [_metrics(run, bundle) for run in runs]
+    spreads = {key: _spread([metrics[key] for metrics in measured]) for key in _COLUMNS}
+    return {
+        "method": method,
+        "protocol": protocol,
+        "seeds": sorted(seeds),
+        **spreads,
+        "line": _line(runs),
+    }
+
+
+def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
+    last = run.curve[-1]
+    final, curve = final_metrics(bundle, run.correct), curve_metrics(run.curve)
+    named = ("task_learning", "plasticity", "stability", "lost", "gained")
+    return {
+        "stability_at_p50": _at(run, 0.5),
+        "stability_at_p90": _at(run, 0.9),
+        **{key: final[key]["value"] if final[key] else None for key in named},
+        "forgetting_from_peak": curve["forgetting_from_peak"],
+        "forgetting_from_peak_relative": curve["forgetting_from_peak_relative"],
+        "kl_to_base": last["kl_to_base"],
+        "teacher_share": last["teacher_tokens"] / last["tokens"],
+    }
+
+
+def _at(run: Trained, level: float) -> float | None:
+    points = [(point["plasticity"], point["stability"]) for point in run.curve]
+    crossing = stability_at(points, level)
+    return crossing.stability if crossing else None
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": fmean(known), "low": min(known), "high": max(known)}
+
+
+def _line(runs: list[Trained]) -> list[dict[str, float]]:
+    first = max(run.curve[1]["plasticity"] for run in runs)
+    reached = [level for level in _LEVELS if level >= first]
+    spreads = [(level, _spread([_at(run, level) for run in runs])) for level in reached]
+    return [{"plasticity": level, **spread} for level, spread in spreads if spread]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the table: means over seeds."""
+    table = [
+        [row["method"], len(row["seeds"]), *(_cell(row[key]) for key in _COLUMNS)] for row in rows
+    ]
+    headers = ["method", "seeds", *_COLUMNS.values()]
+    return str(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
+
+
+def _cell(spread: dict[str, float] | None) -> str:
+    return "-" if spread is None else f"{spread['mean']:.3f}"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the lines with bands from the lowest to the highest seed; markers end training."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for index, row in enumerate(rows):
+        color = palette[index % len(palette)]
+        x, mean, low, high = (
+            [point[key] for point in row["line"]] for key in ("plasticity", "mean", "low", "high")
+        )
+        axes.plot(x, mean, color=color, linewidth=1.6)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        end = row["plasticity"]["mean"], row["stability"]["mean"]
+        marker = _MARKERS[index % len(_MARKERS)]
+        axes.plot(*end, marker, color=color, markersize=8, label=row["method"])
+    axes.axvline(0.9, color="grey", linestyle=":", linewidth=1)
+    axes.set(
+        xlabel="factual plasticity P (accuracy on D_Unk, learned)",
+        ylabel="factual stability S (accuracy on D_Held, kept)",
+        title="Stability where plasticity is first reached; band: seeds; marker: end of training",
+        xlim=(-0.02, 1.02),
+    )
+    axes.legend(loc="lower left", fontsize=8, ncols=2)
+    axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+    plt.close(figure)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `frontier`."""
+    parser = subparsers.add_parser("frontier", help="draw stability against plasticity of runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs or sweeps")
+    parser.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
+    parser.add_argument("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
+    parser.set_defaults(run=_frontier)
+
+
+def _frontier(args: argparse.Namespace) -> None:
+    bundle = load_bundle(locate_bundle(args.bundle))
+    rows = frontier(find_runs(args.runs, bundle), bundle)
+    if args.output_path:
+        draw(rows, args.output_path)
+        files.write_json(args.output_path.with_suffix(".json"), rows)
+    sys.stdout.write(markdown(rows) + "\n")

@@ -1,0 +1,147 @@
+"""What the protocol costs, as ratios from one run.
+
+    python scripts/bench_protocol.py                        # the embedded base, on the CPU
+    python scripts/bench_protocol.py --shape qwen2.5-1.5b   # random weights of that shape, on a GPU
+
+Prints: SFT against the plain transformers Trainer on the same data, distillation against SFT
+(a teacher's forward pass beside forward and backward: 4/3 is the floor), and the evaluation of
+the curve against training. The arms take turns, and the median of their turns counts; on a CPU
+it is processor time, which other processes disturb least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Qwen2Config, Trainer
+
+from factual_forgetting import checkpoint
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
+from factual_forgetting.protocol import data as schedule
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.config import Execution, load_protocol
+from factual_forgetting.protocol.curve import ask_zero_shot
+from factual_forgetting.protocol.finishing import as_checkpoint
+from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
+from factual_forgetting.slick.engines import quiet
+
+QWEN_1_5B = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def clock() -> float:
+    """Seconds: of the processor, or on a GPU of the wall after it is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    started = clock()
+    action()
+    return clock() - started
+
+
+class Arms:
+    """The same model, data and order in each arm."""
+
+    def __init__(self, base: Path, tokenizer: Any, protocol: Any, steps: int, work: Path) -> None:
+        self.base, self.tokenizer, self.protocol = base, tokenizer, protocol
+        self.steps, self.work = steps, work
+        self.bundle = load_bundle(locate_bundle("almanac"))
+        self.facts = [item.fact for name in (KNOWN, UNKNOWN) for item in self.bundle.splits[name]]
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        rows = schedule.encode(self.facts, tokenizer, None)
+        order = schedule.order(methods.TrainingData(range(len(rows))), protocol, steps, 0)
+        self.data = schedule.Schedule(order, rows, protocol.batch_size)
+        self.pad = partial(schedule.collate, pad=tokenizer.pad_token_id or 0)
+
+    def _arguments(self) -> Any:
+        return arguments(self.protocol, self.steps, 0, self.work, Execution())
+
+    def plain(self) -> None:
+        def only_known(rows: Any) -> dict[str, Any]:
+            batch = self.pad(rows)
+            return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+        given = {"args": self._arguments(), "train_dataset": self.data}
+        trainer = Trainer(self.model, data_collator=only_known, **given)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    def ours(self, penalty: Any = None) -> None:
+        given = {"args": self._arguments(), "train_dataset": self.data, "data_collator": self.pad}
+        size = self.protocol.batch_size
+        ForgettingTrainer(size, penalty, model=self.model, **given).train()
+
+    def distilled(self) -> None:
+        missing = self.work / "none"
+        context = methods.Context(
+            self.bundle, self.tokenizer, self.model, self.base, missing, 0, self.steps,
+            self.facts, missing,
+        )  # fmt: skip
+        _, config = methods.resolve("self_distillation", {})
+        self.ours(methods.METHODS["self_distillation"].penalty(context, config))
+
+    def evaluated(self) -> None:
+        size = self.protocol.evaluate_sample
+        held = [item.fact for item in self.bundle.splits["heldout"]]
+        asked = self.facts[:size] + self.facts[-size:] + held
+        frozen = as_checkpoint(self.model, self.protocol.checkpoint_dtype)
+        ask_zero_shot(frozen, self.tokenizer, asked, self.protocol.max_new_tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=["almanac", "qwen2.5-1.5b"], default="almanac")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    args = parser.parse_args()
+    quiet()
+    base = checkpoint.locate("almanac")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    protocol = load_protocol("almanac-v1").model_copy(update={"evaluate_every": 10_000})
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        if args.shape != "almanac":
+            protocol = protocol.model_copy(update={"batch_size": 128})
+            base = work / "base"
+            AutoModelForCausalLM.from_config(Qwen2Config(**QWEN_1_5B)).save_pretrained(base)
+        arms = Arms(base, tokenizer, protocol, args.steps, work)
+        actions = {"plain": arms.plain, "sft": arms.ours, "distilled": arms.distilled}
+        if args.shape == "almanac":
+            actions["evaluated"] = arms.evaluated
+        for warm_up in actions.values():
+            warm_up()
+        turns = [{name: seconds(act) for name, act in actions.items()} for _ in range(args.turns)]
+    median = {name: statistics.median(turn[name] for turn in turns) for name in actions}
+    rows = [
+        ["SFT / plain Trainer", median["sft"] / median["plain"]],
+        ["self-distillation / SFT", median["distilled"] / median["sft"]],
+    ]
+    if "evaluated" in median:
+        # A point of almanac-v1 for the steps between two points.
+        between = load_protocol("almanac-v1").evaluate_every / args.steps
+        rows.append(["evaluation / training", median["evaluated"] / (median["sft"] * between)])
+    print(tabulate(rows, headers=["", "ratio"], tablefmt="github", floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()

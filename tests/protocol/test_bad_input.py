@@ -1,0 +1,145 @@
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import make_run, same, train, weights
+
+from factual_forgetting import files
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol import data as schedule
+from factual_forgetting.protocol import trainer
+from factual_forgetting.protocol.config import Protocol
+from small import make_model
+
+
+@pytest.fixture
+def brief(protocol: Protocol, tmp_path: Path) -> Path:
+    """Three steps, as a file."""
+    content = protocol.model_dump(mode="json") | {"epochs": 1, "batch_size": 16, "name": "brief"}
+    files.write_json(tmp_path / "brief.yaml", content | {"max_new_tokens": 1})
+    return tmp_path / "brief.yaml"
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs a command that must fail with one line, and returns the line."""
+    capsys.readouterr()
+    assert main([str(part) for part in arguments]) == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("factual-forgetting: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in said.err
+    return lines[0]
+
+
+def finetune(bundle: Bundle, brief: Path, output: Path, method: str = "sft") -> list[object]:
+    given = ["finetune", "--bundle", bundle.path, "--method", method, "--protocol", brief]
+    return [*given, "--output_path", output]
+
+
+def test_a_group_that_the_model_lacks(
+    capsys: pytest.CaptureFixture[str], bundle: Bundle, brief: Path, tmp_path: Path
+) -> None:
+    given = finetune(bundle, brief, tmp_path / "r", "freeze")
+    line = told(capsys, *given, "--method_args", "trainable=experts")
+    assert "'experts' matches no parameter of this model" in line
+    assert "Groups: attention, ffn" in line
+
+
+def test_a_tokenizer_without_eos(bundle: Bundle, base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.eos_token = None
+    facts = [item.fact for item in bundle.splits["known"]]
+    with pytest.raises(UserError, match=r"no EOS token.*Set eos_token"):
+        schedule.encode(facts, tokenizer, None)
+
+
+def test_a_fact_longer_than_the_model_takes(bundle: Bundle, tokenizer: Any) -> None:
+    facts = [item.fact for item in bundle.splits["known"]]
+    longest = max(len(row["input_ids"]) for row in schedule.encode(facts, tokenizer, None))
+    assert schedule.encode(facts, tokenizer, longest)
+    with pytest.raises(UserError, match=rf"takes {longest} tokens.*the model takes {longest - 1}"):
+        schedule.encode(facts, tokenizer, longest - 1)
+
+
+@pytest.fixture
+def other_base(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
+    """A model of another shape with the same tokenizer."""
+    make_model("gpt2", len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_another_base_is_refused_and_what_differs_is_told(
+    capsys: pytest.CaptureFixture[str],
+    bundle: Bundle,
+    brief: Path,
+    other_base: Path,
+    tmp_path: Path,
+) -> None:
+    given = finetune(bundle, brief, tmp_path / "r")
+    line = told(capsys, *given, "--model_args", f"pretrained={other_base}")
+    assert "hidden_size 32 instead of 64" in line
+    assert "--allow_foreign_base" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_insisting_on_another_base_is_written_into_the_run(
+    bundle: Bundle, brief: Path, other_base: Path, tmp_path: Path
+) -> None:
+    given = finetune(bundle, brief, tmp_path / "r")
+    insisting = [*given, "--model_args", f"pretrained={other_base}", "--allow_foreign_base"]
+    assert main([str(part) for part in insisting]) == 0
+    run = files.read_json(tmp_path / "r" / "run.json")
+    assert run["foreign_base"]["shape"]["hidden_size"] == 32
+    assert run["track"] == "open"
+    assert run["base"] == bundle.manifest["base"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed"),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    bundle: Bundle,
+    protocol: Protocol,
+    sft: Path,
+    fault: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = trainer.ForgettingTrainer._save_optimizer_and_scheduler
+
+    def fail_late(self: Any, directory: str) -> None:
+        if self.state.global_step == 60:
+            raise fault
+        original(self, directory)
+
+    monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail_late)
+    with pytest.raises(UserError, match=r"No space is left on the disk.*run the same command"):
+        train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+    monkeypatch.undo()
+    # The half-written checkpoint of step 60 is there, and isn't taken for whole.
+    assert (tmp_path / "run" / "resume" / "checkpoint-60" / "model.safetensors").exists()
+    resumed = train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+    assert same(resumed, weights(sft)) == set(resumed)
+
+
+def test_other_faults_keep_their_own_words(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")

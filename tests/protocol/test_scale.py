@@ -1,0 +1,219 @@
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import curve, make_run, train, weights
+from sharded import VOCABULARY, work
+
+from factual_forgetting import files
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol.config import Execution, Protocol
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.trainer import arguments
+from small import make_model
+
+SOURCE = str(Path(__file__).parents[2] / "benchmark")
+
+
+@pytest.fixture(scope="session")
+def brief(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 steps with a point at each, as a file."""
+    content = protocol.model_dump(mode="json")
+    content |= {"name": "brief", "epochs": 4, "evaluate_every": 1, "max_new_tokens": 2}
+    path = tmp_path_factory.mktemp("protocols") / "brief.yaml"
+    files.write_json(path, content | {"learning_rate": 1e-3})
+    return path
+
+
+def command(bundle: Bundle, protocol: Path, output: Path, method: str, settings: str) -> list[str]:
+    return [
+        *("-m", "factual_forgetting.cli", "finetune", "--bundle", str(bundle.path)),
+        *("--method", method, "--method_args", settings, "--protocol", str(protocol)),
+        *("--output_path", str(output)),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("self_distillation", "teacher=snapshot"),
+        pytest.param("sft", "", marks=pytest.mark.slow),
+        pytest.param("l2", "weight=1", marks=pytest.mark.slow),
+        pytest.param("context_distillation", "", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_follow_the_loss_of_one(
+    bundle: Bundle, brief: Path, method: str, settings: str, tmp_path: Path
+) -> None:
+    for processes in (1, 2):
+        given = command(bundle, brief, tmp_path / str(processes), method, settings)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        # Two processes with accumulation: each forward pass reads a quarter of the batch.
+        given += ["--device_batch_size", "2"] if processes == 2 else []
+        subprocess.run([sys.executable, *launch, *given], env=environment(), check=True)
+    one, two = ([line["loss"] for line in curve(tmp_path / name)][1:] for name in "12")
+    assert len(one) == 24
+    assert two == pytest.approx(one, rel=1e-4)
+    assert one[-1] < one[0] - 0.5
+    run = files.read_json(tmp_path / "2" / "run.json")
+    assert run["resolved"]["world_size"] == 2
+    assert run["resolved"]["distributed"] == "MULTI_CPU"
+
+
+def test_the_loss_and_its_gradient_are_the_same_under_fully_shard(tmp_path: Path) -> None:
+    make_model("llama", VOCABULARY, seed=1).save_pretrained(tmp_path / "teacher")
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        given = (2, free_port(), str(tmp_path / "teacher"), str(tmp_path / "snapshot"), results)
+        torch.multiprocessing.spawn(work, given, nprocs=2)
+        found = dict(results)
+    assert found["loss"][0] == pytest.approx(found["loss"][1], rel=1e-5)
+    assert found["gradient"] < 1e-5 * found["scale"] + 1e-7
+    student = make_model("llama", VOCABULARY).state_dict()
+    snapshot = weights(tmp_path / "snapshot")
+    assert all(torch.equal(snapshot[name], student[name]) for name in snapshot)
+
+
+def killed_and_resumed(
+    bundle: Bundle, protocol: Path, output: Path, moments: list[tuple[int, float]]
+) -> int:
+    """Starts a run again and again, kills it at each moment, and returns how often it was."""
+    given = command(bundle, protocol, output, "self_distillation", "teacher=snapshot")
+    kills = 0
+    for points, delay in moments:
+        process = subprocess.Popen([sys.executable, *given], env=environment())
+        while process.poll() is None:
+            partial = output / "curve.partial.jsonl"
+            if partial.exists() and len(partial.read_text().splitlines()) >= points:
+                time.sleep(delay)
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+                break
+            time.sleep(0.005)
+    subprocess.run([sys.executable, *given], env=environment(), check=True)
+    return kills
+
+
+@pytest.mark.parametrize(("moments", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(
+    bundle: Bundle, brief: Path, tmp_path: Path, moments: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    points = sorted(rng.randint(1, 24) for _ in range(moments))
+    killed = [(point, rng.random() * 0.3) for point in points]
+    kills = killed_and_resumed(bundle, brief, tmp_path / "killed", killed)
+    assert kills >= moments - 1  # the last may come too late
+    killed_and_resumed(bundle, brief, tmp_path / "whole", [])
+    for name in ("model.safetensors", CURVE, OUTCOMES, "run.json"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == whole, name
+    assert not [path.name for path in (tmp_path / "killed").iterdir() if "partial" in path.name]
+
+
+def test_gradient_checkpointing_computes_twice_and_changes_nothing(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    passes = {True: 0, False: 0}
+    original = LlamaMLP.forward
+    short = protocol.model_copy(update={"epochs": 1, "learning_rate": 1e-4, "max_new_tokens": 1})
+    trained: dict[bool, dict[str, torch.Tensor]] = {}
+    for twice in (False, True):
+
+        def counted(self: Any, x: Any, twice: bool = twice) -> Any:
+            passes[twice] += self.training
+            return original(self, x)
+
+        monkeypatch.setattr(LlamaMLP, "forward", counted)
+        execution = Execution(gradient_checkpointing=twice)
+        run = make_run(bundle, short, "sft")
+        trained[twice] = train(run, tmp_path / str(twice), execution=execution)
+    assert passes[True] == 2 * passes[False]
+    for name, tensor in trained[False].items():
+        assert torch.allclose(trained[True][name], tensor, atol=1e-6), name
+
+
+def test_bf16_computes_over_fp32_weights(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path
+) -> None:
+    short = protocol.model_copy(
+        update={"epochs": 1, "learning_rate": 1e-4, "max_new_tokens": 1, "precision": "bf16"}
+    )
+    half = train(make_run(bundle, short, "sft"), tmp_path / "half")
+    full = train(
+        make_run(bundle, short.model_copy(update={"precision": "fp32"}), "sft"), tmp_path / "full"
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert half[name].dtype == torch.float32
+    # Not rounded to bf16, as weights kept in it would be; near to fp32, and not equal.
+    assert not torch.equal(half[name], half[name].bfloat16().float())
+    assert not torch.equal(half[name], full[name])
+    assert torch.allclose(half[name], full[name], atol=2e-3)
+
+
+def test_a_batch_that_does_not_split_is_told(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="can't be split over 3 processes"):
+        arguments(protocol, 10, 0, tmp_path, Execution())
+
+
+def test_an_absent_tracker_is_told(protocol: Protocol, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nonsense"):
+        arguments(protocol, 10, 0, tmp_path, Execution(report_to="nonsense"))
+
+
+def test_a_tracker_gets_loss_and_curve(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    logged: list[dict[str, float]] = []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logged.append(kwargs["logs"])
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "recorder", Recorder)
+    short = protocol.model_copy(update={"epochs": 1, "evaluate_every": 3, "max_new_tokens": 1})
+    run = make_run(bundle, short, "sft")
+    train(run, tmp_path / "run", execution=Execution(report_to="recorder"))
+    assert [row["loss"] for row in logged if "loss" in row] == pytest.approx(
+        [line["loss"] for line in curve(tmp_path / "run")][1:]
+    )
+    assert [row["curve/step"] for row in logged if "curve/step" in row] == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["fsdp.yaml", "deepspeed-zero2.yaml"])
+def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    path = package_files("factual_forgetting.protocol") / "accelerate" / name
+    loaded = load_config_from_file(str(path))
+    written = yaml.safe_load(path.read_text())
+    assert loaded.distributed_type == written["distributed_type"]
+    assert loaded.mixed_precision == "no"

@@ -1,0 +1,67 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.scoring.merge import merge_adapter
+from factual_forgetting.scoring.results import read_results
+from factual_forgetting.scoring.score import score
+
+
+def adapter_on(base: Path, output: Path) -> Any:
+    """Saves a LoRA adapter with weights that change answers; returns the adapted model."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"])
+    adapted = peft.get_peft_model(model, settings)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    adapted.save_pretrained(output)
+    return adapted.eval()
+
+
+def test_the_merged_checkpoint_computes_what_the_adapter_did(
+    bundle: Bundle, base: Path, tmp_path: Path
+) -> None:
+    adapted = adapter_on(base, tmp_path / "adapter")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    merged = merge_adapter({"pretrained": str(tmp_path / "adapter")}, tmp_path / "merged")
+    assert merged is not None
+    ids = torch.arange(10, 30).unsqueeze(0)
+    with torch.inference_mode():
+        expected = adapted(input_ids=ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(base)(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    both = {"pretrained": str(base), "peft": str(tmp_path / "adapter")}
+    assert merge_adapter(both, tmp_path / "merged") == merged
+
+
+def test_an_adapter_is_scored_as_its_merge(bundle: Bundle, base: Path, tmp_path: Path) -> None:
+    adapter_on(base, tmp_path / "adapter")
+    written = score(bundle, "hf", str(tmp_path / "adapter"), tmp_path / "r", batch_size="16")
+    merged = next((tmp_path / "r" / "merged").iterdir())
+    assert read_results(written, bundle).weights_sha256 == checkpoint.weights_sha256(merged)
+
+
+def test_what_is_no_adapter(base: Path, tmp_path: Path) -> None:
+    assert merge_adapter({"pretrained": str(base)}, tmp_path) is None
+    with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
+        merge_adapter({"pretrained": str(base), "peft": str(base)}, tmp_path)
+    adapter = shutil.copytree(base, tmp_path / "pickled")
+    files.write_json(adapter / "adapter_config.json", {"base_model_name_or_path": str(base)})
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no adapter_model\.safetensors"):
+        merge_adapter({"pretrained": str(adapter)}, tmp_path)

@@ -1,0 +1,205 @@
+"""The vLLM engine: against a stand-in with vLLM's signatures, and for real where it is installed.
+
+The stand-in shows that prompts and settings arrive; only the real tests show equal answers
+(scripts/test_vllm_cpu.sh).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from test_prefix import groups_of, texts
+from tiny import checkpoint_of
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.slick.answers import Group, Query, Sampling
+from factual_forgetting.slick.engines import LMEvalEngine, open_engine
+from factual_forgetting.slick.vllm import VLLMEngine
+
+INSTALLED = find_spec("vllm") is not None
+CPU = {
+    "dtype": "float32",
+    "max_model_len": 256,
+    "enforce_eager": True,
+    "block_size": 32,
+    "gpu_memory_utilization": 0.3,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+}
+
+
+@dataclass
+class StandInParams:
+    """`vllm.SamplingParams`, as far as it is used."""
+
+    n: int = 1
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: list[str] | None = None
+    max_tokens: int | None = 16
+
+
+class StandInLLM:
+    """`vllm.LLM`, as far as it is used: answers a prompt with its number of tokens."""
+
+    made: StandInLLM
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        StandInLLM.made = self
+        self.model, self.settings = model, settings
+        length = settings.get("max_model_len", 256)
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
+
+    def get_tokenizer(self) -> Any:
+        return lambda prompts: {"input_ids": [list(prompt.encode()) for prompt in prompts]}
+
+    def generate(
+        self,
+        prompts: list[dict[str, list[int]]],
+        sampling_params: StandInParams,
+        *,
+        use_tqdm: bool = True,
+        lora_request: Any = None,
+    ) -> list[Any]:
+        self.prompts, self.params, self.lora = prompts, sampling_params, lora_request
+        return [
+            SimpleNamespace(
+                outputs=[
+                    SimpleNamespace(text=f" {len(prompt['prompt_token_ids'])}\nQ:")
+                    for _ in range(sampling_params.n)
+                ]
+            )
+            for prompt in prompts
+        ]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    module, lora = ModuleType("vllm"), ModuleType("vllm.lora")
+    request = ModuleType("vllm.lora.request")
+    vars(module).update(LLM=StandInLLM, SamplingParams=StandInParams, lora=lora)
+    vars(request).update(LoRARequest=lambda name, number, path: (name, number, path))
+    for name, made in (("vllm", module), ("vllm.lora", lora), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, made)
+    return iter(())
+
+
+GROUPS = [
+    Group("Q: a\nA: b\n\n", [Query("Q: c\nA:", ("d",)), Query("Q: ee\nA:", ("f",))]),
+    Group("", [Query("Q: c\nA:", ("d",))]),
+]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_prompts_arrive_as_tokens_in_the_order_of_their_prefixes() -> None:
+    engine = VLLMEngine({"pretrained": "somewhere", "dtype": "float32"})
+    found = engine.answer(GROUPS, 12)
+    made = StandInLLM.made
+    assert (made.model, made.settings["dtype"]) == ("somewhere", "float32")
+    assert made.settings["enable_prefix_caching"] is True
+    assert [bytes(p["prompt_token_ids"]).decode() for p in made.prompts] == [
+        group.prefix + query.text for group in GROUPS for query in group.queries
+    ]
+    assert made.params == StandInParams(
+        temperature=0.0, stop=["\n"], max_tokens=12, repetition_penalty=1.0
+    )
+    assert [[answer.text for answer in group] for group in found] == [["18", "19"], ["7"]]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_samples_are_drawn_with_a_seed() -> None:
+    engine = VLLMEngine({"pretrained": "somewhere"})
+    found = engine.sample(GROUPS, 12, Sampling(3, 0.5, 40, "seed"))
+    assert [[len(answers) for answers in group] for group in found] == [[3, 3], [3]]
+    params = StandInLLM.made.params
+    assert (params.n, params.temperature, params.top_k) == (3, 0.5, 40)
+    assert params.seed is not None
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_adapter_is_passed_with_a_name_of_its_own() -> None:
+    names = set()
+    for path in ("a", "b"):
+        engine = VLLMEngine({"pretrained": "somewhere", "lora_local_path": path})
+        engine.answer(GROUPS, 12)
+        assert StandInLLM.made.settings["enable_lora"] is True
+        name, _, told = StandInLLM.made.lora
+        assert told == path
+        names.add(name)
+    assert len(names) == 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    engine = VLLMEngine({"pretrained": "somewhere", "max_model_len": 25})
+    with pytest.raises(UserError, match="context holds 25"):
+        engine.answer(GROUPS, 12)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_auto_takes_vllm_for_its_own_model_class(capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_engine("auto", "vllm", {"pretrained": "somewhere"}, "auto", None).name == "vllm"
+    assert "engine: vllm" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(INSTALLED, reason="vLLM is installed here")
+def test_without_vllm_the_way_out_is_told() -> None:
+    with pytest.raises(UserError, match="vLLM is not installed here"):
+        VLLMEngine({"pretrained": "somewhere"})
+
+
+real = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: scripts/test_vllm_cpu.sh")
+
+
+@pytest.mark.slow
+@real
+@pytest.mark.parametrize(("shape", "kind"), [("qwen2", "bpe"), ("llama", "unigram")])
+def test_vllm_answers_as_the_reference_does(shape: str, kind: str) -> None:
+    path = str(checkpoint_of(shape, kind))
+    groups = groups_of(4, 60)
+    reference = LMEvalEngine("hf", f"pretrained={path},dtype=float32", "64", "cpu")
+    expected = texts(reference.answer(groups, 16))
+    assert texts(VLLMEngine({"pretrained": path, **CPU}).answer(groups, 16)) == expected
+
+
+@pytest.mark.slow
+@real
+def test_vllm_answers_for_an_adapter_as_the_merged_model_does(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = checkpoint_of("llama", "unigram")
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    settings = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "merged")
+    groups = groups_of(1, 20)
+    merged = LMEvalEngine("hf", f"pretrained={tmp_path / 'merged'},dtype=float32", "64", "cpu")
+    arguments = {"pretrained": str(path), "lora_local_path": str(tmp_path / "adapter"), **CPU}
+    found = texts(VLLMEngine(arguments).answer(groups, 16))
+    assert found == texts(merged.answer(groups, 16))
+
+
+@pytest.mark.slow
+@real
+def test_lm_evals_own_vllm_class_answers_the_same() -> None:
+    path = str(checkpoint_of())
+    groups = groups_of(2, 40)
+    arguments = ",".join(f"{key}={value}" for key, value in {"pretrained": path, **CPU}.items())
+    found = texts(LMEvalEngine("vllm", arguments, "auto", "cpu").answer(groups, 16))
+    assert found == texts(
+        LMEvalEngine("hf", f"pretrained={path},dtype=float32", "64", "cpu").answer(groups, 16)
+    )
