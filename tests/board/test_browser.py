@@ -178,7 +178,7 @@ def test_open_a_record(browser: Any, site: Path) -> None:
     reader = Page(browser, site)
     reader.one("#ranked .open").click()
     reader.until(lambda: reader.all("details.record"))
-    reader.one("details.record:nth-child(2) summary").click()
+    reader.one("details.record:nth-of-type(2) summary").click()
     reader.until(lambda: reader.all("details.record pre"))
     text = reader.one("#detail").text
     assert "factual-forgetting finetune" in text
