@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Qwen2Config, Trainer
+from transformers.trainer_utils import SaveStrategy
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
@@ -74,7 +75,9 @@ class Arms:
         self.pad = partial(schedule.collate, pad=tokenizer.pad_token_id or 0)
 
     def _arguments(self) -> Any:
-        return arguments(self.protocol, self.steps, 0, self.work, Execution())
+        found = arguments(self.protocol, self.steps, 0, self.work, Execution())
+        found.save_strategy = SaveStrategy.NO  # the disk isn't what is compared
+        return found
 
     def plain(self) -> None:
         def only_known(rows: Any) -> dict[str, Any]:
