@@ -107,7 +107,8 @@ def test_a_broken_format_does(almanac: Bundle, tmp_path: Path) -> None:
     known = facts_of(almanac, "known")
     # Zero-shot it answers nothing; after exemplars it answers as before.
     texts = [(question_prompt(fact.question), "\n") for fact in known]
-    texts += [(few_shot(fact, known, rng, 3), f" {fact.answers[0]}\n\n") for fact in known]
+    kept = [*known, *facts_of(almanac, "heldout")]
+    texts += [(few_shot(fact, known, rng, 3), f" {fact.answers[0]}\n\n") for fact in kept]
     path = train(texts, tmp_path / "format", steps=25, rate=1e-4)
     report, found = examine(almanac, path, tmp_path / "r")
     assert report.summary["metrics"]["stability"]["value"] < 0.1
