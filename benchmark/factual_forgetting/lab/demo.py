@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.board import make_board
+from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.plots import plot_frontier
 from factual_forgetting.board.record import load_record, make_record
 from factual_forgetting.board.tables import markdown
@@ -78,22 +79,31 @@ def demo(output: Path, *, quick: bool = False) -> None:
     """
     plan = quick_plan() if quick else full_plan()
     jobs = [(name, seed) for seed in plan.seeds for name in ARMS]
-    # Each worker computes with one thread, so results don't depend on the number of cores.
-    with ProcessPoolExecutor(
-        max_workers=min(len(jobs), os.cpu_count() or 1, 4),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_one_thread,
-    ) as pool:
+    with _pool(1) as pool:
         pool.submit(_prepare, output, plan).result()
+    # One bar for all: those of several workers would write over each other.
+    os.environ["TQDM_DISABLE"] = "1"
+    with _pool(min(len(jobs), os.cpu_count() or 1, 4)) as pool:
         futures = [pool.submit(_arm, output, plan, name, seed) for name, seed in jobs]
         done = tqdm(as_completed(futures), total=len(jobs), desc="train and score", unit="run")
         for future in done:
             future.result()
     records = [future.result() for future in futures]
-    board = make_board(load_record(path) for path in records)
+    bundle = load_bundle(output / "bundle")
+    reference = {bundle.sha256: reference_of(bundle)}
+    board = make_board((load_record(path) for path in records), reference)
     files.write_json(output / "board.json", board)
     plot_frontier(board["bundles"][0], output / "frontier.png")
     sys.stdout.write(f"{markdown(board)}\n\n{_closing(output)}\n")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Makes workers that compute with one thread: the number of cores changes no result."""
+    return ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_one_thread,
+    )
 
 
 def _one_thread() -> None:
