@@ -300,3 +300,10 @@ def test_references_of_another_rate_and_seeds_of_other_lengths(
     assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
     assert [point["step"] for point in row["curve"]] == [*range(0, 57, 8)]
     assert all(len(point["seeds"]) == 2 for point in row["curve"])
+
+
+def test_a_method_that_mostly_misses_the_level_ties_nobody_with_it() -> None:
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(mean, 0.01, 4000) for mean in (0.87, 0.86, 0.80)]
+    draws[0][:2500] = np.nan
+    assert ranks([0.87, 0.86, 0.80], draws) == [1, 1, 2]

@@ -126,7 +126,9 @@ def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
     """Ranks methods: 1 + the number of those that are significantly better.
 
     A difference is significant if its paired bootstrap says so at .05 after Holm's correction
-    over all pairs. All that are not significantly worse than the best are tied with it.
+    over all pairs. All that are not significantly worse than the best are tied with it; the
+    best is the highest of those whose number is there in nearly all resamples, because one
+    that is mostly missing can't be told from any other and would tie them all.
 
     Args:
         estimates: A number for each method; more is better.
@@ -137,7 +139,9 @@ def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
         return []
     values, drawn = np.asarray(estimates), np.stack(draws).astype(np.float32)
     worse = (values[:, None] < values[None, :]) & (_holm(_p_values(values, drawn)) < LEVEL)
-    tied = ~worse[:, int(np.argmax(values))]
+    steady = np.isfinite(drawn).mean(axis=1) >= 1 - LEVEL
+    best = int(np.argmax(np.where(steady, values, -np.inf) if steady.any() else values))
+    tied = ~worse[:, best]
     return [int(rank) for rank in np.where(tied, 1, 1 + worse.sum(axis=1))]
 
 
