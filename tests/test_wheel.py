@@ -24,15 +24,16 @@ def test_the_wheel_lists_its_tasks_and_runs_the_quick_demo(tmp_path: Path) -> No
     elsewhere.mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
-    def run(*command: str) -> str:
+    def run(*command: str, warnings: int = 0) -> str:
         done = subprocess.run(
             [str(bin_dir / command[0]), *command[1:]],
             cwd=elsewhere,
             env=environment,
-            check=True,
+            check=False,
             capture_output=True,
             text=True,
         )
+        assert done.returncode in (0, warnings), done.stderr
         return done.stdout
 
     folder = run("factual-forgetting", "tasks-path").strip()
@@ -51,5 +52,5 @@ def test_the_wheel_lists_its_tasks_and_runs_the_quick_demo(tmp_path: Path) -> No
     assert "self_distillation" in board
     assert (elsewhere / "out" / "frontier.png").stat().st_size > 10_000
     assert "every number follows" in run(
-        "factual-forgetting", "validate", "out/records", "--bundle", "out/bundle"
+        *("factual-forgetting", "validate", "out/records", "--bundle", "out/bundle"), warnings=3
     )
