@@ -337,15 +337,19 @@ HOSTILE = Finding("form", "error", "a,b:c\n.json", "x\n::error::forged \x1b[2J <
 
 
 def test_reports_can_t_be_forged() -> None:
-    assert len(report([HOSTILE], "text").splitlines()) == 1
-    assert "\x1b" not in report([HOSTILE], "text")
+    assert len(report([HOSTILE], "rich").splitlines()) == 1
+    assert "\x1b" not in report([HOSTILE], "rich")
+    colored = report([HOSTILE], "rich", color=True)
+    assert "\x1b[1;31merror" in colored
+    assert "[2J" in colored
+    assert "\x1b[2J" not in colored
     annotation = report([HOSTILE], "github")
     assert len(annotation.splitlines()) == 1
     assert annotation.startswith("::error file=a%2Cb%3Ac%0A.json,title=form::x%0A")
     assert json.loads(report([HOSTILE], "json"))[0]["message"] == HOSTILE.message
 
 
-@pytest.mark.parametrize("style", ["text", "json", "github"])
+@pytest.mark.parametrize("style", ["rich", "json", "github"])
 def test_exit_codes(
     root: Path, victim: Path, world: Bundle, capsys: pytest.CaptureFixture[str], style: str
 ) -> None:

@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     validate = subparsers.add_parser("validate", help="recompute every number of records")
     validate.add_argument("records", nargs="?", type=Path, default=DEFAULT_ROOT)
     _add_bundles(validate)
-    validate.add_argument("--format", choices=("text", "json", "github"), default="text")
+    validate.add_argument("--format", choices=("rich", "json", "github"), default="rich")
     validate.set_defaults(run=_validate)
 
     board = subparsers.add_parser("board", help="print the board of records, or write its page")
@@ -102,7 +102,7 @@ def _validate(args: argparse.Namespace) -> int:
     folder = args.records.parent / "bundles"
     named = official(folder) if folder.is_dir() else None
     findings = validate(args.records, _bundles(args), named)
-    told = report(findings, args.format)
+    told = report(findings, args.format, color=sys.stdout.isatty())
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:

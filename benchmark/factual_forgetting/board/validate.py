@@ -351,20 +351,40 @@ def _missing_seeds(submissions: list[Submission], root: Path) -> Iterator[Findin
             yield Finding("seeds", "warning", str(root / first.path), told)
 
 
-def report(findings: list[Finding], style: str) -> str:
-    """Renders findings as `text`, `json`, or `github` annotations."""
+def report(findings: list[Finding], style: str, *, color: bool = False) -> str:
+    """Renders findings as `rich`, `json`, or `github` annotations.
+
+    Args:
+        findings: What was found.
+        style: How to show it.
+        color: Whether `rich` may use a terminal's colours.
+    """
     if style == "json":
         return files.dumps([_row(finding) for finding in findings], indent=2)
-    render = _annotation if style == "github" else _line
-    return "\n".join(map(render, findings))
+    if style == "github":
+        return "\n".join(map(_annotation, findings))
+    return "\n".join(_line(finding, color) for finding in findings)
 
 
 def _row(finding: Finding) -> dict[str, str]:
     return {name: getattr(finding, name) for name in Finding.__slots__}
 
 
-def _line(finding: Finding) -> str:
-    return _visible(f"{finding.severity:7} {finding.check:12} {finding.path}: {finding.message}")
+def _line(finding: Finding, color: bool) -> str:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(force_terminal=color, color_system="standard" if color else None)
+    # Text and not a string: a stranger's brackets are no markup.
+    line = Text.assemble(
+        (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
+        (f"{finding.check:12} ", "bold"),
+        (f"{_visible(finding.path)}: ", "cyan"),
+        _visible(finding.message),
+    )
+    with console.capture() as shown:
+        console.print(line, soft_wrap=True, end="")
+    return shown.get()
 
 
 def _visible(text: str) -> str:
