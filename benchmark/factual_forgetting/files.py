@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import io
@@ -64,6 +65,12 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what `write_atomic` left beside a path when it was killed."""
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        stray.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -156,7 +156,8 @@ def test_results_that_nothing_explains_need_a_method(
     found = validate(tmp_path / "records", {bundle.sha256: bundle})
     assert errors(found) == []
     told = {finding.check for finding in found}
-    assert {"declared", "environment"} <= told
+    # Whether the checkout is clean decides about one more warning, `environment`.
+    assert "declared" in told
     assert files.read_json(path)["training_data"]["heldout"] == "unknown"
 
 

@@ -191,7 +191,7 @@ def test_a_tokenizer_of_another_kind_is_scored_and_told(
 
 
 def test_declared_descent_is_scored(bundle: Bundle, sft: Path, tmp_path: Path) -> None:
-    from conftest import make_model
+    from small import make_model
 
     model = make_model("mistral", files.read_json(sft / "config.json")["vocab_size"])
     model.config.num_attention_heads = 4

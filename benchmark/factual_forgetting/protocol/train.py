@@ -23,7 +23,7 @@ from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
-from factual_forgetting.protocol.curve import PARTIAL_CURVE, Curve
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
 from factual_forgetting.protocol.processes import is_main_process, world_size
 from factual_forgetting.slick.engines import load_causal_lm, quiet
 
@@ -166,6 +166,8 @@ def _tidy(output: Path) -> None:
         shutil.rmtree(output / leftover, ignore_errors=True)
     for leftover in (_PARTIAL, PARTIAL_CURVE):
         (output / leftover).unlink(missing_ok=True)
+    for name in (_PARTIAL, PARTIAL_CURVE, CURVE, OUTCOMES, RUN, LOG):
+        files.remove_unfinished(output / name)
 
 
 @contextmanager
