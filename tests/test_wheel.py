@@ -51,6 +51,7 @@ def test_the_wheel_lists_its_tasks_and_runs_the_quick_demo(tmp_path: Path) -> No
     board = run("factual-forgetting", "demo", "--quick", "--output_path", "out")
     assert "self_distillation" in board
     assert (elsewhere / "out" / "frontier.png").stat().st_size > 10_000
-    assert "every number follows" in run(
+    found = run(
         *("factual-forgetting", "validate", "out/records", "--bundle", "out/bundle"), warnings=3
     )
+    assert not [line for line in found.splitlines() if line.startswith("error")]
