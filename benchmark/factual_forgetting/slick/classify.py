@@ -188,9 +188,10 @@ def ask(job: Job, engine: Engine, shards: Sequence[Shard]) -> None:
     """Asks shards, as far as they and a quota need it."""
     runs = sum(len(planned.runs) for planned in rounds(job.settings))
     total = sum(shard.questions for shard in shards) * runs
+    quota = _QuotaWatch(job)
     with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
         for shard in shards:
-            if _full_before(job, shard.block):
+            if quota.full_before(shard.block):
                 break
             run = job.run(shard)
             bar.update(run.answered)
@@ -210,20 +211,6 @@ def _ask_shard(job: Job, engine: Engine, run: ShardRun, shard: Shard, bar: Any) 
         "batch_size": getattr(engine, "batch_size", None),
     }
     append(job.parts / _LOG, told)
-
-
-def _full_before(job: Job, block: int) -> bool:
-    """Tells whether the finished blocks before one hold the quota already."""
-    if not job.settings.quota or block == 0:
-        return False
-    before = [job.run(shard) for shard in job.shards if shard.block < block]
-    if not all(run.complete for run in before):
-        return False
-    tally = Tally(job.settings.quota)
-    for run in before:
-        for label in run.labels():
-            tally.add(label)
-    return tally.full
 
 
 class Tally:
@@ -250,6 +237,26 @@ class Tally:
     def full(self) -> bool:
         """Whether there is a quota and nothing is missing."""
         return bool(self._quota) and not self.missing
+
+
+class _QuotaWatch:
+    """Tells when the finished blocks hold a quota; every shard is counted once."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._tally, self._counted = job, Tally(job.settings.quota), 0
+
+    def full_before(self, block: int) -> bool:
+        """Tells whether the blocks before one are finished and hold the quota."""
+        if not self._job.settings.quota:
+            return False
+        while self._job.shards[self._counted].block < block:
+            run = self._job.run(self._job.shards[self._counted])
+            if not run.complete:
+                return False
+            for label in run.labels():
+                self._tally.add(label)
+            self._counted += 1
+        return self._tally.full
 
 
 def merge(job: Job, *, some_right: bool = True) -> dict[str, Any]:

@@ -26,11 +26,10 @@ def plan(job: Job, engine: Engine) -> dict[str, Any]:
         (where the engine counts them), queries a second; the seconds that the rest will take,
         and the memory in use at most, in bytes.
     """
-    runs = [job.run(shard) for shard in job.shards]
     a_question = sum(len(planned.runs) for planned in rounds(job.settings))
     queries = sum(shard.questions for shard in job.shards) * a_question
-    left = queries - sum(run.answered for run in runs)
-    told: dict[str, Any] = {"shards": len(runs), "queries": queries, "queries_left": left}
+    left = queries - sum(job.run(shard).answered for shard in job.shards)
+    told: dict[str, Any] = {"shards": len(job.shards), "queries": queries, "queries_left": left}
     if left:
         told |= _measure(job, engine)
         told["seconds_left"] = left / told["queries_a_second"]
