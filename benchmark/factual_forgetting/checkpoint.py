@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, reason_of
 
 # The keys of config.json in which a fine-tuned checkpoint must agree with its base.
 _SHAPE_KEYS = {
@@ -53,9 +53,8 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{repository} is neither a directory nor a repository in reach ({reason}). "
+            f"{repository} is neither a directory nor a repository in reach ({reason_of(error)}). "
             "Check the path, or download the checkpoint first."
         ) from None
 
@@ -78,17 +77,29 @@ def shape(path: Path) -> dict[str, Any]:
     }
 
 
-def identity(pretrained: str, revision: str | None = None) -> dict[str, Any]:
+def identity(
+    pretrained: str, revision: str | None = None, adapter: str | None = None
+) -> dict[str, Any]:
     """Describes a base model by name, weights, shape and declared lineage.
 
+    Args:
+        pretrained: As in `locate`.
+        revision: As in `locate`.
+        adapter: Directory of a LoRA adapter that is put on it; the hash is of both then.
+
     Raises:
-        UserError: If it isn't found.
+        UserError: If one isn't found.
     """
     path = locate(pretrained, revision)
+    weights = weights_sha256(path)
+    if adapter is not None:
+        if not any(Path(adapter).glob("*.safetensors")):
+            raise UserError(f"{adapter} holds no *.safetensors. Give the directory of an adapter.")
+        weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
     return {
         "pretrained": pretrained,
         "revision": revision,
-        "weights_sha256": weights_sha256(path),
+        "weights_sha256": weights,
         "shape": shape(path),
         "lineage": lineage(path),
     }

@@ -8,6 +8,9 @@ import yaml
 
 from factual_forgetting.errors import UserError
 
+# Names, though they may look like numbers: a commit as a revision does at times.
+_NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path"}
+
 
 def parse_pairs(text: str) -> dict[str, Any]:
     """Parses `key=value,key=value`; numbers and booleans get their types.
@@ -20,7 +23,8 @@ def parse_pairs(text: str) -> dict[str, Any]:
         key, sign, value = part.partition("=")
         if not sign or not key.strip():
             raise UserError(f"'{part}' is not key=value. Write key=value,key=value.")
-        pairs[key.strip()] = _value(value)
+        name = key.strip()
+        pairs[name] = value.strip() if name in _NAMES else _value(value)
     return pairs
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import WORLD, checkpoint_of
 
@@ -94,6 +95,13 @@ def test_quota_redraw_and_classes_are_told(
         (("--runs", "0"), "greater than or equal to 1"),
         (("--check-redraw", "100000"), "Lower it"),
         (("--model", "dummy", "--engine", "prefix"), "--model dummy is not hf"),
+        (("--model", "vlm"), "model class vlm does not open"),
+        (("--model_args", "pretrained=7"), "7 is neither a directory nor a repository"),
+        (("--model_args", "pretrained=almanac,dtype=floaty"), "does not load"),
+        (("--model_args", "pretrained=almanac,peft=7"), "7 holds no *.safetensors"),
+        (("--model_args", "pretrained=almanac,colour=red", "--engine", "prefix"), "no colour"),
+        (("--model_args", "pretrained=almanac,colour=red"), "lm-eval's model class hf does not"),
+        (("--device", "abacus"), "Check the checkpoint, the dtype and the device"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -105,7 +113,49 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert main(arguments(source, tmp_path / "bad", *more)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("factual-forgetting: ")
     assert told in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("--shard", "3/2"), ("--batch_size", "0"), ("--batch_size", "many")]
+)
+def test_a_value_out_of_range_is_refused(source: Path, name: str, value: str) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(source, source.parent, name, value))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--runs", "5"), "settings.runs was 4, now 5"),
+        (("--exemplar_seed", "1"), "settings.seed was 0, now 1"),
+        (("--samples", "2"), "settings.samples was 0, now 2"),
+        (("--engine", "lm-eval"), 'engine was "prefix", now "lm-eval:hf"'),
+        (("--relations", "born"), "facts_sha256 was"),
+        (("--model_args", "pretrained={},dtype=float32"), 'now {"dtype": "float32"}'),
+        (("--model_args", "pretrained={},peft={}-adapter", "--merge"), "base.weights_sha256 was"),
+    ],
+)
+def test_a_resumed_run_with_other_settings_is_refused_with_the_difference(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    told: str,
+) -> None:
+    from safetensors.numpy import save_file
+
+    base = checkpoint_of()
+    adapter = Path(f"{base}-adapter")
+    adapter.mkdir(exist_ok=True)
+    save_file({"lora": np.zeros(1)}, adapter / "adapter_model.safetensors")
+    assert main(arguments(source, tmp_path / "run", "--shard", "1/2")) == 0
+    more = tuple(text.replace("{}", str(base)) for text in more)
+    assert main(arguments(source, tmp_path / "run", "--shard", "1/2", *more)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert told in error
+    assert "Use another directory" in error
 
 
 @pytest.mark.slow

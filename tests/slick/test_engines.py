@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from test_prefix import groups_of, texts, verdicts
-from tiny import checkpoint_of
+from tiny import WORLD, checkpoint_of
 
+from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick.answers import Group, Query, Sampling
+from factual_forgetting.slick.classify import LOG, ask, classify, merge, prepare
 from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm, open_engine
+from factual_forgetting.slick.labelling import SlickConfig, load_labels
 from factual_forgetting.slick.prefix import PrefixEngine
 
 
@@ -76,6 +79,25 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine._tree, "compute", limited)
     assert texts(engine.answer(groups, 16)) == expected
     assert engine.batch_size == 4
+
+
+def test_a_smaller_batch_is_recorded_for_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PrefixEngine(*load_causal_lm(checkpoint_of(), "float32", "cpu"), 16)
+    settings = SlickConfig(runs=2, shard_size=20)
+    classify(WORLD, engine, settings, {}, tmp_path / "whole")
+    job = prepare(WORLD, engine.name, settings, {}, tmp_path / "cramped")
+    ask(job, engine, job.shards[:2])
+    limited = out_of_memory_above(5, engine._tree.compute, lambda branches, top: len(branches))
+    monkeypatch.setattr(engine._tree, "compute", limited)
+    ask(job, engine, job.shards)
+    merge(job)
+    log = files.read_json(tmp_path / "cramped" / LOG)
+    assert [row["batch_size"] for row in log] == [16, 16] + [4] * (len(job.shards) - 2)
+    assert [label.row() for label in load_labels(tmp_path / "cramped").labels] == [
+        label.row() for label in load_labels(tmp_path / "whole").labels
+    ]
 
 
 def test_lm_eval_halves_its_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:

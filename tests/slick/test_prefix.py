@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from tiny import WORLD, checkpoint_of
 
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.slick import configurations, prompts
 from factual_forgetting.slick.answers import Group, Query, Sampling
@@ -15,11 +17,11 @@ from factual_forgetting.slick.prefix import PrefixEngine, stop_ids
 from factual_forgetting.slick.tree import TreeModel, UnsupportedModelError
 
 
-def groups_of(runs: int, questions: int) -> list[Group]:
-    drawn = configurations.draw(WORLD, runs, 3, seed=0)
+def groups_of(runs: int, questions: int, world: Sequence[Fact] = WORLD) -> list[Group]:
+    drawn = configurations.draw(world, runs, 3, seed=0)
     groups = []
     for relation, configs in drawn.items():
-        facts = [f for f in WORLD if f.relation == relation and f.id not in configs.ids]
+        facts = [f for f in world if f.relation == relation and f.id not in configs.ids]
         queries = [
             Query(prompts.question_prompt(fact.question), fact.accepted, likely=bool(index % 2))
             for index, fact in enumerate(facts[:questions])

@@ -1,81 +1,119 @@
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stub import StubEngine, many_facts
 from tiny import WORLD, checkpoint_of
 
 import factual_forgetting
-from factual_forgetting.slick.classify import LOG, ask, prepare
+from factual_forgetting.errors import UserError
+from factual_forgetting.slick import on_ray
+from factual_forgetting.slick.classify import LOG, ask, classify, prepare
+from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig
 
-pytest.importorskip("ray")
-SETTINGS = SlickConfig(runs=4, shard_size=20)
+ray = pytest.importorskip("ray")
+SETTINGS = SlickConfig(runs=4, shard_size=50)
+BASE: dict[str, Any] = {"pretrained": "stub"}
+MIDDLE = 1  # a shard has three rounds: 0, 1 and 2
 
 
-@pytest.fixture(autouse=True)
-def _workers_find_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Path(factual_forgetting.__file__).parents[1]
-    monkeypatch.setenv("PYTHONPATH", f"{source}:{Path(__file__).parent}")
+@pytest.fixture(scope="module", autouse=True)
+def _workers() -> Iterator[None]:
+    """One Ray for all tests, whose workers find the package and the tests."""
+    paths = [str(Path(factual_forgetting.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
+    yield
+    ray.shutdown()
+
+
+class Noting(on_ray._Worker):
+    """Holds a stub, and notes in a file each round that it is asked; may die once."""
+
+    def __init__(self, opening: tuple[Path, int | None]) -> None:
+        notes, deadly = opening
+        died = notes.with_name("died")
+
+        def note(_: int) -> None:
+            rounds = len(self.journal.read_bytes().splitlines())
+            if (self.shard, rounds) == (deadly, MIDDLE) and not died.exists():
+                died.touch()
+                os._exit(1)
+            with notes.open("a") as stream:
+                stream.write(f"{self.shard} {rounds}\n")
+
+        self._engine = StubEngine(note)
+
+    def ask(self, job: on_ray.Job, shard: on_ray.Shard) -> None:
+        self.shard, self.journal = shard.number, shard.journal(job.parts)
+        self.journal.touch()
+        super().ask(job, shard)
 
 
 def contents(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in output.iterdir() if path.name != LOG}
 
 
-def label_all(output: Path, workers: int) -> dict[str, bytes]:
-    from factual_forgetting.slick.on_ray import classify_on_ray
+@pytest.fixture
+def alone(tmp_path: Path) -> dict[str, bytes]:
+    """What one process without Ray writes."""
+    classify(many_facts(), StubEngine(), SETTINGS, BASE, tmp_path / "alone")
+    return contents(tmp_path / "alone")
 
+
+def label_noting(output: Path, workers: int, deadly: int | None = None) -> Counter[str]:
+    """Labels on Ray, and returns how often each round of each shard was asked."""
+    asked = output.with_name("asked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_ray, "_Worker", Noting)
+        on_ray.classify_on_ray(many_facts(), (asked, deadly), SETTINGS, BASE, output, workers)
+    assert asked.with_name("died").exists() == (deadly is not None)
+    return Counter(asked.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_two_workers_and_one_give_the_same_labels_with_a_real_engine(tmp_path: Path) -> None:
     opening = ("prefix", "hf", {"pretrained": str(checkpoint_of())}, "auto", "cpu")
-    classify_on_ray(WORLD, opening, SETTINGS, {"pretrained": "tiny"}, output, workers)
-    return contents(output)
+    settings = SETTINGS.model_copy(update={"shard_size": 20})
+    classify(WORLD, open_engine(*opening), settings, BASE, tmp_path / "one")
+    on_ray.classify_on_ray(WORLD, opening, settings, BASE, tmp_path / "two", 2)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-@pytest.mark.slow
-def test_two_workers_and_one_give_the_same_labels(tmp_path: Path) -> None:
-    assert label_all(tmp_path / "two", 2) == label_all(tmp_path / "one", 1)
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_costs_only_its_unfinished_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_asks_every_round_once(
+    tmp_path: Path, alone: dict[str, bytes], workers: int
 ) -> None:
-    from factual_forgetting.slick import on_ray
-
-    class Mortal(on_ray._Worker):
-        """Dies once, in the middle of a shard."""
-
-        def ask(self, job: on_ray.Job, shard: on_ray.Shard) -> int:
-            import os
-
-            died, answer = job.output / "parts" / "died", self._engine.answer
-
-            def dying(*args: Any, **kwargs: Any) -> Any:
-                if len(shard.journal(job.parts).read_bytes().splitlines()) == 1:
-                    died.touch()
-                    os._exit(1)
-                return answer(*args, **kwargs)
-
-            if shard.number == 2 and not died.exists():
-                shard.journal(job.parts).touch()
-                self._engine.answer = dying
-            return super().ask(job, shard)
-
-    whole = label_all(tmp_path / "whole", 1)
-    monkeypatch.setattr(on_ray, "_Worker", Mortal)
-    assert label_all(tmp_path / "died", 2) == whole
+    asked = label_noting(tmp_path / "ray", workers)
+    assert set(asked.values()) == {1}
+    assert contents(tmp_path / "ray") == alone
 
 
-@pytest.mark.slow
-def test_work_done_without_ray_is_not_done_again(tmp_path: Path) -> None:
-    from factual_forgetting.slick.engines import open_engine
+def test_a_worker_that_dies_costs_only_what_its_shard_has_not_finished(
+    tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    asked = label_noting(tmp_path / "ray", 2, deadly=3)
+    assert set(asked.values()) == {1}
+    assert f"3 {MIDDLE}" in asked
+    assert contents(tmp_path / "ray") == alone
 
-    opening = ("prefix", "hf", {"pretrained": str(checkpoint_of())}, "auto", "cpu")
-    engine = open_engine(*opening)
-    job = prepare(WORLD, engine.name, SETTINGS, {"pretrained": "tiny"}, tmp_path / "b")
-    ask(job, engine, job.shards[:2])
-    before = [shard.journal(job.parts).stat().st_mtime_ns for shard in job.shards[:2]]
-    ask(job, engine, job.shards[:2])
-    assert [shard.journal(job.parts).stat().st_mtime_ns for shard in job.shards[:2]] == before
-    assert label_all(tmp_path / "a", 1) == label_all(tmp_path / "b", 1)
+
+def test_work_done_without_ray_is_not_done_again(tmp_path: Path, alone: dict[str, bytes]) -> None:
+    job = prepare(many_facts(), "stub", SETTINGS, BASE, tmp_path / "ray")
+    ask(job, StubEngine(), job.shards[:3])
+    asked = label_noting(tmp_path / "ray", 2)
+    assert {line.split()[0] for line in asked} == {str(s.number) for s in job.shards[3:]}
+    assert contents(tmp_path / "ray") == alone
+
+
+def test_an_error_of_a_worker_reaches_the_user_as_it_is(tmp_path: Path) -> None:
+    opening = ("prefix", "dummy", {}, "auto", "cpu")
+    with pytest.raises(UserError, match="--model dummy is not hf"):
+        on_ray.classify_on_ray(WORLD, opening, SETTINGS, BASE, tmp_path / "bad", 1)
+    assert ray.is_initialized()

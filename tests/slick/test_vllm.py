@@ -9,30 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from test_prefix import groups_of, texts
+from test_prefix import engines, groups_of, texts, verdicts
 from tiny import checkpoint_of
 
+from factual_forgetting import checkpoint
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.almanac import world
 from factual_forgetting.slick.answers import Group, Query, Sampling
 from factual_forgetting.slick.engines import LMEvalEngine, open_engine
 from factual_forgetting.slick.vllm import VLLMEngine
-
-INSTALLED = find_spec("vllm") is not None
-CPU = {
-    "dtype": "float32",
-    "max_model_len": 256,
-    "enforce_eager": True,
-    "block_size": 32,
-    "gpu_memory_utilization": 0.3,
-    "max_num_seqs": 64,
-    "max_num_batched_tokens": 2048,
-}
+from vllm_cpu import CPU, INSTALLED, on_cpu, real
 
 
 @dataclass
@@ -54,6 +45,8 @@ class StandInLLM:
     made: StandInLLM
 
     def __init__(self, model: str, **settings: Any) -> None:
+        if model == "bad":
+            raise ValueError("no such thing\nand more")
         StandInLLM.made = self
         self.model, self.settings = model, settings
         length = settings.get("max_model_len", 256)
@@ -147,8 +140,15 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_auto_takes_vllm_for_its_own_model_class(capsys: pytest.CaptureFixture[str]) -> None:
-    assert open_engine("auto", "vllm", {"pretrained": "somewhere"}, "auto", None).name == "vllm"
+    assert open_engine("auto", "vllm", {"pretrained": "almanac"}, "auto", None).name == "vllm"
     assert "engine: vllm" in capsys.readouterr().err
+    assert StandInLLM.made.model == str(checkpoint.embedded("base"))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_vllm_refuses_is_told_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"vLLM does not open bad \(no such thing\). Check"):
+        VLLMEngine({"pretrained": "bad"})
 
 
 @pytest.mark.skipif(INSTALLED, reason="vLLM is installed here")
@@ -157,18 +157,33 @@ def test_without_vllm_the_way_out_is_told() -> None:
         VLLMEngine({"pretrained": "somewhere"})
 
 
-real = pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed: scripts/test_vllm_cpu.sh")
-
-
 @pytest.mark.slow
 @real
 @pytest.mark.parametrize(("shape", "kind"), [("qwen2", "bpe"), ("llama", "unigram")])
 def test_vllm_answers_as_the_reference_does(shape: str, kind: str) -> None:
     path = str(checkpoint_of(shape, kind))
     groups = groups_of(4, 60)
-    reference = LMEvalEngine("hf", f"pretrained={path},dtype=float32", "64", "cpu")
+    reference, ours = engines(Path(path))
     expected = texts(reference.answer(groups, 16))
+    assert texts(ours.answer(groups, 16)) == expected
     assert texts(VLLMEngine({"pretrained": path, **CPU}).answer(groups, 16)) == expected
+
+
+@pytest.mark.slow
+@real
+def test_all_engines_answer_the_same_on_the_embedded_base() -> None:
+    facts = [fact for fact in world() if fact.relation in ("author", "place_of_birth")]
+    groups = groups_of(3, 80, facts)
+    reference, ours = engines(checkpoint.embedded("base"))
+    expected = reference.answer(groups, 16)
+    path = str(checkpoint.embedded("base"))
+    lm_evals = LMEvalEngine("vllm", on_cpu(path), "auto", "cpu")
+    found = [
+        e.answer(groups, 16) for e in (ours, VLLMEngine({"pretrained": path, **CPU}), lm_evals)
+    ]
+    assert [texts(answers) for answers in found] == [texts(expected)] * 3
+    right = verdicts(groups, expected)
+    assert 0.2 < sum(right) / len(right) < 0.8
 
 
 @pytest.mark.slow
@@ -191,15 +206,3 @@ def test_vllm_answers_for_an_adapter_as_the_merged_model_does(tmp_path: Path) ->
     arguments = {"pretrained": str(path), "lora_local_path": str(tmp_path / "adapter"), **CPU}
     found = texts(VLLMEngine(arguments).answer(groups, 16))
     assert found == texts(merged.answer(groups, 16))
-
-
-@pytest.mark.slow
-@real
-def test_lm_evals_own_vllm_class_answers_the_same() -> None:
-    path = str(checkpoint_of())
-    groups = groups_of(2, 40)
-    arguments = ",".join(f"{key}={value}" for key, value in {"pretrained": path, **CPU}.items())
-    found = texts(LMEvalEngine("vllm", arguments, "auto", "cpu").answer(groups, 16))
-    assert found == texts(
-        LMEvalEngine("hf", f"pretrained={path},dtype=float32", "64", "cpu").answer(groups, 16)
-    )

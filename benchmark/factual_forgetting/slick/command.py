@@ -32,6 +32,13 @@ from factual_forgetting.slick.shards import Shard
 _ENGINES = ("auto", "prefix", "lm-eval", "vllm")
 _ALL, _ENDS = "all", "highly_known,unknown"
 _QUOTA_SHARD = 128
+_ADAPTERS = ("peft", "lora_local_path")
+# Arguments of a model that say how a machine runs it, and may differ between shards.
+_OF_THE_MACHINE = {
+    "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
+    "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
+    "tensor_parallel_size", "data_parallel_size",
+}  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
     model.add_argument("--model_args", default="pretrained=almanac", help="its arguments")
     model.add_argument("--engine", choices=_ENGINES, default="auto")
-    model.add_argument("--batch_size", default="auto")
+    model.add_argument("--batch_size", type=_batch, default="auto", help="a number or auto")
     model.add_argument("--device", default=None)
     slick = parser.add_argument_group("labels")
     slick.add_argument("--runs", type=int, default=20, help="few-shot configurations (20)")
@@ -81,6 +88,12 @@ def _share(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 1 to N")
     return int(found[1]) - 1, int(found[2])
+
+
+def _batch(text: str) -> str:
+    if not re.fullmatch(r"auto(:\d+)?|0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number from 1")
+    return text
 
 
 def run(args: argparse.Namespace) -> None:
@@ -169,7 +182,11 @@ def _base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if model in {"hf", "vllm"}:
         if "pretrained" not in arguments:
             raise UserError(f"--model {model} needs pretrained=... in --model_args.")
-        return checkpoint.identity(arguments["pretrained"], arguments.get("revision"))
+        adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
+        base = checkpoint.identity(arguments["pretrained"], arguments.get("revision"), adapter)
+        told = {*_ADAPTERS, *_OF_THE_MACHINE, "pretrained", "revision"}
+        rest = {key: value for key, value in arguments.items() if key not in told}
+        return {**base, "model_args": rest} if rest else base
     unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
     name = arguments.get("pretrained") or arguments.get("model")
     return {"pretrained": name, **unknown, "model": model, "model_args": arguments}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 from factual_forgetting.slick.answers import Answer, Engine, Group, Sampling, halving, require_room
@@ -18,6 +18,7 @@ from factual_forgetting.slick.prefix import PrefixEngine
 from factual_forgetting.slick.tree import UnsupportedModelError
 
 PREFIX, LM_EVAL, VLLM, AUTO = "prefix", "lm-eval", "vllm", "auto"
+_LOCAL = {"hf", "vllm"}
 _PREFIX_ARGUMENTS = {"pretrained", "revision", "dtype"}
 _GPU_BATCH, _CPU_BATCH, _LM_EVAL_BATCH = 1024, 256, 64
 
@@ -37,7 +38,10 @@ def open_engine(
     Raises:
         UserError: If the engine can't run this model.
     """
-    wanted, reason = (choice, "as asked") if choice != AUTO else _suited(model, arguments)
+    if model in _LOCAL and "pretrained" in arguments:
+        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+        arguments = {**arguments, "pretrained": str(path)}
+    wanted, reason = (choice, "as asked") if choice != AUTO else _suited(model)
     if wanted == PREFIX:
         try:
             engine: Engine = _open_prefix(model, arguments, batch_size, device)
@@ -56,14 +60,11 @@ def open_engine(
     return engine
 
 
-def _suited(model: str, arguments: dict[str, Any]) -> tuple[str, str]:
+def _suited(model: str) -> tuple[str, str]:
     if model == "vllm":
         return VLLM, "prompts go to vLLM sorted by prefix"
     if model != "hf":
         return LM_EVAL, f"--model {model} is lm-eval's"
-    foreign = sorted(set(arguments) - _PREFIX_ARGUMENTS)
-    if foreign:
-        return LM_EVAL, f"the prefix engine knows no {', '.join(foreign)} in --model_args"
     return PREFIX, "a checkpoint of transformers: shared prefixes are computed once"
 
 
@@ -72,8 +73,12 @@ def _open_prefix(
 ) -> PrefixEngine:
     if model != "hf":
         raise UnsupportedModelError(f"--model {model} is not hf")
-    path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
-    lm, tokenizer = load_causal_lm(path, arguments.get("dtype", "auto"), device)
+    foreign = sorted(set(arguments) - _PREFIX_ARGUMENTS)
+    if foreign:
+        raise UnsupportedModelError(f"it knows no {', '.join(foreign)} in --model_args")
+    lm, tokenizer = load_causal_lm(
+        Path(arguments["pretrained"]), arguments.get("dtype", "auto"), device
+    )
     penalty = getattr(lm.generation_config, "repetition_penalty", None)
     if penalty not in (None, 1.0):
         raise UnsupportedModelError(f"its generation_config.json sets repetition_penalty {penalty}")
@@ -97,13 +102,21 @@ class LMEvalEngine:
             model_args: Its arguments, `key=value` separated by commas.
             batch_size: A number or `auto`.
             device: For example `cuda:0`; None takes the GPU where there is one.
+
+        Raises:
+            UserError: If lm-eval can't load it.
         """
         from lm_eval.api.registry import get_model
 
         self.name = f"{LM_EVAL}:{model}"
-        self._lm = get_model(model).create_from_arg_string(
-            model_args, {"batch_size": batch_size, "device": device or default_device()}
-        )
+        settings = {"batch_size": batch_size, "device": device or default_device()}
+        try:
+            self._lm = get_model(model).create_from_arg_string(model_args, settings)
+        except Exception as error:  # dozens of libraries stand behind these classes
+            raise UserError(
+                f"lm-eval's model class {model} does not open ({reason_of(error)}). "
+                "Check --model, --model_args and --device."
+            ) from error
 
     @property
     def batch_size(self) -> int:
@@ -194,12 +207,14 @@ def load_causal_lm(
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, attn_implementation=attention
-        )
+        ).to(device or default_device())
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not load ({reason}). Check the checkpoint.") from None
-    return model.to(device or default_device()).eval(), tokenizer
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not load ({reason_of(error)}). "
+            "Check the checkpoint, the dtype and the device."
+        ) from error
+    return model.eval(), tokenizer
 
 
 def default_device() -> str:

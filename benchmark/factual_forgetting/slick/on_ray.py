@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.classify import Job, ask, merge, prepare
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.shards import Shard
 
-_RETRIES = 2
+_RETRIES = {"max_restarts": 2, "max_task_retries": 2}
+_NO_BARS = {"env_vars": {"TQDM_DISABLE": "1"}}
 
 
 class _Worker:
     """Holds one engine and asks what it is given."""
 
     def __init__(self, opening: tuple[Any, ...]) -> None:
+        self._opening = opening
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """Opened by the first call: what fails in a constructor, Ray tells as a death."""
         from factual_forgetting.slick.engines import open_engine
 
-        self._engine = open_engine(*opening)
+        return open_engine(*self._opening)
 
     def name(self) -> str:
         return self._engine.name
 
-    def ask(self, job: Job, shard: Shard) -> int:
+    def ask(self, job: Job, shard: Shard) -> None:
         ask(job, self._engine, [shard])
-        return shard.number
 
 
 def classify_on_ray(
@@ -41,9 +48,7 @@ def classify_on_ray(
     output: Path,
     workers: int,
 ) -> dict[str, Any]:
-    """Does what `classify` does, on several workers.
-
-    A worker that dies costs the round that it was in: another goes on from the journal.
+    """Does what `classify` does, on several workers; one that dies costs the round it was in.
 
     Args:
         facts: Facts with their splits; read once.
@@ -60,9 +65,9 @@ def classify_on_ray(
         import ray
     except ImportError:
         raise UserError("Ray is not installed. Install factual-forgetting[ray].") from None
-    ray.init(ignore_reinit_error=True, include_dashboard=False)
+    started = None if ray.is_initialized() else ray.init(include_dashboard=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
-    remote = ray.remote(num_gpus=gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES)(_Worker)
+    remote = ray.remote(num_gpus=gpus, runtime_env=_NO_BARS, **_RETRIES)(_Worker)
     pool = [remote.remote(opening) for _ in range(workers)]
     try:
         job = prepare(facts, ray.get(pool[0].name.remote()), settings, base, output.resolve())
@@ -70,10 +75,11 @@ def classify_on_ray(
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Ray's workers keep failing ({reason}). Run again to resume.") from None
+        told = f"Ray's workers keep failing ({reason_of(error)}). Run again to resume."
+        raise UserError(told) from None
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
     return merge(job)
 
 

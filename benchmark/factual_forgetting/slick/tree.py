@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import Any
 
+from factual_forgetting.errors import reason_of
+
 ROW_TOKENS = 96
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -247,8 +249,7 @@ class TreeModel:
             self.start(t[:4])
             found = torch.tensor(self.compute([tree], top=1)[1]).flatten()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UnsupportedModelError(reason) from error
+            raise UnsupportedModelError(reason_of(error)) from error
         scale = expected.abs().max().item()
         tolerance = max(1e-3, 32 * scale * torch.finfo(self._model.dtype).eps)
         if not torch.allclose(found, expected.cpu(), rtol=0, atol=tolerance):

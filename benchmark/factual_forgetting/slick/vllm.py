@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 from factual_forgetting.slick.answers import Answer, Group, Sampling, require_room
@@ -30,7 +30,7 @@ class VLLMEngine:
             arguments: Those of `vllm.LLM`, with `pretrained` for its `model`.
 
         Raises:
-            UserError: If vLLM is not installed.
+            UserError: If vLLM is not installed, or can't run the model.
         """
         try:
             from vllm import LLM
@@ -41,12 +41,18 @@ class VLLMEngine:
             ) from None
         rest = {k: v for k, v in arguments.items() if k not in {"pretrained", _LORA, _BATCH}}
         self._lora = self._adapter(arguments.get(_LORA))
-        self._llm = LLM(
-            model=arguments["pretrained"],
-            enable_prefix_caching=True,
-            enable_lora=self._lora is not None,
-            **rest,
-        )
+        try:
+            self._llm = LLM(
+                model=arguments["pretrained"],
+                enable_prefix_caching=True,
+                enable_lora=self._lora is not None,
+                **rest,
+            )
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"vLLM does not open {arguments['pretrained']} ({reason_of(error)}). "
+                "Check --model_args, or use --model hf."
+            ) from error
         self._tokenizer = self._llm.get_tokenizer()
         self._context = self._llm.llm_engine.model_config.max_model_len
 
