@@ -14,6 +14,7 @@ import factual_forgetting
 from factual_forgetting import files
 from factual_forgetting.cli import main
 from factual_forgetting.slick.classify import LOG
+from factual_forgetting.slick.labelling import load_labels
 
 
 @pytest.fixture
@@ -40,6 +41,16 @@ def test_parts_and_their_merge_equal_one_process(source: Path, tmp_path: Path) -
         assert main(arguments(source, tmp_path / "parts", "--shard", part)) == 0
     assert main(arguments(source, tmp_path / "parts", "--merge")) == 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "one")
+
+
+def test_the_reference_labels_as_the_default_engine_does(source: Path, tmp_path: Path) -> None:
+    fp32 = ("--model_args", f"pretrained={checkpoint_of()},dtype=float32", "--runs", "2")
+    marks = []
+    for engine in ("prefix", "lm-eval"):
+        output = tmp_path / engine
+        assert main(arguments(source, output, *fp32, "--engine", engine)) == 0
+        marks.append({p.fact.id: (p.correct, p.base) for p in load_labels(output).labels})
+    assert marks[0] == marks[1]
 
 
 def test_a_merge_of_unfinished_parts_is_refused(
@@ -93,6 +104,10 @@ def test_quota_redraw_and_classes_are_told(
     [
         (("--quota", "many=3"), "many is none of known, unknown, heldout"),
         (("--runs", "0"), "greater than or equal to 1"),
+        (("--quota", "known=-3"), "greater than or equal to 1"),
+        (("--quota", "known=1000"), "of 1,000. Lower --quota"),
+        (("--output_path", "/dev/null/labels"), "Give another --output_path"),
+        (("--shots", "30"), "Give it at least"),
         (("--check-redraw", "100000"), "Lower it"),
         (("--model", "dummy", "--engine", "prefix"), "--model dummy is not hf"),
         (("--model", "vlm"), "model class vlm does not open"),
@@ -118,7 +133,14 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("--shard", "3/2"), ("--batch_size", "0"), ("--batch_size", "many")]
+    ("name", "value"),
+    [
+        ("--shard", "3/2"),
+        ("--batch_size", "0"),
+        ("--batch_size", "many"),
+        ("--ray", "-1"),
+        ("--check-redraw", "-3"),
+    ],
 )
 def test_a_value_out_of_range_is_refused(source: Path, name: str, value: str) -> None:
     with pytest.raises(SystemExit):

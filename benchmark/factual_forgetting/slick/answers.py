@@ -149,5 +149,5 @@ def require_room(tokens: int, context: float) -> None:
     if tokens > context:
         raise UserError(
             f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
-            f"{context}. Lower --shots or --max_new_tokens, or leave the relation out."
+            f"{context}. Lower --shots, or leave the relation out with --relations."
         )

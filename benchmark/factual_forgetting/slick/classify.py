@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.slick.answers import Engine
@@ -131,7 +131,10 @@ def prepare(
     Raises:
         UserError: As `classify` does.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{reason_of(error)}. Give another --output_path.") from None
     parts = output / PARTS
     with spooled(output, settings.seed) as spool:
         stream = spool.fill(facts)

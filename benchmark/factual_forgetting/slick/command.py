@@ -19,6 +19,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.command import add_source_arguments, described_source
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
+from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.labelling import (
     PARTS,
     QUOTAS,
@@ -70,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
     slick.add_argument("--temperature", type=float, default=0.5)
     slick.add_argument("--top_k", type=int, default=40)
     slick.add_argument(
-        "--check-redraw", "--check_redraw", type=int, default=0, metavar="N",
+        "--check-redraw", "--check_redraw", type=_count, default=0, metavar="N",
         help="label N facts again with other exemplars, and report the agreement",
     )  # fmt: skip
     work = parser.add_argument_group("the work")
@@ -79,7 +80,7 @@ def add_parser(subparsers: Any) -> None:
         "--shard", type=_share, metavar="I/N", help="ask the I-th of N parts (from 1)"
     )
     work.add_argument("--merge", action="store_true", help="write the labels of asked parts")
-    work.add_argument("--ray", type=int, default=0, metavar="N", help="ask on N Ray workers")
+    work.add_argument("--ray", type=_count, default=0, metavar="N", help="ask on N Ray workers")
     parser.set_defaults(run=run)
 
 
@@ -88,6 +89,12 @@ def _share(text: str) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 1 to N")
     return int(found[1]) - 1, int(found[2])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
+    return int(text)
 
 
 def _batch(text: str) -> str:
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         _print_plan(facts, settings, base, opening, args.output_path)
         return
+    engine = None
     if args.merge:
         merge(prepare(facts, None, settings, base, args.output_path))
     elif args.ray:
@@ -128,7 +136,8 @@ def run(args: argparse.Namespace) -> None:
         merge(job)
     files.write_json(args.output_path / SOURCE, source)
     if args.check_redraw:
-        _check_redraw(facts, opening, args.output_path, args.check_redraw)
+        engine = engine or open_engine(*opening)
+        _check_redraw(facts, engine, args.output_path, args.check_redraw)
     table = relation_table(load_labels(args.output_path).labels, args.min_highly_known)
     sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
 
@@ -211,11 +220,10 @@ def _print_plan(
     sys.stdout.write(files.dumps(told, indent=2) + "\n")
 
 
-def _check_redraw(facts: list[Fact], opening: tuple[Any, ...], output: Path, sample: int) -> None:
-    from factual_forgetting.slick.engines import open_engine
+def _check_redraw(facts: list[Fact], engine: Engine, output: Path, sample: int) -> None:
     from factual_forgetting.slick.redraw import check_redraw
 
-    told = check_redraw(facts, open_engine(*opening), output, sample)
+    told = check_redraw(facts, engine, output, sample)
     rows = [{"category": one, **counts} for one, counts in told["confusion"].items()]
     sys.stdout.write(tabulate(rows, headers="keys", tablefmt="github"))
     sys.stdout.write(

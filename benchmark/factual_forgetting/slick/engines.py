@@ -55,6 +55,8 @@ def open_engine(
         engine = VLLMEngine(arguments)
     elif wanted == LM_EVAL:
         text = ",".join(f"{key}={value}" for key, value in arguments.items())
+        if model == "hf" and batch_size.startswith("auto"):
+            batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
         engine = LMEvalEngine(model, text, batch_size, device)
     sys.stderr.write(f"engine: {engine.name} ({reason})\n")
     return engine
@@ -121,7 +123,8 @@ class LMEvalEngine:
     @property
     def batch_size(self) -> int:
         """Questions in one batch."""
-        return int(getattr(self._lm, "batch_size_per_gpu", 0)) or _LM_EVAL_BATCH
+        size = getattr(self._lm, "batch_size_per_gpu", None)
+        return size if isinstance(size, int) else _LM_EVAL_BATCH
 
     @batch_size.setter
     def batch_size(self, size: int) -> None:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -73,7 +73,7 @@ class SlickConfig(Config):
     max_new_tokens: int = Field(default=prompts.MAX_NEW_TOKENS, ge=1)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
-    quota: dict[str, int] = Field(default_factory=dict)
+    quota: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     samples: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.5, gt=0)
     top_k: int = Field(default=40, ge=1)
