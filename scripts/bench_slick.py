@@ -29,14 +29,20 @@ from factual_forgetting.environment import environment
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick import prefix, prompts
-from factual_forgetting.slick.answers import Engine, Group, Query
+from factual_forgetting.slick.answers import Answer, Engine, Group, Query
 from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.configurations import draw
 from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
 
 RELATIONS = ("place_of_birth", "author")
-MODES = ("lm-eval", "lm-eval, retiring", "prefix", "prefix, retiring")
+MODES = (
+    "lm-eval",
+    "lm-eval, retiring",
+    "prefix, whole answers",
+    "prefix",
+    "prefix, retiring",
+)
 WIDE_LAYERS, WIDE_FEED_FORWARD = 12, 2816
 
 
@@ -97,6 +103,18 @@ def inflate(base: Path, output: Path) -> Path:
     return output
 
 
+class WholeAnswers:
+    """An engine that stops no answer early."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self._engine = engine.name, engine
+
+    def answer(
+        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
+    ) -> list[list[Answer]]:
+        return self._engine.answer(groups, max_new_tokens)
+
+
 def compare(base: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Runs all modes in fp32 on one base."""
     found = {mode: ask_self(args, base, mode, "float32") for mode in MODES}
@@ -134,7 +152,8 @@ def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str
     counted = count_answer_tokens()
     with tempfile.TemporaryDirectory() as directory:
         cpu, wall = time.process_time(), time.perf_counter()
-        classify(asked, engine, settings, {"pretrained": base}, Path(directory))
+        asking = WholeAnswers(engine) if "whole" in mode else engine
+        classify(asked, asking, settings, {"pretrained": base}, Path(directory))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         labels = load_labels(Path(directory)).labels
         log = files.read_json(Path(directory) / "classify.log.json")
@@ -146,7 +165,7 @@ def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str
     }
     if mode != "all":
         told["correct"] = {label.fact.id: label.correct for label in labels}
-    if name == "prefix" and not settings.retire:
+    if mode in ("prefix", "all"):
         least = trie_nodes(asked, settings, engine) + counted[0]
         told |= {"tokens": engine.computed, "least_tokens": least}  # type: ignore[attr-defined]
         told["tokens_over_least"] = round(told["tokens"] / least, 3)
@@ -196,7 +215,7 @@ def report(told: dict[str, Any]) -> None:
     for base in ("narrow", "wide"):
         for mode, row in told[base].items():
             print(
-                f"{base:7} {mode:18} {row['cpu_seconds']:8.1f} CPU s  x{row['cpu_ratio']:<5.2f}"
+                f"{base:7} {mode:21} {row['cpu_seconds']:8.1f} CPU s  x{row['cpu_ratio']:<5.2f}"
                 f"{row['queries']:7} queries  {row['peak_memory_mib']:5} MiB  "
                 f"{row['verdicts_differing']} verdicts differ"
                 + (f"  tokens/least {row['tokens_over_least']}" if "tokens" in row else "")

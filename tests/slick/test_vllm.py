@@ -23,7 +23,7 @@ from factual_forgetting.facts.almanac import world
 from factual_forgetting.slick.answers import Group, Query, Sampling
 from factual_forgetting.slick.engines import LMEvalEngine, open_engine
 from factual_forgetting.slick.vllm import VLLMEngine
-from vllm_cpu import CPU, INSTALLED, on_cpu, real
+from vllm_cpu import CPU, INSTALLED, real
 
 
 @dataclass
@@ -176,12 +176,13 @@ def test_all_engines_answer_the_same_on_the_embedded_base() -> None:
     groups = groups_of(3, 80, facts)
     reference, ours = engines(checkpoint.embedded("base"))
     expected = reference.answer(groups, 16)
-    path = str(checkpoint.embedded("base"))
-    lm_evals = LMEvalEngine("vllm", on_cpu(path), "auto", "cpu")
-    found = [
-        e.answer(groups, 16) for e in (ours, VLLMEngine({"pretrained": path, **CPU}), lm_evals)
-    ]
-    assert [texts(answers) for answers in found] == [texts(expected)] * 3
+    found = [ours]
+    for choice in ("vllm", "lm-eval"):
+        arguments = {"pretrained": "almanac", **CPU}
+        found.append(open_engine(choice, "vllm", arguments, "auto", "cpu"))
+    assert [engine.name for engine in found] == ["prefix", "vllm", "lm-eval:vllm"]
+    for engine in found:
+        assert texts(engine.answer(groups, 16)) == texts(expected)
     right = verdicts(groups, expected)
     assert 0.2 < sum(right) / len(right) < 0.8
 
