@@ -220,7 +220,8 @@ class Synthetic:
             UserError: If so many keys can't be formed.
         """
         made = 0
-        for made, fact in enumerate(islice(self._stream(), count), start=1):
+        for fact in islice(self._stream(), count):
+            made += 1
             yield fact
         if made < count:
             raise UserError(
