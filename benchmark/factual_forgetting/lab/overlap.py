@@ -33,8 +33,11 @@ def nearness(held: Floats, new: Iterable[Floats], nearest: int = 5) -> NDArray[n
         Mean cosine similarity to the nearest new subjects, shape (facts,).
 
     Raises:
-        UserError: If there is no held-out subject, or fewer new ones than `nearest`.
+        UserError: If there is no held-out subject, `nearest` is less than 1, or new subjects
+            are fewer than `nearest`.
     """
+    if nearest < 1:
+        raise UserError(f"The {nearest} nearest subjects are none. Ask for at least one.")
     if not len(held):
         raise UserError("There are no held-out subjects to measure overlap with. Give some.")
     center = held.mean(axis=0, dtype=np.float64)
@@ -44,10 +47,10 @@ def nearness(held: Floats, new: Iterable[Floats], nearest: int = 5) -> NDArray[n
         similar = np.concatenate([top, own @ _directions(batch, center).T], axis=1)
         least = max(similar.shape[1] - nearest, 0)
         top = np.partition(similar, least, axis=1)[:, least:] if least else similar
-    if not 0 < nearest <= top.shape[1]:
+    if top.shape[1] < nearest:
         raise UserError(
-            f"{top.shape[1]} new subjects are fewer than the {nearest} nearest asked for, or "
-            "none is. Give more new facts, or ask for fewer, at least one."
+            f"{top.shape[1]} new subjects are fewer than the {nearest} nearest asked for. Give "
+            "more new facts, or ask for fewer."
         )
     mean: NDArray[np.float64] = top.mean(axis=1, dtype=np.float64)
     return mean
