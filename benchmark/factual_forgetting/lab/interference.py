@@ -131,8 +131,8 @@ def run_condition(
     Returns:
         `condition`, `settings`, `bundle_sha256`; `parameters`, `layers`, `middle`; `keys` (tokens
         and rank in the vocabulary of a key, means; keys `dropped` because they are taken),
-        `bits` of the new facts' answers; `nearness` of each D_Held fact of the relation to the
-        new subjects; and `points`: `step`, `passes`, `plasticity` (of a sample), outcomes of
+        `bits` of the new facts' answers; `held`: of each D_Held fact of the relation `id`,
+        `tokens` of its subject and `nearness` to the new subjects; and `points`: `step`, `passes`, `plasticity` (of a sample), outcomes of
         D_Held in the bundle's order, of the `same` relation and of `other` ones, and their
         subjects' `drift` by layer.
 
@@ -194,7 +194,7 @@ def _train(
         "middle": middle_layer(model),
         "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
         "bits": condition.facts * _entropy(synthetic, condition.facts),
-        "nearness": watch.nearness(synthetic),
+        "held": watch.held(synthetic),
     }
     trainer = _trainer(bundle, condition, settings, base, model, tokenizer, watch, work, progress)
     last = last_checkpoint(work / "resume", watch)
@@ -330,14 +330,20 @@ class _Watch:
         every = max(_LEAST_STEPS, ceil(steps / _POINTS_A_PASS))
         self.plan = _Plan(a_pass, every, ceil(passes * steps))
 
-    def nearness(self, synthetic: Synthetic) -> list[float]:
-        """Returns how near the new subjects come to those of D_Held in the base."""
+    def held(self, synthetic: Synthetic) -> list[dict[str, Any]]:
+        """Describes the facts of D_Held of the relation, before training."""
         new = subject_states(
             self._base, self.tokenizer, synthetic.facts(self.condition.facts), [self._middle]
         )
-        held = self._before[SAME][self._middle]
+        before = self._before[SAME][self._middle]
         count = min(_NEAREST, self.condition.facts)
-        return [float(value) for value in nearness(held, (batch[0] for batch in new), count)]
+        near = nearness(before, (batch[0] for batch in new), count)
+        facts = self._held[SAME]
+        rows = self.tokenizer([f" {f.subject}" for f in facts], add_special_tokens=False)
+        return [
+            {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
+            for fact, ids, value in zip(facts, rows["input_ids"], near, strict=True)
+        ]
 
     def done(self) -> bool:
         """Whether enough is learned."""
