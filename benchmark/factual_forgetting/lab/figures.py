@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factual_forgetting.lab.conditions import OTHER, SAME
 from factual_forgetting.lab.findings import Row, bases_of, cloning_of, grid_of
-from factual_forgetting.lab.interference import OTHER, SAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
-from factual_forgetting.lab.interference import OTHER, SAME, Condition
+from factual_forgetting.lab.conditions import OTHER, SAME, Condition
 from factual_forgetting.lab.keys import known_facts
 from factual_forgetting.lab.overlap import regress
 from factual_forgetting.scoring.statistics import mean_difference

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import UserError
+from factual_forgetting.lab.conditions import Condition, Method, Settings
 from factual_forgetting.lab.findings import findings, markdown
-from factual_forgetting.lab.interference import Condition, Method, Settings, run_condition
+from factual_forgetting.lab.interference import run_condition
 from factual_forgetting.lab.keys import Keys, Values
 from factual_forgetting.protocol.config import load_protocol
 

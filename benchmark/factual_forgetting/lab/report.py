@@ -10,6 +10,7 @@ from tabulate import tabulate
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.lab import figures
+from factual_forgetting.lab.conditions import OTHER, SAME, Settings
 from factual_forgetting.lab.findings import (
     BITS_PER_PARAMETER,
     Row,
@@ -19,7 +20,6 @@ from factual_forgetting.lab.findings import (
     grid_of,
     markdown,
 )
-from factual_forgetting.lab.interference import OTHER, SAME, Settings
 from factual_forgetting.protocol.config import protocol_sha256
 
 REPORT = "report.md"
