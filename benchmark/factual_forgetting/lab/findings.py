@@ -47,11 +47,9 @@ def findings(results: Sequence[Result], bundles: Mapping[str, Bundle], level: fl
         condition = Condition(**result["condition"])
         groups[result["bundle_sha256"], condition.arm].append(result)
     arms = [_arm(group, bundles[sha256], level) for (sha256, _), group in groups.items()]
-    contrasts = [
-        _contrast(a, b, bundles) for a, b in combinations(arms, 2) if _differ_in_keys(a, b)
-    ]
+    contrasts = [_contrast(a, b) for a, b in combinations(arms, 2) if _differ_in_keys(a, b)]
     for arm in arms:
-        del arm["forgotten"]
+        del arm["kept"]
     return {"level": level, "arms": arms, "contrasts": [row for row in contrasts if row]}
 
 
@@ -91,7 +89,7 @@ def _arm(group: Sequence[Result], bundle: Bundle, level: float) -> Row:
         "at_end": _measured(at_end, bundle),
         "overlap": _overlap(group, forgotten[SAME], bundle) if at_level else None,
         "drift_curve": _drift_curve(group),
-        "forgotten": forgotten if at_level else None,
+        "kept": np.array([_now(r["points"], at, SAME) for r, at in at_level]) if at_level else None,
     }
 
 
@@ -107,12 +105,21 @@ def _forgotten(placed: _Placed) -> dict[str, Outcomes]:
 
 
 def _fall(points: Sequence[Mapping[str, Any]], place: tuple[int, float], name: str) -> Outcomes:
-    index, weight = place
-    rows = [np.array([*point["outcomes"][name]], dtype=float) for point in points[: index + 1]]
-    now = weight * rows[-1] + (1 - weight) * rows[max(index - 1, 0)]
+    rows = [_outcomes(point, name) for point in points[: place[0] + 1]]
     peak = max(rows, key=lambda row: row.mean() if len(row) else 0.0)
-    fall: Outcomes = peak - now
+    fall: Outcomes = peak - _now(points, place, name)
     return fall
+
+
+def _now(points: Sequence[Mapping[str, Any]], place: tuple[int, float], name: str) -> Outcomes:
+    index, weight = place
+    before, after = (_outcomes(points[i], name) for i in (max(index - 1, 0), index))
+    now: Outcomes = weight * after + (1 - weight) * before
+    return now
+
+
+def _outcomes(point: Mapping[str, Any], name: str) -> Outcomes:
+    return np.array([*point["outcomes"][name]], dtype=float)
 
 
 def _measured(placed: _Placed, bundle: Bundle) -> Row:
@@ -206,18 +213,15 @@ def _differ_in_keys(first: Row, second: Row) -> bool:
     return first["keys"] != second["keys"] and all(first[key] == second[key] for key in alike)
 
 
-def _contrast(first: Row, second: Row, bundles: Mapping[str, Bundle]) -> Row | None:
-    """How much more the first kind of keys costs, fact by fact."""
-    if first["forgotten"] is None or second["forgotten"] is None:
+def _contrast(first: Row, second: Row) -> Row | None:
+    """How many more facts the first kind of keys leaves wrong at the level, fact by fact."""
+    if first["kept"] is None or second["kept"] is None:
         return None
-    difference = (first["forgotten"][SAME] - second["forgotten"][SAME]).mean(axis=0)
-    # Each side is a difference in [-1, 1]; halved, so is theirs.
-    estimate = mean_difference((difference / 2).tolist(), ["same"] * len(difference))
-    if estimate is None:
-        return None
-    told = {key: first[key] for key in ("bundle_sha256", "values", "facts", "method")}
-    doubled = {"value": 2 * estimate.value, "low": 2 * estimate.low, "high": 2 * estimate.high}
-    return {**told, "more": first["keys"], "than": second["keys"], **doubled, "n": estimate.n}
+    difference = (second["kept"] - first["kept"]).mean(axis=0)
+    estimate = mean_difference(difference.tolist(), [SAME] * len(difference))
+    told = {key: first[key] for key in ("bundle_sha256", "values", "facts", "method", "passes")}
+    more = {"more": first["keys"], "than": second["keys"]}
+    return {**told, **more, **asdict(estimate)} if estimate else None
 
 
 def grid_of(found: Row) -> list[Row]:

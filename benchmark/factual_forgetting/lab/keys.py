@@ -83,6 +83,10 @@ class Recombiner:
         self._last = sorted({ids[-1] for ids in parts})
         self.dropped = 0
 
+    def possible(self) -> int:
+        """Returns how many names there are at most: some may not be tokenised back."""
+        return sum(prod(map(len, self._pools(length))) for length in self._lengths)
+
     def draw(self) -> Iterator[str]:
         """Yields distinct names, until all are drawn."""
         rng = random.Random(f"lengths-{self._seed}")
@@ -95,8 +99,11 @@ class Recombiner:
             else:
                 yield name
 
+    def _pools(self, length: int) -> list[list[int]]:
+        return [self._first, *[self._middle] * (length - 2), self._last]
+
     def _of_length(self, length: int) -> Iterator[str]:
-        pools = [self._first, *[self._middle] * (length - 2), self._last]
+        pools = self._pools(length)
         size = prod(map(len, pools))
         for start in range(0, size, _CHUNK):
             places = range(start, min(start + _CHUNK, size))
@@ -126,6 +133,8 @@ def _digits(rank: int, pools: list[list[int]]) -> Tokens:
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Tokenises names as they stand inside a sentence: after a space."""
+    if not texts:
+        return []  # transformers' tokenizers fail on no text
     rows = tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
     return [tuple(ids) for ids in rows]
 
@@ -220,14 +229,22 @@ class Synthetic:
             UserError: If so many keys can't be formed.
         """
         made = 0
-        for fact in islice(self._stream(), count):
+        for fact in islice(self._stream(), count if count <= self._possible() else 0):
             made += 1
             yield fact
         if made < count:
             raise UserError(
-                f"{count:,} facts need as many {self.keys} keys; {made:,} can be formed for "
-                f"{self.relation} of this bundle. Lower --facts, or choose another --relation."
+                f"{count:,} facts need as many {self.keys} keys; {made or self._possible():,} can "
+                f"be formed for {self.relation} of this bundle. Lower --facts, or choose another "
+                "--relation."
             )
+
+    def _possible(self) -> int:
+        """Returns how many keys there are at most."""
+        if self._recombiner:
+            return self._recombiner.possible()
+        known = len(self._bundle.splits[KNOWN])
+        return known if self.keys == "known" else 16**_HEX_DIGITS
 
     def _stream(self) -> Iterator[Fact]:
         if self.keys == "known":
