@@ -85,7 +85,7 @@ def _by_relation(report: Report) -> str:
 
 
 def _hashes(made_with: Mapping[str, Any]) -> str:
-    named = ("bundle", "weights", "tokenizer", "prompts")
+    named = ("bundle", "weights", "tokenizer", "prompts", "settings")
     found = {name: made_with[f"{name}_sha256"] for name in named}
     return "\n".join(f"{name} sha256 {value or 'not recorded'}" for name, value in found.items())
 
