@@ -135,6 +135,17 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
     assert in_order(given[:1]) is None
 
 
+def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -> None:
+    def headings(*paths: str) -> list[str]:
+        reports = [make_report(bundle, dataclasses.replace(read, name=path)) for path in paths]
+        lines = render.markdown(reports).splitlines()
+        return [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+
+    assert headings("runs/sft") == ["sft"]
+    assert headings("runs/sft/0/", "runs/lora/0") == ["sft/0", "lora/0"]
+    assert headings("runs/sft", "runs/sft") == ["sft (1)", "sft (2)"]
+
+
 def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results) -> None:
     right = make_report(bundle, answering(read, bundle, lambda fact, _: fact.answers[0]))
     wrong = make_report(bundle, answering(read, bundle, lambda fact, _: "no"))

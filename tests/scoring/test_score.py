@@ -149,6 +149,23 @@ def test_a_checkpoint_of_another_shape_is_refused(
         score(bundle, "hf", str(other), tmp_path / "r")
 
 
+@pytest.mark.parametrize(
+    ("model", "args", "told"),
+    [
+        ("hfx", "{}", "'hfx'"),
+        ("hf", "pretrained={},dtypo=float32", "'dtypo'"),
+        ("local-completions", "model=x,base_url=http://127.0.0.1:1/v1,max_retries=1", "127.0.0.1"),
+    ],
+)
+def test_a_model_that_fails_is_one_line(
+    bundle: Bundle, sft: Path, tmp_path: Path, model: str, args: str, told: str
+) -> None:
+    if model.startswith("local-"):
+        pytest.importorskip("tenacity", reason="lm-eval's API models need lm_eval[api]")
+    with pytest.raises(UserError, match=f"can't be loaded or reached .*{told}"):
+        score(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
+
+
 def test_without_a_bundle_only_descendants_of_the_almanac_are_scored(base: Path) -> None:
     with pytest.raises(UserError, match="does not descend from the base"):
         load_split("heldout", TASK, pretrained=str(base))

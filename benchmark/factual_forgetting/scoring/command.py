@@ -138,7 +138,9 @@ def _score(args: argparse.Namespace) -> None:
         return
     for style in args.tasks:
         told, content = _tell(bundle, written, style, args)
-        files.write_json(args.output_path / f"report_{style}.json", content)
+        path = args.output_path / f"report_{style}.json"
+        files.write_json(path, content)
+        sys.stderr.write(f"report: {path}\n")
         sys.stdout.write(told + "\n\n")
 
 
