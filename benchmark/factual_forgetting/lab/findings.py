@@ -254,8 +254,9 @@ def markdown(found: Row) -> str:
 
 
 def _cells(arm: Row, level: float) -> list[str]:
-    place = arm["at_level"] or arm["at_end"]
-    missed = "" if arm["at_level"] else f" (under {level})"
+    fixed = arm["passes"] is not None
+    place = arm["at_end"] if fixed else arm["at_level"] or arm["at_end"]
+    missed = "" if fixed or arm["at_level"] else f" (under {level})"
     drift = place["drift"][SAME]
     return [
         arm["keys"] + ("" if arm["mixed"] else ", alone"),

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.lab.conditions import Condition, Method, Settings
 from factual_forgetting.lab.findings import findings, markdown
@@ -66,17 +67,15 @@ def _interference(args: argparse.Namespace) -> None:
 
     bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
     jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
-    settings = Settings(
-        relation=_relation(args.relation, bundles),
-        protocol=load_protocol(args.protocol),
-        plasticity=args.plasticity,
-        most_passes=args.most_passes,
-    )
-    shown = tqdm(jobs, desc="interference", unit="condition")
-    results = [
-        run_condition(bundle, condition, settings, args.output_path, progress=False)
-        for bundle, condition in shown
-    ]
+    given = {"plasticity": args.plasticity, "most_passes": args.most_passes}
+    given |= {"relation": _relation(args.relation, bundles)}
+    protocol = load_protocol(args.protocol)
+    settings = parse(Settings, {**given, "protocol": protocol}, "interference")
+    with tqdm(jobs, desc="interference", unit="condition") as shown:
+        results = [
+            run_condition(bundle, condition, settings, args.output_path, progress=False)
+            for bundle, condition in shown
+        ]
     found = findings(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
     files.write_json(args.output_path / SUMMARY, found)
     figures.draw_all(found, args.output_path)
@@ -101,16 +100,9 @@ def _conditions(args: argparse.Namespace, bundle: Bundle) -> list[Condition]:
     made = []
     for seed in args.seeds:
         for facts, method, keys in product(args.facts, args.methods, args.keys):
-            made.append(
-                Condition(
-                    keys=keys,
-                    values=args.values,
-                    facts=facts,
-                    method=method,
-                    seed=seed,
-                    mixed=not args.alone and keys != "known",
-                )
-            )
+            told = {"keys": keys, "values": args.values, "facts": facts, "method": method}
+            mixed = not args.alone and keys != "known"
+            made.append(parse(Condition, {**told, "seed": seed, "mixed": mixed}, "interference"))
         if args.rivals:
             made += _rivals(len(bundle.splits[KNOWN]), seed)
     return made
