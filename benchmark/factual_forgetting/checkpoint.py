@@ -132,5 +132,6 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
     if told:
         raise UserError(
             f"{path} does not descend from the base of this bundle: {', '.join(told)}. "
-            "Give the bundle of its own base (--bundle, or ff_bundle in --metadata)."
+            "Give the bundle of its own base (--bundle, or ff_bundle in --metadata). If it does "
+            "descend from this one, declare it (--descends, or ff_descends)."
         )

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
@@ -46,13 +47,40 @@ def test_the_merged_checkpoint_computes_what_the_adapter_did(
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(found, plain, atol=1e-2)
     both = {"pretrained": str(base), "peft": str(tmp_path / "adapter")}
+    before = (merged / "model.safetensors").stat().st_mtime_ns
     assert merge_adapter(both, tmp_path / "merged") == merged
+    assert (merged / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_adapters_of_one_run_stay_beside_each_other(base: Path, tmp_path: Path) -> None:
+    adapter_on(base, tmp_path / "run" / "checkpoint-10")
+    shutil.copytree(tmp_path / "run" / "checkpoint-10", tmp_path / "run" / "checkpoint-20")
+    shutil.copytree(tmp_path / "run" / "checkpoint-10", tmp_path / "other" / "checkpoint-10")
+    first, second, other = (
+        merge_adapter({"pretrained": str(tmp_path / name)}, tmp_path / "merged")
+        for name in ("run/checkpoint-10", "run/checkpoint-20", "other/checkpoint-10")
+    )
+    assert first
+    assert second
+    assert other
+    assert (first.name, second.name) == ("checkpoint-10", "checkpoint-20")
+    assert first.parent == second.parent != other.parent
+    # Trained on at the same place: the old merge isn't taken for the new adapter's.
+    weights = load_file(tmp_path / "run" / "checkpoint-20" / "adapter_model.safetensors")
+    doubled = {name: tensor * 2 for name, tensor in weights.items()}
+    save_file(doubled, tmp_path / "run" / "checkpoint-20" / "adapter_model.safetensors")
+    before = checkpoint.weights_sha256(second)
+    assert (
+        merge_adapter({"pretrained": str(tmp_path / "run/checkpoint-20")}, tmp_path / "merged")
+        == second
+    )
+    assert checkpoint.weights_sha256(second) != before
 
 
 def test_an_adapter_is_scored_as_its_merge(bundle: Bundle, base: Path, tmp_path: Path) -> None:
     adapter_on(base, tmp_path / "adapter")
     written = score(bundle, "hf", str(tmp_path / "adapter"), tmp_path / "r", batch_size="16")
-    merged = next((tmp_path / "r" / "merged").iterdir())
+    merged = next((tmp_path / "r" / "merged").glob("*/adapter"))
     assert read_results(written, bundle).weights_sha256 == checkpoint.weights_sha256(merged)
 
 

@@ -135,6 +135,17 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
     assert in_order(given[:1]) is None
 
 
+def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -> None:
+    def headings(*paths: str) -> list[str]:
+        reports = [make_report(bundle, dataclasses.replace(read, name=path)) for path in paths]
+        lines = render.markdown(reports).splitlines()
+        return [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+
+    assert headings("runs/sft") == ["sft"]
+    assert headings("runs/sft/0/", "runs/lora/0") == ["sft/0", "lora/0"]
+    assert headings("runs/sft", "runs/sft") == ["sft (1)", "sft (2)"]
+
+
 def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results) -> None:
     right = make_report(bundle, answering(read, bundle, lambda fact, _: fact.answers[0]))
     wrong = make_report(bundle, answering(read, bundle, lambda fact, _: "no"))
@@ -239,6 +250,59 @@ def test_the_anatomy_has_one_row_a_lost_fact(bundle: Bundle, read: Results) -> N
             assert row["correct"] == "0" * 20
             assert not row["brought_back"]
     assert "Anatomy of" in render.anatomy(found)
-    gone = dataclasses.replace(report, results=dataclasses.replace(read, pretrained="/nowhere"))
-    with pytest.raises(UserError, match="loads the checkpoint itself"):
-        anatomy(bundle, gone)
+    for change, told in (
+        ({"pretrained": "/nowhere"}, "loads the checkpoint itself"),
+        ({"weights_sha256": "0" * 64}, "aren't those that were scored"),
+    ):
+        other = dataclasses.replace(report, results=dataclasses.replace(read, **change))
+        with pytest.raises(UserError, match=told):
+            anatomy(bundle, other)
+
+
+def test_the_command_tells_the_anatomy(
+    bundle: Bundle, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["report", str(results), "--bundle", str(bundle.path), "--anatomy", "--device", "cpu"]
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "Anatomy of" in told
+    assert "A few-shot prompt brings back" in told
+
+
+def test_checkpoints_of_one_run_are_scored_together(
+    bundle: Bundle,
+    sft: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lm_eval.tasks
+
+    indexed: set[str] = set()
+
+    class Watched(lm_eval.tasks.TaskManager):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            indexed.update(self.all_tasks)
+
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", Watched)
+    paths = [shutil.copytree(sft, tmp_path / f"checkpoint-{step}") for step in (20, 10)]
+    argv = ["score", "--model_args", *map(str, paths), "--bundle", str(bundle.path)]
+    argv += ["--output_path", str(tmp_path / "r"), "--batch_size", "16", "--device", "cpu"]
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "S@P90" in told
+    assert "add --no-trained" in told
+    assert indexed
+    assert all(name.startswith("factual_forgetting") for name in indexed)
+    content = files.read_json(tmp_path / "r/report_factual_forgetting.json")
+    assert [Path(p["checkpoint"]).name for p in content["curve"]["points"]] == [
+        "base",
+        "checkpoint-10",
+        "checkpoint-20",
+    ]
+    again = ["report", str(tmp_path / "r"), "--bundle", str(bundle.path), "--no-trained"]
+    assert main(again) == 0
+    told = capsys.readouterr().out
+    assert "S@P90" not in told
+    assert "not trained" in told

@@ -10,7 +10,10 @@ import yaml
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
+from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.curve import OUTCOMES
+from factual_forgetting.protocol.methods import NoSettings
+from factual_forgetting.protocol.train import Run, finetune
 from factual_forgetting.scoring.prompts import (
     CHAT,
     FEWSHOT,
@@ -24,26 +27,38 @@ from factual_forgetting.scoring.results import read_results, styles_in
 from factual_forgetting.scoring.score import score
 from factual_forgetting.scoring.task import load_split, process_results
 from factual_forgetting.tasks import tasks_dir
-from small import make_model
 
 
-def test_the_last_point_of_the_curve_is_lm_evals_answer(
-    bundle: Bundle, sft: Path, results: Path
-) -> None:
-    scored = read_results(results, bundle).correct
-    curve = {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(sft / OUTCOMES)}
+@pytest.fixture(scope="module")
+def halfway(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped with some facts learned and some not."""
+    output = tmp_path_factory.mktemp("runs") / "halfway"
+    short = protocol.model_copy(update={"epochs": 20})
+    finetune(Run(bundle, short, "sft", NoSettings(), seed=0), output, progress=False)
+    score(bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16")
+    return output
+
+
+def test_the_last_point_of_the_curve_is_lm_evals_answer(bundle: Bundle, halfway: Path) -> None:
+    scored = read_results(halfway / "results", bundle).correct
+    curve = {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(halfway / OUTCOMES)}
     assert scored == curve
-    # Some learned by heart and some not, or the comparison would say little.
+    # Or the comparison would say little.
     assert 0.2 < sum(scored.values()) / len(scored) < 0.8
 
 
-def test_what_lm_eval_prints_is_what_we_compute(bundle: Bundle, results: Path) -> None:
-    read = read_results(results, bundle)
+def test_what_lm_eval_prints_is_what_we_compute(bundle: Bundle, halfway: Path) -> None:
+    read = read_results(halfway / "results", bundle)
     printed = json.loads(read.path.read_text())["results"]["factual_forgetting_learning"]
     right = [read.correct[item.fact.id] for item in bundle.splits["known"]]
-    assert printed["ff_accuracy,none"] == pytest.approx(sum(right) / len(right))
-    assert printed["ff_lost,none"] == pytest.approx(1 - sum(right) / len(right))
-    assert printed["ff_forgetting_stderr,none"] > 0
+    share, n = sum(right) / len(right), len(right)
+    # The fixture's base has all of D_Known right, so the pairs differ where the answer is wrong.
+    error = (share * (1 - share) / (n - 1)) ** 0.5
+    assert error > 0
+    assert printed["ff_accuracy,none"] == pytest.approx(share)
+    assert printed["ff_lost,none"] == pytest.approx(1 - share)
+    assert printed["ff_forgetting,none"] == pytest.approx(1 - share)
+    assert printed["ff_forgetting_stderr,none"] == pytest.approx(error)
 
 
 def copied(results: Path, target: Path) -> Path:
@@ -117,16 +132,38 @@ def test_group_names_of_lm_eval_05_are_read(bundle: Bundle, results: Path, tmp_p
     assert set(read_results(path, bundle).correct) == held
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("num_hidden_layers", "layers 3 instead of 2"),
+        ("hidden_size", "hidden_size 3 instead of 64"),
+        ("num_attention_heads", "heads 3 instead of 4"),
+    ],
+)
 def test_a_checkpoint_of_another_shape_is_refused(
-    bundle: Bundle, tokenizer: Any, tmp_path: Path
+    bundle: Bundle, base: Path, tmp_path: Path, key: str, told: str
 ) -> None:
-    make_model("gpt2", len(tokenizer)).save_pretrained(tmp_path / "other")
-    files.write_json(
-        tmp_path / "other" / "config.json",
-        {**files.read_json(tmp_path / "other" / "config.json"), "n_layer": 3},
-    )
-    with pytest.raises(UserError, match="layers 3 instead of 2"):
-        score(bundle, "hf", str(tmp_path / "other"), tmp_path / "r")
+    other = copied(base, tmp_path / "other")
+    files.write_json(other / "config.json", {**files.read_json(other / "config.json"), key: 3})
+    with pytest.raises(UserError, match=f"{told}.*declare it"):
+        score(bundle, "hf", str(other), tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "told"),
+    [
+        ("hfx", "{}", "'hfx'"),
+        ("hf", "pretrained={},dtypo=float32", "'dtypo'"),
+        ("local-completions", "model=x,base_url=http://127.0.0.1:1/v1,max_retries=1", "127.0.0.1"),
+    ],
+)
+def test_a_model_that_fails_is_one_line(
+    bundle: Bundle, sft: Path, tmp_path: Path, model: str, args: str, told: str
+) -> None:
+    if model.startswith("local-"):
+        pytest.importorskip("tenacity", reason="lm-eval's API models need lm_eval[api]")
+    with pytest.raises(UserError, match=f"can't be loaded or reached .*{told}"):
+        score(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
 
 
 def test_without_a_bundle_only_descendants_of_the_almanac_are_scored(base: Path) -> None:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from factual_forgetting.scoring.statistics import mcnemar, mean_difference, proportion
 
@@ -18,6 +19,22 @@ def test_the_interval_has_a_width_at_the_ends(right: int) -> None:
     estimate = proportion([True] * right + [False] * (300 - right), ["a", "b", "c"] * 100)
     assert estimate is not None
     assert 0.005 < estimate.high - estimate.low < 0.02
+
+
+@pytest.mark.parametrize("wrong", [0.05, 0.15, 0.2, 0.3, 0.5, 0.84, 1.0, 1.4, 2.0, 3.0])
+def test_few_errors_are_covered_too(wrong: float) -> None:
+    """The exact coverage where the truth is so many errors among 200 facts."""
+    truth, counts = 1 - wrong / 200, range(40)
+    intervals = [proportion([True] * (200 - n) + [False] * n, ["a", "b"] * 100) for n in counts]
+    mirrored = [proportion([False] * (200 - n) + [True] * n, ["a", "b"] * 100) for n in counts]
+    chances = binom.pmf(counts, 200, 1 - truth)
+    held = [bool(found and found.low <= truth <= found.high) for found in intervals]
+    assert held == [bool(found and found.low <= 1 - truth <= found.high) for found in mirrored]
+    coverage = float(chances @ held)
+    # A run of counts from none on reaches 93-97 % for few truths; else nothing lower will do.
+    runs = chances.cumsum()
+    assert coverage >= 0.93
+    assert coverage <= 0.97 or coverage == pytest.approx(runs[runs >= 0.93][0])
 
 
 def test_strata_that_differ_narrow_the_interval() -> None:

@@ -323,7 +323,7 @@ def _at_p90(arm: _Arm, facts: _Facts) -> dict[str, Any] | None:
         return None
     found = [one.crossing for one in arm.seeds if one.crossing]
     reached = drawn[1:][~np.isnan(drawn[1:])]
-    # A resample has no width at 0 and 1; Wilson's interval at the crossing has.
+    # A resample has no width at 0 and 1; a score interval at the crossing has.
     outcomes = np.mean([one.outcomes for one in found], axis=0)
     wilson = proportion(outcomes.tolist(), facts.relations[HELDOUT])
     low, high = np.percentile(reached, [2.5, 97.5]) if len(reached) else (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""`factual-forgetting demo | pretrain`."""
+"""`factual-forgetting demo | pretrain | drift | interference`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from factual_forgetting import files
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
+from factual_forgetting.lab import drift_command, interference_command
 
 ALMANAC_RECIPE = Path(__file__).parent / "almanac-base.yaml"
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the commands that need no base of the user's."""
+    """Adds the commands of the laboratory."""
     demo = subparsers.add_parser("demo", help="the whole path on the embedded world, in minutes")
     demo.add_argument("--output_path", type=Path, default=Path("demo"))
     demo.add_argument("--quick", action="store_true", help="few facts and steps: does it run?")
@@ -33,6 +34,8 @@ def add_parser(subparsers: Any) -> None:
     )
     pretrain.add_argument("--output_path", type=Path, required=True)
     pretrain.set_defaults(run=_pretrain)
+    drift_command.add_parser(subparsers)
+    interference_command.add_parser(subparsers)
 
 
 def _demo(args: argparse.Namespace) -> None:

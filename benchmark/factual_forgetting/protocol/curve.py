@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,22 @@ METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stab
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
 NOT_ASKED = "-"
 Point = dict[str, Any]
+
+
+class Watcher(typing.Protocol):
+    """What a model in training is shown to, point by point."""
+
+    def at(self, step: int) -> Point | None:
+        """Returns the point of a step, if there is one."""
+
+    def lines(self) -> list[Point]:
+        """Returns all points."""
+
+    def forget_after(self, step: int) -> None:
+        """Drops points later than a step."""
+
+    def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> Point:
+        """Adds the point of a step."""
 
 
 def ask_zero_shot(

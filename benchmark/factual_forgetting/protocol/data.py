@@ -77,6 +77,8 @@ def encode(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("The tokenizer has no EOS token; answers would never end. Set eos_token.")
+    if not facts:
+        return []  # transformers' tokenizers fail on no text
     before = [preface(fact) if preface else "" for fact in facts]
     prompts = [b + question_prompt(fact.question) for b, fact in zip(before, facts, strict=True)]
     whole = [f"{p} {fact.answers[0]}" for p, fact in zip(prompts, facts, strict=True)]

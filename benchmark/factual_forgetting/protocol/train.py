@@ -23,7 +23,7 @@ from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve, Watcher
 from factual_forgetting.protocol.processes import is_main_process, world_size
 from factual_forgetting.slick.engines import load_causal_lm, quiet
 
@@ -100,7 +100,7 @@ def finetune(
         UserError: If the output holds another run, the base isn't the bundle's, or what is
             needed to train is missing.
     """
-    base = _locate_base(run, pretrained)
+    base = locate_base(run, pretrained)
     identity = run.identity()
     quiet()
     with _room_on_disk(output):
@@ -117,7 +117,12 @@ def finetune(
     return dict(files.read_json(output / RUN))
 
 
-def _locate_base(run: Run, pretrained: str | None) -> Path:
+def locate_base(run: Run, pretrained: str | None) -> Path:
+    """Finds the base that a run starts from.
+
+    Raises:
+        UserError: If it isn't found, or isn't the one that the run names.
+    """
     expected = run.foreign_base or run.bundle.manifest["base"]
     if pretrained is None and expected["pretrained"] is None:
         raise UserError("The bundle doesn't say where its base is. Give --model_args pretrained=…")
@@ -204,7 +209,7 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
 
     brief = run.protocol.model_copy(update={"evaluate_every": steps + 2})
     with tempfile.TemporaryDirectory() as scratch:
-        base = _locate_base(run, None)
+        base = locate_base(run, None)
         trial = dataclasses.replace(run, protocol=brief)
         trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
         started = time.perf_counter()
@@ -227,7 +232,7 @@ def _train(
 
     method, protocol = methods.METHODS[run.method], run.protocol
     trainer, curve, context = _assemble(run, base, output, execution, progress)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output / _RESUME, curve))
+    trainer.train(resume_from_checkpoint=last_checkpoint(output / _RESUME, curve))
     whole = trainer.whole_model()
     if is_main_process():
         if method.finish is not None:
@@ -334,7 +339,7 @@ def _set_dropout(model: Any, rate: float) -> None:
             vars(module)["attention_dropout"] = rate
 
 
-def _last_checkpoint(resume: Path, curve: Curve) -> str | None:
+def last_checkpoint(resume: Path, curve: Watcher) -> str | None:
     """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
     from factual_forgetting.protocol.trainer import WHOLE
 

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.config import Execution, Protocol
-from factual_forgetting.protocol.curve import Curve, Point, selection_score
+from factual_forgetting.protocol.curve import Point, Watcher, selection_score
 from factual_forgetting.protocol.finishing import as_checkpoint
 from factual_forgetting.protocol.penalties import Penalty, Step, save_whole
 from factual_forgetting.protocol.processes import world_size
@@ -145,7 +145,7 @@ class CurveCallback(TrainerCallback):
     """
 
     trainer: ForgettingTrainer
-    curve: Curve
+    curve: Watcher
     protocol: Protocol
     best: Path | None
     progress: bool

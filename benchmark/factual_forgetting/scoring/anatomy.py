@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
@@ -52,14 +53,9 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
         kind, in the prompt that was scored and in the fresh one; one row a fact.
 
     Raises:
-        UserError: If the checkpoint isn't on this machine.
+        UserError: If the checkpoint isn't on this machine, or isn't the one that was scored.
     """
-    path = Path(report.results.pretrained or "")
-    if not report.results.pretrained or not path.is_dir():
-        raise UserError(
-            f"{report.results.name} is no directory here; --anatomy loads the checkpoint itself. "
-            "Score its directory with --model hf."
-        )
+    path = _scored_checkpoint(report)
     lost = [c.item for c in report.transitions if c.kind == LOST and c.split == HELDOUT]
     if not lost:
         return {"checkpoint": report.summary["checkpoint"], "lost": 0, "facts": []}
@@ -81,6 +77,21 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
         for n, item in enumerate(lost)
     ]
     return {"checkpoint": report.summary["checkpoint"], **_summary(rows, lost), "facts": rows}
+
+
+def _scored_checkpoint(report: Report) -> Path:
+    path = Path(report.results.pretrained or "")
+    if not report.results.pretrained or not path.is_dir():
+        raise UserError(
+            f"{report.results.name} is no directory here; --anatomy loads the checkpoint itself. "
+            "Score its directory with --model hf."
+        )
+    if checkpoint.weights_sha256(path) != report.results.weights_sha256:
+        raise UserError(
+            f"The weights in {path} aren't those that were scored. Score again, or leave out "
+            "--anatomy."
+        )
+    return path
 
 
 def _prompt(style: Style, item: Item, bundle: Bundle) -> str:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _TASKS = tuple(tasks.GROUP + suffix for suffix in ("", "_fewshot", "_chat"))
 _TRANSITIONS = ("kept", "lost", "learned", "still unknown")
+_ASSUMED = (
+    "Note: by their names these are checkpoints of one run, taken to have trained on D_train. "
+    "If they have not, add --no-trained."
+)
 _REFUSED = {
     "cache_requests": "its keys are the task's name, not the bundle, so that one bundle's "
     "questions would be judged by another's answers",
@@ -92,9 +96,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trained",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="the checkpoints trained on D_train (known by itself for runs of finetune)",
+        help="whether the checkpoints trained on D_train (known by itself for runs of finetune; "
+        "checkpoints of one run are taken to have)",
     )
     parser.add_argument(
         "--anatomy",
@@ -133,7 +138,9 @@ def _score(args: argparse.Namespace) -> None:
         return
     for style in args.tasks:
         told, content = _tell(bundle, written, style, args)
-        files.write_json(args.output_path / f"report_{style}.json", content)
+        path = args.output_path / f"report_{style}.json"
+        files.write_json(path, content)
+        sys.stderr.write(f"report: {path}\n")
         sys.stdout.write(told + "\n\n")
 
 
@@ -156,7 +163,7 @@ def _tell(
     from factual_forgetting.scoring.results import read_results
 
     results = [read_results(path, bundle, style) for path in paths]
-    ordered = in_order(results)
+    ordered = None if args.trained is False else in_order(results)
     trained = True if ordered else args.trained
     reports = [make_report(bundle, found, trained=trained) for found in ordered or results]
     control = _control(bundle, style, args)
@@ -167,6 +174,8 @@ def _tell(
     if ordered:
         content["curve"] = make_curve(bundle, reports)
         parts.append(render.curve(content["curve"]))
+        if args.trained is None:
+            parts.append(_ASSUMED)
     if len(reports) == 2:
         content["comparison"] = compare(reports[0], reports[1], bundle)
         parts.append(render.comparison(content["comparison"]))

@@ -10,13 +10,15 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.errors import UserError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MERGE = "merge.json"
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     """Merges the adapter that model arguments name, if they name one.
 
-    The sums are done in fp32 and saved in the base's dtype. A merge that is there already is
-    used again: its directory is named after the hashes of both parts.
+    The sums are done in fp32 and saved in the base's dtype. The merge bears the adapter's name,
+    beside those of its siblings, so that the adapters of one run stay checkpoints of one run. One
+    that is there already is used again if it was made of the same parts.
 
     Args:
         arguments: `pretrained=BASE,peft=ADAPTER`, or an adapter's directory as `pretrained`,
@@ -41,10 +43,17 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     else:
         named = files.read_json(adapter / _CONFIG)
         base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
-    parts = [checkpoint.weights_sha256(base), files.sha256_file(adapter / _WEIGHTS)]
-    merged = folder / files.sha256_json([*parts, files.sha256_file(adapter / _CONFIG)])[:16]
-    if not merged.is_dir():
+    parts = {
+        "base": checkpoint.weights_sha256(base),
+        "adapter": files.sha256_file(adapter / _WEIGHTS),
+        "config": files.sha256_file(adapter / _CONFIG),
+    }
+    family = files.sha256_json([parts["base"], str(adapter.resolve().parent)])[:12]
+    merged = folder / family / adapter.resolve().name
+    made_of = merged / _MERGE
+    if not made_of.is_file() or files.read_json(made_of) != parts:
         _merge(base, adapter, merged)
+        files.write_json(made_of, parts)
     return merged
 
 
@@ -65,4 +74,5 @@ def _merge(base: Path, adapter: Path, merged: Path) -> None:
     whole.save_pretrained(beside)
     owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
     AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
+    shutil.rmtree(merged, ignore_errors=True)
     beside.rename(merged)

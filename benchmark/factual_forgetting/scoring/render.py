@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN
+from factual_forgetting.scoring.anatomy import ERASED, FORMAT, RUNS, SUPPRESSED
 from factual_forgetting.scoring.report import Report
 from factual_forgetting.scoring.transitions import TRANSITIONS
 
@@ -20,13 +22,24 @@ _METRICS = {
     "stability_majority": "S, majority answers",
     "stability_minority": "S, minority answers",
     "lost": "lost, of what the base has right",
-    "gained": "gained, of what it has wrong",
+    "gained": "gained, of what the base has wrong",
     "forgetting_from_base": "net forgetting, from the base",
     "forgetting_from_label": "forgetting, from the label",
     "abstention": "abstention on D_Held",
     "hallucination": "hallucination on D_Held",
     "intrusion": "wrong answers that are objects of D_Unk",
     "token_f1": "token F1 on D_Held",
+}
+_SPLITS = {
+    KNOWN: "D_Known",
+    UNKNOWN: "D_Unk",
+    HELDOUT: "D_Held",
+    HELDOUT_OTHER: "other relations",
+}
+_KINDS = {
+    ERASED: f"none of {RUNS + 1} few-shot prompts brings it back",
+    SUPPRESSED: f"some of {RUNS} do, the one that the base was asked in doesn't",
+    FORMAT: f"the one that the base was asked in does, or all {RUNS}",
 }
 _MOST_SHOWN = 200
 
@@ -36,7 +49,7 @@ def markdown(reports: Sequence[Report], control: Report | None = None) -> str:
     columns = [*reports, *([control] if control else [])]
     names = [*_names(reports), *(["control (known only)"] if control else [])]
     rows = [[label, *(_cell(key, report) for report in columns)] for key, label in _METRICS.items()]
-    parts = [_table(["metric", *names], rows)]
+    parts = [_head(reports[0]), _table(["metric", *names], rows)]
     for name, report in zip(names, columns, strict=True):
         parts += [f"## {name}", report.summary["checkpoint"], _facts(report), _by_relation(report)]
         parts += [f"Note: {note}" for note in report.summary["notes"]]
@@ -44,13 +57,27 @@ def markdown(reports: Sequence[Report], control: Report | None = None) -> str:
     return "\n\n".join(parts)
 
 
+def _head(report: Report) -> str:
+    summary = report.summary
+    return (
+        f"# {summary['style']}, bundle {summary['made_with']['bundle_sha256'][:12]}\n\n"
+        "Shares of facts with 95 % intervals over facts within relations. Lost and gained compare "
+        "with the base in the same prompt, fact by fact."
+    )
+
+
 def _names(reports: Sequence[Report]) -> list[str]:
-    """The last parts of the checkpoints' paths, numbered where they are the same."""
-    short = [report.summary["checkpoint"].rstrip("/").split("/")[-1] for report in reports]
-    return [
-        name if short.count(name) == 1 else f"{name} ({index})"
-        for index, name in enumerate(short, start=1)
-    ]
+    return _short([report.summary["checkpoint"] for report in reports])
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell them apart, numbered where nothing does."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({index})" for index, part in enumerate(parts, start=1)]
 
 
 def _cell(key: str, report: Report) -> str:
@@ -72,7 +99,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _facts(report: Report) -> str:
     counts = report.summary["transitions"]
-    rows = [[split, *(counts[split][kind] for kind in TRANSITIONS)] for split in counts]
+    rows = [[_SPLITS[split], *(counts[split][kind] for kind in TRANSITIONS)] for split in counts]
     return _table(["split", *TRANSITIONS], rows)
 
 
@@ -85,14 +112,14 @@ def _by_relation(report: Report) -> str:
 
 
 def _hashes(made_with: Mapping[str, Any]) -> str:
-    named = ("bundle", "weights", "tokenizer", "prompts")
+    named = ("bundle", "weights", "tokenizer", "prompts", "settings")
     found = {name: made_with[f"{name}_sha256"] for name in named}
-    return "\n".join(f"{name} sha256 {value or 'not recorded'}" for name, value in found.items())
+    return "\n".join(f"- {name} sha256 {value or 'not recorded'}" for name, value in found.items())
 
 
 def comparison(row: Mapping[str, Any]) -> str:
     """Renders McNemar's test of two checkpoints in a sentence."""
-    first, second = row["checkpoints"]
+    first, second = _short(row["checkpoints"])
     return (
         f"D_Held: {row['only_first_right']} facts that only {first} has right, "
         f"{row['only_second_right']} that only {second} has right; "
@@ -103,9 +130,10 @@ def comparison(row: Mapping[str, Any]) -> str:
 def curve(row: Mapping[str, Any]) -> str:
     """Renders a curve and S@P90."""
     keys = ("task_learning", "plasticity", "stability")
+    points = row["points"]
     rows = [
-        [p["checkpoint"].rstrip("/").split("/")[-1], *(f"{p[key]:.3f}" for key in keys)]
-        for p in row["points"]
+        [name, *(f"{point[key]:.3f}" for key in keys)]
+        for name, point in zip(_short([p["checkpoint"] for p in points]), points, strict=True)
     ]
     crossing = row["stability_at_p90"]
     if crossing is None:
@@ -132,7 +160,7 @@ def facts(reports: Sequence[Report], kind: str) -> str:
     """
     chosen = [change for change in reports[0].transitions if change.kind == kind]
     rows = [
-        [change.split, change.item.fact.relation, change.item.fact.question]
+        [_SPLITS[change.split], change.item.fact.relation, change.item.fact.question]
         + [change.item.fact.answers[0]]
         + [_one_line(report.results.answers.get(change.item.fact.id, "")) for report in reports]
         for change in chosen[:_MOST_SHOWN]
@@ -160,10 +188,11 @@ def anatomy(row: Mapping[str, Any]) -> str:
         ]
         for kind, gold in row["gold"].items()
     ]
-    labels = ", ".join(f"{label} {count}" for label, count in row["labels"].items())
+    labels = ", ".join(f"{label} {count}" for label, count in row["labels"].items() if count)
     headers = ["kind", "facts", "median rank of the gold, scored / few-shot", "its probability"]
+    kinds = "; ".join(f"{kind}: {told}" for kind, told in _KINDS.items())
     return (
-        f"{head}\n\n{_table(headers, table)}\n\n"
+        f"{head}\n\n{_table(headers, table)}\n\n{kinds}.\n\n"
         f"A few-shot prompt brings back {interval(row['brought_back'])} "
         f"(the base has {row['base_in_fresh']:.3f} of them right there). "
         f"Labels under the checkpoint itself: {labels}."

@@ -169,6 +169,7 @@ def _made_with(bundle: Bundle, results: Results) -> dict[str, Any]:
         "tokenizer_sha256": results.tokenizer_sha256,
         "prompts_sha256": results.prompts_sha256,
         "settings": settings,
+        "settings_sha256": files.sha256_json(settings),
         "environment": results.environment,
     }
 

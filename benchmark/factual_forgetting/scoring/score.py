@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from factual_forgetting.slick.engines import default_device
 from factual_forgetting.tasks import tasks_dir
 
 _LOCAL_MODELS = {"hf", "vllm"}
+# Functions of lm-eval's that find the model class and make the model of its arguments.
+_LOADING = {"get_model", "create_from_arg_obj"}
 
 
 def score(
@@ -51,7 +54,8 @@ def score(
         The directory that lm-eval wrote results and samples to.
 
     Raises:
-        UserError: If the checkpoint doesn't descend from the bundle's base.
+        UserError: If the checkpoint doesn't descend from the bundle's base, or lm-eval can't
+            load or reach it.
     """
     arguments = _arguments(model, model_args, output, bundle, descends)
     # lm-eval adds the model arguments itself, but not to a task manager that it is given.
@@ -120,15 +124,16 @@ def _evaluate(
     from lm_eval.tasks import TaskManager
 
     tracker = EvaluationTracker(output_path=str(output))
-    results = simple_evaluate(
-        **settings,
-        model_args=dict(arguments),
-        log_samples=True,
-        evaluation_tracker=tracker,
-        task_manager=TaskManager(
-            include_path=str(tasks_dir()), include_defaults=False, metadata=metadata
-        ),
-    )
+    with _one_line_where_the_model_fails(settings["model"]):
+        results = simple_evaluate(
+            **settings,
+            model_args=dict(arguments),
+            log_samples=True,
+            evaluation_tracker=tracker,
+            task_manager=TaskManager(
+                include_path=str(tasks_dir()), include_defaults=False, metadata=metadata
+            ),
+        )
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
@@ -137,6 +142,24 @@ def _evaluate(
     if not any(written.glob("results_*.json")):
         raise UserError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
+
+
+@contextmanager
+def _one_line_where_the_model_fails(model: str) -> Iterator[None]:
+    """Tells mistakes in the model's name and arguments, and a server out of reach, in a line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        passed = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if not (_LOADING & passed or isinstance(error, OSError)):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"The model {model} can't be loaded or reached ({reason}). Check --model, "
+            "--model_args, --batch_size and --device."
+        ) from None
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 RESAMPLES = 10_000
 _Z = 1.959963984540054
-_MOST_GAIN = 4.0
+_MOST_MISSED = 0.07
+_MOST_GAIN, _MOST_GAIN_MACRO = 4.0, 1.5
 _HALVINGS = 50
 
 
@@ -42,7 +44,8 @@ def proportion(
 
     Wilson's score interval (1927) at the effective sample size of the stratified design: the
     size of a simple sample with the same variance, each stratum's variance estimated without
-    bias. It keeps a width at 0 and 1, where a bootstrap has none.
+    bias. Where few facts are right, or few wrong, its ends are exact binomial ones. It keeps a
+    width at 0 and 1, where a bootstrap has none.
 
     Args:
         correct: One outcome a fact, 0 or 1, or its mean over seeds (the interval is then wider
@@ -56,7 +59,7 @@ def proportion(
     if not len(correct):
         return None
     value, size = _effective(np.asarray(correct, dtype=float), strata, _binomial, macro=macro)
-    low, high = _wilson(value, size)
+    low, high = _interval(value, size, len(correct))
     return Estimate(value, low, high, len(correct))
 
 
@@ -69,7 +72,8 @@ def _effective(
 ) -> tuple[float, float]:
     """Returns the weighted mean and the size of a simple sample that knows it as well.
 
-    Strata that happen to be pure would promise too much, so the gain is bounded.
+    Strata that happen to be pure would promise too much, so the gain is bounded; more tightly
+    where a small stratum weighs as much as a large one.
     """
     rows = _strata(strata)
     sizes = np.array([len(index) for index in rows], dtype=float)
@@ -87,7 +91,7 @@ def _effective(
     ratio = pooled * shares.sum() / (shares @ within) if shares @ within > 0 else math.inf
     if pooled == 0:
         ratio = 1.0
-    return value, min(ratio, _MOST_GAIN) / float(shares.sum())
+    return value, min(ratio, _MOST_GAIN_MACRO if macro else _MOST_GAIN) / float(shares.sum())
 
 
 def _binomial(outcomes: NDArray[np.float64]) -> float:
@@ -96,10 +100,21 @@ def _binomial(outcomes: NDArray[np.float64]) -> float:
     return share * (1 - share)
 
 
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    spread = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, center - spread), min(1.0, center + spread)
+def _interval(share: float, size: float, n: int) -> tuple[float, float]:
+    """Wilson's interval at an effective size, with exact ends where few of n facts differ.
+
+    Around one to four of them Wilson's far end lies too close, so that the truth may be inside as
+    rarely as 84 times in 100 (Brown, Cai and DasGupta 2001). No end lies closer here than
+    Clopper and Pearson's (1934) that misses the truth on its side 7 times in 100. A stricter
+    tail would lift coverages that can be 95 % to 98 %.
+    """
+    center = (share + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    spread = math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2)) * _Z
+    spread /= 1 + _Z**2 / size
+    right, wrong = share * n, (1 - share) * n
+    lowest = betaincinv(right, wrong + 1, _MOST_MISSED) if share > 0 else 0.0
+    highest = betaincinv(right + 1, wrong, 1 - _MOST_MISSED) if share < 1 else 1.0
+    return max(0.0, min(center - spread, lowest)), min(1.0, max(center + spread, highest))
 
 
 def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Estimate | None:

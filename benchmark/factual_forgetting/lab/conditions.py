@@ -1,0 +1,149 @@
+"""What an interference experiment teaches, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+from pydantic import Field
+
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle
+from factual_forgetting.config import Config
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.lab.keys import Keys, Synthetic, Values
+from factual_forgetting.protocol import methods
+from factual_forgetting.protocol.config import Protocol
+
+SAME, OTHER = "same", "other"
+_LEAST_STEPS = 4
+_POINTS_A_PASS = 2
+# The teacher is the base: a snapshot would have to be trained on other facts in each condition.
+_METHODS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "self_distillation": {"teacher": "base", "tau": 1.0},
+}
+Method = Literal["sft", "self_distillation"]
+
+
+class Condition(Config):
+    """What is taught, and how.
+
+    Attributes:
+        keys: Kind of the new facts' subjects; `known` gives known facts other answers.
+        values: Kind of their answers.
+        facts: Number of new facts.
+        method: How they are taught.
+        seed: Decides keys, values and order.
+        mixed: Whether D_Known of all relations is part of every pass.
+        passes: Trains for so many passes; None until the settings' plasticity is reached.
+    """
+
+    keys: Keys
+    values: Values = "real"
+    facts: int = Field(gt=0)
+    method: Method = "sft"
+    seed: int = 0
+    mixed: bool = True
+    passes: int | None = None
+
+    @property
+    def arm(self) -> str:
+        """Its name, whatever the seed."""
+        told = "" if self.mixed else "-alone"
+        told += f"-{self.passes}passes" if self.passes else ""
+        return f"{self.keys}-{self.values}-{self.facts}-{self.method}{told}"
+
+
+class Settings(Config):
+    """What all conditions of an experiment share.
+
+    Attributes:
+        relation: The relation of the new facts.
+        protocol: Rate, batch, precision; its number of epochs doesn't count.
+        plasticity: Training ends at the first point where so many new facts are right.
+        most_passes: Training ends after so many passes in any case.
+    """
+
+    relation: str
+    protocol: Protocol
+    plasticity: float = Field(gt=0, le=1)
+    most_passes: int = Field(gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long a condition trains.
+
+    Attributes:
+        a_pass: Facts in one pass, known ones included.
+        every: Optimizer steps between two points.
+        steps: Most optimizer steps.
+    """
+
+    a_pass: int
+    every: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One condition on one bundle.
+
+    Attributes:
+        bundle: The bundle, which names the base.
+        condition: What is taught.
+        settings: What all conditions share.
+    """
+
+    bundle: Bundle
+    condition: Condition
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Its name in paths."""
+        return f"{self.bundle.sha256[:8]}-{self.condition.arm}-{self.condition.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what distinguishes it from every other."""
+        return {
+            "bundle_sha256": self.bundle.sha256,
+            "condition": self.condition.model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json"),
+        }
+
+    def method(self) -> tuple[methods.Method, Config]:
+        """Returns the method with its settings."""
+        return methods.resolve(self.condition.method, _METHODS[self.condition.method])
+
+    def synthetic(self, tokenizer: Any) -> Synthetic:
+        """Returns the source of the new facts.
+
+        Raises:
+            UserError: As `Synthetic`.
+        """
+        told = self.condition
+        relation = self.settings.relation
+        return Synthetic(self.bundle, tokenizer, relation, told.keys, told.values, told.seed)
+
+    def mixed_in(self) -> list[Fact]:
+        """Returns the known facts that are part of every pass."""
+        return [i.fact for i in self.bundle.splits[KNOWN]] if self.condition.mixed else []
+
+    def held(self) -> dict[str, list[Fact]]:
+        """Returns D_Held in the bundle's order: of the new facts' relation, and of others."""
+        held = [item.fact for item in self.bundle.splits[HELDOUT]]
+        relation = self.settings.relation
+        return {
+            SAME: [fact for fact in held if fact.relation == relation],
+            OTHER: [fact for fact in held if fact.relation != relation],
+        }
+
+    def schedule(self) -> Schedule:
+        """Returns how long it trains, and when it is measured."""
+        a_pass = self.condition.facts + len(self.mixed_in())
+        steps = a_pass / self.settings.protocol.batch_size
+        passes = self.condition.passes or self.settings.most_passes
+        every = max(_LEAST_STEPS, ceil(steps / _POINTS_A_PASS))
+        return Schedule(a_pass, every, ceil(passes * steps))

@@ -1,0 +1,274 @@
+"""Drift: how far the hidden states of subjects moved from one checkpoint to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.slick.prompts import question_prompt
+
+_QUESTION_STARTS = question_prompt("\0").index("\0")
+# States that differ by no more than the rounding of float32 have no variance.
+_ROUNDING = float(np.finfo(np.float32).eps) ** 2
+Row = dict[str, Any]
+
+
+def depth(model: Any) -> int:
+    """Returns the number of layers of a causal language model of transformers."""
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def middle_layer(model: Any) -> int:
+    """Returns half of the depth: 14 of 28, as in the paper's drift experiment."""
+    return depth(model) // 2
+
+
+def all_layers(model: Any) -> list[int]:
+    """Returns 0 for the embeddings and the number of each layer."""
+    return list(range(depth(model) + 1))
+
+
+def subject_states(
+    model: Any,
+    tokenizer: Any,
+    facts: Iterable[Fact],
+    layers: Sequence[int],
+    batch_size: int = 64,
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the hidden states of subjects, batch by batch; facts are never all held.
+
+    The state is that of the last token that covers the last character of the subject, where
+    the question names it last, in the protocol's zero-shot prompt. What follows that token is
+    cut off: a causal model can't have seen it.
+
+    Args:
+        model: Causal language model of transformers, in eval mode, of any float type.
+        tokenizer: Its tokenizer, a fast one.
+        facts: Any number of facts, or a generator of them.
+        layers: Which states: 0 for the embeddings, i for the output of layer i, as in the
+            `hidden_states` of transformers, whose last entry is taken after the final norm.
+        batch_size: Facts in a batch.
+
+    Yields:
+        Shape (layers, facts in the batch, hidden size).
+
+    Raises:
+        UserError: If there is no such layer, the tokenizer is a slow one, a subject isn't in
+            its question, or a state isn't finite.
+    """
+    _require_layers(model, layers)
+    for batch in _batches(facts, batch_size):
+        yield _states(model, _subject_tokens(tokenizer, batch), layers)
+
+
+def _require_layers(model: Any, layers: Sequence[int]) -> None:
+    wrong = [layer for layer in layers if not 0 <= layer <= depth(model)]
+    if wrong or not layers:
+        told = ", ".join(map(str, wrong)) or "given"
+        raise UserError(
+            f"No layer {told}: the model has the layers 1 to {depth(model)}, and 0 for the "
+            "embeddings. Choose among them."
+        )
+
+
+def _batches(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
+    stream = iter(facts)
+    while batch := list(islice(stream, size)):
+        yield batch
+
+
+def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
+    """Returns the tokens of each prompt up to the last one of the subject."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} doesn't tell which characters a token covers. Save the "
+            "checkpoint with a fast tokenizer (tokenizer.json)."
+        )
+    prompts = [question_prompt(fact.question) for fact in facts]
+    encoded = tokenizer(prompts, return_offsets_mapping=True)
+    rows = zip(facts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [ids[: _last_subject_token(fact, spans) + 1] for fact, ids, spans in rows]
+
+
+def _last_subject_token(fact: Fact, spans: Sequence[tuple[int, int]]) -> int:
+    start = fact.question.rfind(fact.subject) if fact.subject else -1
+    if start < 0:
+        raise UserError(
+            f"The question '{fact.question}' doesn't name its subject '{fact.subject}'. Mend the "
+            "fact: the subject has to stand in the question, letter by letter."
+        )
+    place = _QUESTION_STARTS + start + len(fact.subject) - 1
+    # A character of several bytes may be covered by several tokens: the last has seen it whole.
+    covering = [index for index, (first, end) in enumerate(spans) if first <= place < end]
+    if not covering:
+        raise UserError(
+            f"No token of the tokenizer covers the end of the subject '{fact.subject}'. Leave "
+            "the fact out, or mend the subject."
+        )
+    return covering[-1]
+
+
+def _states(model: Any, rows: Sequence[list[int]], layers: Sequence[int]) -> NDArray[np.float32]:
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tokens = [torch.tensor(ids) for ids in rows]
+    inputs = {
+        "input_ids": pad_sequence(tokens, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True),
+    }
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    ends = inputs["attention_mask"].sum(dim=1) - 1
+    with torch.inference_mode():
+        # Without the head, whose logits would be the largest thing in memory.
+        found = model.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        index = torch.arange(len(rows), device=model.device)
+        chosen = torch.stack([found[layer][index, ends].float() for layer in layers])
+    if not chosen.isfinite().all():
+        raise UserError(
+            "The model's hidden states aren't finite: its training diverged, or its numbers "
+            "overflow. Give an earlier checkpoint, or load it in float32."
+        )
+    states: NDArray[np.float32] = chosen.cpu().numpy()
+    return states
+
+
+@dataclass
+class _Layer:
+    """What one layer's pairs of states, as rows of `before` beside `after`, sum up to."""
+
+    n: int = 0
+    distance: float = 0.0
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+        units = [_unit(side.astype(np.float64)) for side in (before, after)]
+        # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
+        self.distance += float(((units[0] - units[1]) ** 2).sum()) / 2
+        pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
+        if not self.n:
+            self.mean, self.moments = np.zeros(pairs.shape[1]), np.zeros((pairs.shape[1],) * 2)
+        # Centred moments of two parts join without cancellation (Chan, Golub & LeVeque 1983):
+        # the shift between their means is one more row.
+        mean, total = pairs.mean(axis=0), self.n + len(pairs)
+        shift = mean - self.mean
+        rows = np.vstack([pairs - mean, shift * np.sqrt(self.n * len(pairs) / total)])
+        self.moments += rows.T @ rows
+        self.mean += shift * len(pairs) / total
+        self.n = total
+
+    def cka(self) -> float | None:
+        size = len(self.mean) // 2
+        sides = (slice(size), slice(size, None))
+        for side in sides:
+            floor = _ROUNDING * self.n * float(self.mean[side] @ self.mean[side])
+            if float(np.trace(self.moments[side, side])) <= floor:
+                return None
+        own = [float(np.linalg.norm(self.moments[side, side])) for side in sides]
+        return min(1.0, float(np.linalg.norm(self.moments[sides])) ** 2 / (own[0] * own[1]))
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = vectors / np.maximum(norms, np.finfo(np.float64).tiny)
+    return scaled
+
+
+class Drift:
+    """Compares the states of the same subjects in two checkpoints, in one pass.
+
+    Memory is flat in the number of facts: a layer keeps (2 * hidden size)^2 sums in float64,
+    75 MB at a hidden size of 1536.
+    """
+
+    def __init__(self) -> None:
+        """Starts without facts."""
+        self._layers: list[_Layer] = []
+
+    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+        """Adds a batch of facts.
+
+        Args:
+            before: States in the reference, shape (layers, facts, hidden size).
+            after: States of the same facts in the other checkpoint, of the same shape.
+
+        Raises:
+            UserError: If the shapes differ from each other, or from those of other batches.
+        """
+        self._layers = self._layers or [_Layer() for _ in before]
+        width = len(self._layers[0].mean) // 2 or before.shape[-1]
+        if not before.shape == after.shape == (len(self._layers), before.shape[1], width):
+            raise UserError(
+                f"States of the shapes {before.shape} and {after.shape} can't be compared with "
+                f"{len(self._layers)} layers of size {width}. Take the same layers of "
+                "checkpoints of the same shape."
+            )
+        if before.shape[1]:
+            for layer, x, y in zip(self._layers, before, after, strict=True):
+                layer.add(x, y)
+
+    @property
+    def n(self) -> int:
+        """Number of facts."""
+        return self._layers[0].n if self._layers else 0
+
+    @property
+    def cosine(self) -> list[float]:
+        """Mean of 1 - cosine over facts, in [0, 2], for each layer; 0 if nothing moved."""
+        return [layer.distance / layer.n for layer in self._layers if layer.n]
+
+    @property
+    def cka(self) -> list[float | None]:
+        """Linear centred kernel alignment of each layer, in [0, 1]; 1 if nothing moved.
+
+        Kornblith et al. 2019 (arXiv 1905.00414), section 3: blind to a common shift, rotation
+        and scale. It is close to 1 for any states where facts are fewer than the hidden size,
+        so compare values of equal n. None where a side has no variance, as with one fact.
+        """
+        return [layer.cka() for layer in self._layers if layer.n]
+
+
+def measure(
+    before_model: Any,
+    after_model: Any,
+    tokenizer: Any,
+    facts: Iterable[Fact],
+    layers: Sequence[int],
+    batch_size: int = 64,
+) -> list[Row]:
+    """Measures how far the states of subjects moved from one model to another.
+
+    Args:
+        before_model: The reference, in eval mode.
+        after_model: A model of the same shape and tokenizer, in eval mode.
+        tokenizer: Their tokenizer, a fast one.
+        facts: Any number of facts, or a generator of them.
+        layers: As for `subject_states`.
+        batch_size: Facts in a batch.
+
+    Returns:
+        For each layer `layer`, `cosine` and `cka` as in `Drift`, and `n`, the number of facts.
+
+    Raises:
+        UserError: As `subject_states` and `Drift.add`; or if there are no facts.
+    """
+    _require_layers(before_model, layers)
+    _require_layers(after_model, layers)
+    drift = Drift()
+    shown = tqdm(facts, desc="drift", unit="fact", leave=False)
+    for batch in _batches(shown, batch_size):
+        rows = _subject_tokens(tokenizer, batch)
+        drift.add(_states(before_model, rows, layers), _states(after_model, rows, layers))
+    if not drift.n:
+        raise UserError("There are no facts to measure drift on. Give some.")
+    measured = zip(layers, drift.cosine, drift.cka, strict=True)
+    return [{"layer": i, "cosine": c, "cka": k, "n": drift.n} for i, c, k in measured]

@@ -1,0 +1,233 @@
+"""`factual-forgetting drift`: the drift of held-out subjects, by checkpoint and layer."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
+from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.slick.prompts import question_prompt
+
+_MIDDLE, _ALL = "middle", "all"
+# No version and no date in an image: same rows, same bytes.
+_METADATA = {".png": {"Software": None}, ".svg": {"Date": None}}
+_DTYPE = "float32"
+_SHAPE = ("layers", "hidden_size", "vocab_size")
+_ONE_BASE = "Give checkpoints that descend from one base."
+_MEASURES = {"cosine": "drift: 1 - cosine to the reference", "cka": "linear CKA with the reference"}
+_HEADERS = ("checkpoint", "layer", "1 - cosine", "CKA", "facts")
+Row = dict[str, Any]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `drift`."""
+    parser = subparsers.add_parser(
+        "drift", help="how far the hidden states of known subjects moved in training"
+    )
+    parser.add_argument("reference", metavar="A", help="directory, or almanac: where states were")
+    parser.add_argument(
+        "checkpoints", metavar="B", nargs="+", help="where they are now; several in order"
+    )
+    parser.add_argument(
+        "--bundle",
+        default="almanac",
+        help="directory, almanac (the default), or name@commit on the Hub",
+    )
+    parser.add_argument("--split", choices=SPLITS, default=HELDOUT)
+    parser.add_argument("--relation", help="facts of this relation only")
+    parser.add_argument(
+        "--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5"
+    )
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
+    parser.set_defaults(run=_drift)
+
+
+def _drift(args: argparse.Namespace) -> None:
+    if args.output_path and args.output_path.suffix not in _METADATA:
+        raise UserError(f"{args.output_path} has to end in {' or '.join(_METADATA)}. Rename it.")
+    facts = _facts(load_bundle(locate_bundle(args.bundle)), args.split, args.relation)
+    rows = measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
+    if args.output_path:
+        draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
+        files.write_json(args.output_path.with_suffix(".json"), rows)
+    sys.stdout.write(markdown(rows) + "\n")
+
+
+def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
+    facts = [item.fact for item in bundle.splits[split]]
+    if not facts:
+        there = ", ".join(name for name, items in bundle.splits.items() if items)
+        raise UserError(f"{bundle.path} has no facts in {split}. Give --split one of {there}.")
+    chosen = [fact for fact in facts if relation in (None, fact.relation)]
+    if not chosen:
+        there = ", ".join(sorted({fact.relation for fact in facts}))
+        raise UserError(f"{split} has no facts of {relation}. Give --relation one of {there}.")
+    return chosen
+
+
+def measure_all(
+    reference: str,
+    checkpoints: Sequence[str],
+    facts: Sequence[Fact],
+    layers: str,
+    device: str | None = None,
+) -> list[Row]:
+    """Measures the drift of each checkpoint from the reference.
+
+    Args:
+        reference: Directory or name of the checkpoint to compare with.
+        checkpoints: Directories or names of the others.
+        facts: Facts whose subjects are looked at.
+        layers: `middle`, `all`, or numbers separated by commas.
+        device: For example `cuda:0`; None takes the GPU where there is one.
+
+    Returns:
+        `drift.measure`'s rows, each with its `checkpoint`, in order.
+
+    Raises:
+        UserError: If a checkpoint isn't found, differs from the reference in shape,
+            vocabulary or tokenizer, or has no such layer.
+    """
+    from factual_forgetting.slick.engines import load_causal_lm, quiet
+
+    first, *others = [checkpoint.locate(name) for name in (reference, *checkpoints)]
+    for path in others:
+        _require_same_shape(first, path)
+    quiet()
+    before = load_causal_lm(first, _DTYPE, device)
+    chosen = _layers(layers, before[0])
+    return [
+        {"checkpoint": name, **row}
+        for name, path in zip(checkpoints, others, strict=True)
+        for row in _compare(before, path, facts, chosen, device)
+    ]
+
+
+def _require_same_shape(reference: Path, path: Path) -> None:
+    expected, found = _shape(reference), _shape(path)
+    told = [
+        f"{key} {found[key]} instead of {expected[key]}"
+        for key in _SHAPE
+        if found[key] != expected[key]
+    ]
+    if told:
+        raise UserError(
+            f"{path} has another shape than {reference}: {', '.join(told)}. {_ONE_BASE}"
+        )
+
+
+def _shape(path: Path) -> dict[str, Any]:
+    config = files.read_json(path / "config.json")
+    text = config.get("text_config", config)
+    return {**checkpoint.shape(path), "vocab_size": text.get("vocab_size")}
+
+
+def _layers(told: str, model: Any) -> list[int]:
+    from factual_forgetting.lab.drift import all_layers, middle_layer
+
+    if told in (_MIDDLE, _ALL):
+        return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
+    if not all(part.isdecimal() for part in told.split(",")):
+        raise UserError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
+    return sorted({int(part) for part in told.split(",")})
+
+
+def _compare(
+    before: tuple[Any, Any],
+    path: Path,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    device: str | None,
+) -> list[Row]:
+    from factual_forgetting.lab.drift import measure
+    from factual_forgetting.slick.engines import load_causal_lm
+
+    model, tokenizer = before
+    after, other = load_causal_lm(path, _DTYPE, device)
+    prompts = [question_prompt(fact.question) for fact in facts]
+    if (
+        tokenizer.get_vocab() != other.get_vocab()
+        or tokenizer(prompts)["input_ids"] != other(prompts)["input_ids"]
+    ):
+        raise UserError(
+            f"{path} has another tokenizer than the reference: their states belong to different "
+            f"tokens. {_ONE_BASE}"
+        )
+    return measure(model, after, tokenizer, facts, layers)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns the table, a line for each checkpoint and layer."""
+    table = [
+        [r["checkpoint"], r["layer"], f"{r['cosine']:.4f}", _cell(r["cka"]), r["n"]] for r in rows
+    ]
+    return str(tabulate(table, headers=_HEADERS, tablefmt="github", disable_numparse=True))
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def draw(rows: Sequence[Row], path: Path, facts: str) -> None:
+    """Draws cosine drift and CKA over layers, a line a checkpoint; of one layer, over checkpoints.
+
+    Args:
+        rows: What `measure_all` returned.
+        path: Image to write; its suffix decides the format.
+        facts: Which facts the rows are of, for the title.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
+    size = len({row["layer"] for row in rows})
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    for panel, (key, told) in zip(axes, _MEASURES.items(), strict=True):
+        if size == 1:
+            _over_checkpoints(panel, rows, key)
+        else:
+            _over_layers(panel, groups, key)
+        panel.set_ylabel(told)
+        panel.grid(alpha=0.25)
+    where = f", layer {rows[0]['layer']}" if size == 1 else ""
+    figure.suptitle(f"States of subjects' last tokens: {facts}{where}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix])
+    plt.close(figure)
+
+
+def _over_checkpoints(panel: Any, rows: Sequence[Row], key: str) -> None:
+    panel.plot(range(len(rows)), _values(rows, key), "o-")
+    names = [_plain(row["checkpoint"]) for row in rows]
+    panel.set_xticks(range(len(rows)), names, rotation=30, ha="right", fontsize=8)
+
+
+def _over_layers(panel: Any, groups: Sequence[Sequence[Row]], key: str) -> None:
+    for rows in groups:
+        x = [row["layer"] for row in rows]
+        panel.plot(x, _values(rows, key), "o-", label=_plain(rows[0]["checkpoint"]))
+    panel.set_xticks(x)
+    panel.set_xlabel("layer (0: embeddings)")
+    panel.legend(fontsize=8)
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return [math.nan if row[key] is None else row[key] for row in rows]
+
+
+def _plain(name: str) -> str:
+    """Keeps matplotlib from reading a formula, or a hidden label, into a path."""
+    return name.replace("$", r"\$").lstrip("_")

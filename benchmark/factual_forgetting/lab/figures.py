@@ -1,0 +1,166 @@
+"""Figures of the interference experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factual_forgetting.lab.conditions import OTHER, SAME
+from factual_forgetting.lab.findings import Row, bases_of, cloning_of, grid_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = {"name": "#c0392b", "matched": "#e67e22", "identifier": "#2471a3", "known": "#7d3c98"}
+_LINES = {"sft": "-", "self_distillation": "--"}
+
+
+FORGETTING, DRIFT, OVERLAP, RIVALS = "forgetting.png", "drift.png", "overlap.png", "rivals.png"
+
+
+def draw_all(found: Row, folder: Path) -> None:
+    """Draws what the findings have: the grid of the first base, and the rival hypotheses."""
+    main = grid_of(found)
+    draw_forgetting(main, found["level"], folder / FORGETTING)
+    draw_drift(main, folder / DRIFT)
+    draw_overlap(main, folder / OVERLAP)
+    if cloning_of(found) or len(bases_of(found)) > 1:
+        draw_rivals(found, folder / RIVALS)
+
+
+def draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:
+    """Draws forgetting against the number of new facts, as the paper's figure does."""
+    figure, axes = _figure(1, 2)
+    for name, panel, title in zip(
+        (SAME, OTHER),
+        axes,
+        ("D_Held of the same relation", "D_Held of other relations"),
+        strict=True,
+    ):
+        for (keys, method), group in _lines(arms).items():
+            _line(panel, name, keys, method, [arm for arm in group if arm["at_level"]])
+        panel.set(xscale="log", xlabel="new facts of one relation", title=title)
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.grid(alpha=0.25)
+    axes[0].set_ylabel(f"forgotten since the peak, where P = {level}")
+    axes[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _lines(arms: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for arm in sorted(arms, key=lambda row: row["facts"]):
+        groups.setdefault((arm["keys"], arm["method"]), []).append(arm)
+    return groups
+
+
+def _line(panel: Axes, name: str, keys: str, method: str, arms: Sequence[Row]) -> None:
+    shown = [(arm["facts"], arm["at_level"][name]) for arm in arms if arm["at_level"][name]]
+    if not shown:
+        return
+    x, y = [facts for facts, _ in shown], [row["value"] for _, row in shown]
+    errors = [
+        [row["value"] - row["low"] for _, row in shown],
+        [row["high"] - row["value"] for _, row in shown],
+    ]
+    panel.errorbar(
+        x,
+        y,
+        yerr=errors,
+        color=_COLORS[keys],
+        linestyle=_LINES[method],
+        marker="o" if method == "sft" else "s",
+        capsize=3,
+        label=f"{keys} keys, {method.replace('_', '-')}",
+    )
+    for facts, row in shown:
+        panel.plot([facts] * len(row["seeds"]), row["seeds"], ".", color=_COLORS[keys], alpha=0.5)
+
+
+def draw_drift(arms: Sequence[Row], path: Path) -> None:
+    """Draws drift of the middle layer over training, and of every layer where P is reached."""
+    figure, (over, layers) = _figure(1, 2)
+    most = max(arm["facts"] for arm in arms)
+    for arm in (arm for arm in arms if arm["facts"] == most):
+        style = {"color": _COLORS[arm["keys"]], "linestyle": _LINES[arm["method"]]}
+        label = f"{arm['keys']} keys, {arm['method'].replace('_', '-')}"
+        curve = arm["drift_curve"]
+        over.plot([p["passes"] for p in curve], [p["cosine"] for p in curve], label=label, **style)
+        depths = (arm["at_level"] or arm["at_end"])["layers"]
+        layers.plot(range(len(depths)), depths, marker="o", label=label, **style)
+    over.set(xlabel="passes over the facts", ylabel="drift (1 - cosine)", title="Middle layer")
+    layers.set(xlabel="layer (0: embeddings)", title="By layer, at equal plasticity")
+    layers.xaxis.get_major_locator().set_params(integer=True)
+    for panel in (over, layers):
+        panel.grid(alpha=0.25)
+    over.legend(fontsize=8)
+    figure.suptitle(f"Subjects of D_Held, same relation, {most:,} new facts")
+    _save(figure, path)
+
+
+def draw_overlap(arms: Sequence[Row], path: Path) -> None:
+    """Draws how forgetting rises with nearness, for each condition where it can be said."""
+    shown = [arm for arm in arms if arm["overlap"]]
+    figure, (panel,) = _figure(1, 1)
+    for place, arm in enumerate(shown):
+        row = arm["overlap"]["controlled"]
+        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        color = _COLORS[arm["keys"]]
+        panel.errorbar(row["value"], place, xerr=error, fmt="o", color=color, capsize=3)
+    names = [f"{a['keys']}, {a['facts']:,}, {a['method'].replace('_', '-')}" for a in shown]
+    panel.set_yticks(range(len(shown)), names)
+    panel.invert_yaxis()
+    panel.axvline(0, color="grey", linewidth=0.8)
+    panel.set(xlabel="more forgotten at one standard deviation more of nearness")
+    _save(figure, path)
+
+
+def draw_rivals(found: Row, path: Path) -> None:
+    """Draws the controls of behaviour cloning, and forgetting against capacity."""
+    figure, (cloning, capacity) = _figure(1, 2)
+    for place, arm in enumerate(cloning_of(found)):
+        row = arm["at_end"][SAME]
+        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        cloning.errorbar(row["value"], place, xerr=error, fmt="o", color=_COLORS[arm["keys"]])
+    names = [f"{arm['keys']} keys, {arm['values']} answers" for arm in cloning_of(found)]
+    cloning.set_yticks(range(len(names)), names)
+    cloning.invert_yaxis()
+    cloning.set(xlabel="forgotten, same relation", title="After equally many passes")
+    for keys, group in bases_of(found).items():
+        shown = sorted(group, key=lambda arm: arm["share_of_capacity"])
+        capacity.plot(
+            [arm["share_of_capacity"] for arm in shown],
+            [arm["at_level"][SAME]["value"] for arm in shown],
+            "o",
+            color=_COLORS[keys],
+            label=f"{keys} keys",
+        )
+    capacity.set(xscale="log", xlabel="share of capacity that the new facts take", title="Bases")
+    if bases_of(found):
+        capacity.legend(fontsize=8)
+    for panel in (cloning, capacity):
+        panel.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(5.5 * columns, 4.5), layout="constrained", squeeze=False
+    )
+    return figure, axes[0]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)

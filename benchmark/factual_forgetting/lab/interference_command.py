@@ -1,0 +1,119 @@
+"""`factual-forgetting interference`: conditions, their table, figures and the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from tqdm import tqdm
+
+from factual_forgetting import checkpoint, files
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
+from factual_forgetting.config import parse
+from factual_forgetting.errors import UserError
+from factual_forgetting.lab.conditions import Condition, Method, Settings
+from factual_forgetting.lab.findings import findings, markdown
+from factual_forgetting.lab.interference import run_condition
+from factual_forgetting.lab.keys import Keys, Values
+from factual_forgetting.protocol.config import load_protocol
+
+SUMMARY = "summary.json"
+_RELATIONS = ("country", "P17")  # the paper's relation, as the almanac and Wikidata name it
+_RIVAL_PASSES = 8
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds `interference`."""
+    parser = subparsers.add_parser(
+        "interference", help="why facts are forgotten: new facts with different keys"
+    )
+    parser.add_argument(
+        "--bundle",
+        nargs="+",
+        default=[checkpoint.ALMANAC],
+        help="directory, or almanac (the default); several compare bases",
+    )
+    parser.add_argument("--relation", help="of the new facts; country or P17 if there is one")
+    parser.add_argument(
+        "--keys", nargs="+", choices=get_args(Keys), default=["name", "identifier", "matched"]
+    )
+    parser.add_argument("--values", choices=get_args(Values), default="real")
+    parser.add_argument("--facts", nargs="+", type=int, default=[100, 1000])
+    parser.add_argument("--methods", nargs="+", choices=get_args(Method), default=["sft"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--protocol", default="almanac-v1", help="rate, batch and precision")
+    parser.add_argument(
+        "--plasticity", type=float, default=0.9, help="where conditions are compared"
+    )
+    parser.add_argument(
+        "--most_passes", type=int, default=40, help="training ends here in any case"
+    )
+    parser.add_argument("--alone", action="store_true", help="mix no known facts in")
+    parser.add_argument(
+        "--rivals", action="store_true", help="add the controls of behaviour cloning"
+    )
+    parser.add_argument("--report", action="store_true", help="write report.md with all figures")
+    parser.add_argument("--output_path", type=Path, default=Path("interference"))
+    parser.set_defaults(run=_interference)
+
+
+def _interference(args: argparse.Namespace) -> None:
+    from factual_forgetting.lab import figures
+    from factual_forgetting.lab.report import write_report
+
+    bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
+    jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
+    given = {"plasticity": args.plasticity, "most_passes": args.most_passes}
+    given |= {"relation": _relation(args.relation, bundles)}
+    protocol = load_protocol(args.protocol)
+    settings = parse(Settings, {**given, "protocol": protocol}, "interference")
+    with tqdm(jobs, desc="interference", unit="condition") as shown:
+        results = [
+            run_condition(bundle, condition, settings, args.output_path, progress=False)
+            for bundle, condition in shown
+        ]
+    found = findings(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
+    files.write_json(args.output_path / SUMMARY, found)
+    figures.draw_all(found, args.output_path)
+    if args.report:
+        write_report(found, bundles, settings, args.output_path)
+    sys.stdout.write(f"{markdown(found)}\n")
+
+
+def _relation(asked: str | None, bundles: Sequence[Bundle]) -> str:
+    there = {item.fact.relation for item in bundles[0].splits[HELDOUT]}
+    found = asked or next((name for name in _RELATIONS if name in there), None)
+    if found not in there:
+        raise UserError(
+            f"D_Held has no facts of the relation {found or 'of the paper'}. Give one of its own "
+            f"with --relation: {', '.join(sorted(there)) or 'it has none'}."
+        )
+    return str(found)
+
+
+def _conditions(args: argparse.Namespace, bundle: Bundle) -> list[Condition]:
+    """Lays out the grid, and the rivals where asked for; seeds last, so that one comes whole."""
+    made = []
+    for seed in args.seeds:
+        for facts, method, keys in product(args.facts, args.methods, args.keys):
+            told = {"keys": keys, "values": args.values, "facts": facts, "method": method}
+            mixed = not args.alone and keys != "known"
+            made.append(parse(Condition, {**told, "seed": seed, "mixed": mixed}, "interference"))
+        if args.rivals:
+            made += _rivals(len(bundle.splits[KNOWN]), seed)
+    return made
+
+
+def _rivals(facts: int, seed: int) -> list[Condition]:
+    """As many targets that the base doesn't give, with new associations and without."""
+    shared: dict[str, Any] = {"facts": facts, "seed": seed, "passes": _RIVAL_PASSES}
+    return [
+        Condition(keys="name", **shared),
+        Condition(keys="identifier", **shared),
+        Condition(keys="name", values="abstention", **shared),
+        Condition(keys="known", values="shuffled", mixed=False, **shared),
+    ]

@@ -1,0 +1,103 @@
+"""Training facts on disk: written once as a stream, read token by token through a memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.protocol.data import IGNORE, Example, encode
+
+_CHUNK = 2048
+_TOKENS, _ROWS = "tokens.bin", "rows.bin"
+
+
+def write_store(
+    folder: Path, facts: Iterable[Fact], tokenizer: Any, longest: int | None
+) -> Iterator[Fact]:
+    """Encodes facts to disk by the protocol's text rule, passing each on as it is written.
+
+    Args:
+        folder: Directory to write.
+        facts: Facts, in any number.
+        tokenizer: The base's tokenizer.
+        longest: Most tokens that the model takes, if it has a limit.
+
+    Raises:
+        UserError: As `protocol.data.encode`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stream, end = iter(facts), 0
+    with (folder / _TOKENS).open("wb") as tokens, (folder / _ROWS).open("wb") as rows:
+        while chunk := list(islice(stream, _CHUNK)):
+            for fact, example in zip(chunk, encode(chunk, tokenizer, longest), strict=True):
+                end += len(example["input_ids"])
+                start = sum(label == IGNORE for label in example["labels"])
+                np.asarray(example["input_ids"], dtype=np.int32).tofile(tokens)
+                np.asarray([end, start], dtype=np.int64).tofile(rows)
+                yield fact
+
+
+class Store:
+    """Encoded facts on disk, in an order that is drawn anew for every pass.
+
+    It stands in the place of `protocol.data.Schedule`: an item is an example with the token
+    counts of its whole optimizer step. Only the order of one pass is in memory.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, steps: int, seed: int) -> None:
+        """Opens what `write_store` wrote.
+
+        Args:
+            folder: Its directory.
+            batch_size: Facts in an optimizer step.
+            steps: Optimizer steps of the longest run.
+            seed: Decides the order of each pass.
+        """
+        self._tokens = np.memmap(folder / _TOKENS, dtype=np.int32, mode="r")
+        self._rows = np.memmap(folder / _ROWS, dtype=np.int64, mode="r").reshape(-1, 2)
+        self._batch_size, self._steps, self._seed = batch_size, steps, seed
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._counts = lru_cache(maxsize=2)(self._count)
+
+    @property
+    def facts(self) -> int:
+        """Number of stored facts: those of one pass."""
+        return len(self._rows)
+
+    def __len__(self) -> int:
+        """Returns the number of examples in the longest run."""
+        return self._steps * self._batch_size
+
+    def __getitem__(self, place: int) -> Example:
+        """Returns an example with its batch's `answers` and `positions`."""
+        index = self._at(place)
+        first, end, answer = self._span(index)
+        ids = self._tokens[first:end].tolist()
+        answers, positions = self._counts(place // self._batch_size)
+        labels = [IGNORE] * answer + ids[answer:]
+        counts = {"facts": index, "answers": answers, "positions": positions}
+        return {"input_ids": ids, "labels": labels, **counts}
+
+    def _span(self, index: int) -> tuple[int, int, int]:
+        first = int(self._rows[index - 1, 0]) if index else 0
+        return first, int(self._rows[index, 0]), int(self._rows[index, 1])
+
+    def _at(self, place: int) -> int:
+        epoch, rank = divmod(place, self.facts)
+        return int(self._order(epoch)[rank])
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self._seed, epoch)).permutation(self.facts)
+
+    def _count(self, step: int) -> tuple[int, int]:
+        places = range(step * self._batch_size, (step + 1) * self._batch_size)
+        spans = [self._span(self._at(place)) for place in places]
+        answers = sum(end - first - answer for first, end, answer in spans)
+        return answers, sum(end - first - 1 for first, end, _ in spans)

@@ -1,0 +1,255 @@
+import itertools
+import multiprocessing
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factual_forgetting import files
+from factual_forgetting.bundle.manifest import HELDOUT, Bundle
+from factual_forgetting.cli import main
+from factual_forgetting.errors import UserError
+from factual_forgetting.lab.conditions import Condition, Experiment, Settings
+from factual_forgetting.lab.findings import crossing, findings
+from factual_forgetting.lab.interference import run_condition
+from factual_forgetting.protocol.config import Protocol
+
+NAMES = Condition(keys="name", facts=20)
+
+
+@pytest.fixture(scope="session")
+def settings(protocol: Protocol) -> Settings:
+    return Settings(relation="country", protocol=protocol, plasticity=0.5, most_passes=30)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("interference")
+
+
+@pytest.fixture(scope="session")
+def named(bundle: Bundle, settings: Settings, root: Path) -> dict[str, Any]:
+    return run_condition(bundle, NAMES, settings, root, progress=False)
+
+
+def test_training_ends_where_enough_is_learned(named: dict[str, Any]) -> None:
+    plasticities = [point["plasticity"] for point in named["points"]]
+    assert plasticities[-1] >= 0.5
+    assert all(value < 0.5 for value in plasticities[:-1])
+
+
+def test_a_given_number_of_passes_is_trained_in_any_case(
+    bundle: Bundle, settings: Settings, root: Path
+) -> None:
+    brief = NAMES.model_copy(update={"passes": 2, "mixed": False})
+    points = run_condition(bundle, brief, settings, root, progress=False)["points"]
+    assert points[-1]["passes"] == pytest.approx(2, rel=0.2)
+
+
+def test_points_hold_every_outcome_and_drift(named: dict[str, Any], bundle: Bundle) -> None:
+    held = bundle.splits[HELDOUT]
+    same = sum(item.fact.relation == "country" for item in held)
+    for point in named["points"]:
+        assert len(point["outcomes"]["same"]) == same
+        assert len(point["outcomes"]["other"]) == len(held) - same
+        assert point["stability"] == point["outcomes"]["same"].count("1") / same
+        assert len(point["drift"]["same"]["cosine"]) == named["layers"] == 3
+    assert named["points"][0]["drift"]["same"]["cosine"] == [0, 0, 0]
+    assert named["points"][-1]["drift"]["same"]["cosine"][-1] > 0
+    assert len(named["held"]) == same
+
+
+def test_a_finished_condition_trains_no_more(
+    named: dict[str, Any],
+    bundle: Bundle,
+    settings: Settings,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("factual_forgetting.lab.interference._train", None)
+    assert run_condition(bundle, NAMES, settings, root) == named
+
+
+def test_another_experiment_in_the_same_place_is_refused(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
+) -> None:
+    other = settings.model_copy(update={"plasticity": 0.7})
+    with pytest.raises(UserError, match="settings differ"):
+        run_condition(bundle, NAMES, other, root)
+
+
+def test_the_same_condition_twice_is_the_same(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    assert run_condition(bundle, NAMES, settings, tmp_path, progress=False) == named
+
+
+def test_killed_and_resumed_it_is_the_same(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    points = tmp_path / "work" / Experiment(bundle, NAMES, settings).name / "points.jsonl"
+    worker = multiprocessing.get_context("spawn").Process(
+        target=run_condition, args=(bundle, NAMES, settings, tmp_path)
+    )
+    worker.start()
+    while worker.is_alive() and not (points.exists() and len(list(files.read_jsonl(points))) > 2):
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    assert run_condition(bundle, NAMES, settings, tmp_path, progress=False) == named
+
+
+def test_distillation_keeps_the_states_nearer(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
+) -> None:
+    condition = NAMES.model_copy(update={"method": "self_distillation"})
+    distilled = run_condition(bundle, condition, settings, root, progress=False)
+    drifts = [result["points"][3]["drift"]["same"]["cosine"][-1] for result in (distilled, named)]
+    assert drifts[0] < drifts[1]
+
+
+@pytest.mark.parametrize("level", [0.15, 0.3, 0.45])
+def test_crossing_interpolates_as_the_curve_does(level: float) -> None:
+    points = [{"plasticity": p} for p in (0.0, 0.1, 0.2, 0.4, 0.5)]
+    found = crossing(points, level)
+    assert found
+    index, weight = found
+    before, after = points[index - 1]["plasticity"], points[index]["plasticity"]
+    assert weight * after + (1 - weight) * before == pytest.approx(level)
+
+
+def test_crossing_never_uses_the_untrained_model() -> None:
+    assert crossing([{"plasticity": 0.0}, {"plasticity": 0.9}], 0.5) == (1, 1.0)
+    assert crossing([{"plasticity": 0.9}, {"plasticity": 0.1}], 0.5) is None
+
+
+def made(bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str]) -> Any:
+    """A result with given outcomes of the same relation; half is learned at each point."""
+    held = Experiment(bundle, NAMES, settings).held()
+    rng = np.random.default_rng(seed)
+    return {
+        "bundle_sha256": bundle.sha256,
+        "condition": Condition(keys=keys, facts=8, seed=seed).model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
+        "parameters": 1000,
+        "layers": 3,
+        "middle": 1,
+        "bits": 40.0,
+        "keys": {"tokens": 3.0, "rank": 9.0, "dropped": 1},
+        "held": [{"id": f.id, "tokens": 3, "nearness": float(rng.random())} for f in held["same"]],
+        "points": [
+            {
+                "step": index,
+                "passes": index / 2,
+                "plasticity": 0.25 * index,
+                "outcomes": {"same": text, "other": "1" * len(held["other"])},
+                "drift": {
+                    name: {"cosine": [0.0, 0.1 * index, 0.2 * index], "cka": [1, 1, 1]}
+                    for name in ("same", "other")
+                },
+            }
+            for index, text in enumerate(curve)
+        ],
+    }
+
+
+def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
+    bundle: Bundle, settings: Settings
+) -> None:
+    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    half = n // 2
+    curve = ["0" + "1" * (n - 1), "1" * n, "0" * half + "1" * (n - half), "0" * n]
+    results = [made(bundle, settings, "name", seed, curve) for seed in (0, 1)]
+    flat = [made(bundle, settings, "identifier", seed, ["1" * n] * 4) for seed in (0, 1)]
+    found = findings([*results, *flat], {bundle.sha256: bundle}, 0.625)
+    name, identifier = found["arms"]
+    # P is .625 half way between the points 2 and 3; the peak is at the point 1.
+    expected = (half / n + 1.0) / 2
+    assert name["at_level"]["same"]["value"] == pytest.approx(expected)
+    assert name["at_level"]["same"]["seeds"] == pytest.approx([expected, expected])
+    assert name["at_level"]["other"]["value"] == 0
+    assert name["at_level"]["passes"] == 1.25
+    assert name["at_level"]["drift"]["same"] == pytest.approx(0.25)
+    assert name["share_of_capacity"] == 40 / 2000
+    assert identifier["at_level"]["same"]["value"] == 0
+    (contrast,) = found["contrasts"]
+    assert (contrast["more"], contrast["than"]) == ("name", "identifier")
+    assert contrast["value"] == pytest.approx(expected)
+    assert contrast["low"] > 0
+
+
+def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: Settings) -> None:
+    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    results = [
+        made(bundle, settings, "name", 0, ["1" * n] * 4),
+        made(bundle, settings, "name", 1, ["1" * n] * 2),
+    ]
+    (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
+    assert arm["at_level"] is None
+    assert arm["overlap"] is None
+    assert arm["at_end"]["plasticity"] == pytest.approx((0.75 + 0.25) / 2)
+
+
+@pytest.fixture(scope="session")
+def reported(
+    bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path]:
+    folder = tmp_path_factory.mktemp("reported")
+    recipe = folder / "test.yaml"
+    recipe.write_text(files.dumps(protocol.model_dump(mode="json")))
+    shorter = shutil.copytree(bundle.path, folder / "bundle")
+    asked = f"--bundle {shorter} --protocol {recipe} --plasticity 0.3 --most_passes 20 --rivals"
+    asked += f" --facts 10 20 --keys name identifier --report --output_path {folder / 'out'}"
+    return asked.split(), folder / "out"
+
+
+def test_the_command_writes_table_figures_and_report(
+    reported: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    arguments, output = reported
+    assert main(["interference", *arguments]) == 0
+    table = capsys.readouterr().out
+    assert table.count("\n") == 2 + 4 + 4
+    for name in ("forgetting.png", "drift.png", "overlap.png", "rivals.png"):
+        with Image.open(output / name) as image:
+            assert min(image.size) > 300
+    text = (output / "report.md").read_text()
+    assert "38-41 %" in text
+    for cells in table.splitlines()[2:]:
+        assert cells.split("|")[8].strip() in text
+    first = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    assert main(["interference", *arguments]) == 0
+    assert first == {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("--relation spouse", "It has|--relation: country, place_of_birth"),
+        ("--facts 100000000 --keys identifier", "can be formed"),
+        ("--keys known --facts 500", "can be formed"),
+        ("--plasticity 1.5", "plasticity"),
+        ("--facts 0", "facts"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    extra: str, told: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"--bundle {bundle.path} --output_path {tmp_path} {extra}".split()
+    assert main(["interference", *arguments]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert any(part in message for part in told.split("|"))
+
+
+def test_kinds_of_keys_are_named_in_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["interference", "--help"])
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in itertools.chain(("name", "matched"), ("--report",)))

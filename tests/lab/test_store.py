@@ -1,0 +1,75 @@
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.lab.store import Store, write_store
+from factual_forgetting.protocol.data import Schedule, encode
+
+BATCH, STEPS = 8, 20
+
+
+def stored(facts: list[Fact], tokenizer: Any, folder: Path, seed: int = 0) -> Store:
+    assert list(write_store(folder, facts, tokenizer, 256)) == facts
+    return Store(folder, BATCH, STEPS, seed)
+
+
+def test_what_is_read_is_what_the_protocol_would_train_on(
+    facts: list[Fact], tokenizer: Any, tmp_path: Path
+) -> None:
+    store = stored(facts[:30], tokenizer, tmp_path)
+    items = [store[place] for place in range(len(store))]
+    examples = encode(facts[:30], tokenizer, 256)
+    laid_out = Schedule([item["facts"] for item in items], examples, BATCH)
+    assert items == [laid_out[place] for place in range(len(laid_out))]
+    assert len(items) == BATCH * STEPS
+
+
+def test_every_pass_has_every_fact_once_in_another_order(
+    facts: list[Fact], tokenizer: Any, tmp_path: Path
+) -> None:
+    store = stored(facts[:30], tokenizer, tmp_path)
+    passes = [[store[p]["facts"] for p in range(start, start + 30)] for start in (0, 30, 60)]
+    assert all(Counter(seen) == Counter(range(30)) for seen in passes)
+    assert len({tuple(seen) for seen in passes}) == 3
+
+
+def test_a_seed_decides_the_order(facts: list[Fact], tokenizer: Any, tmp_path: Path) -> None:
+    stored(facts[:30], tokenizer, tmp_path)
+    first, again, other = (
+        [Store(tmp_path, BATCH, STEPS, seed)[p]["facts"] for p in range(30)] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def streamed(count: int) -> Iterator[Fact]:
+    for index in range(count):
+        name = f"Place{index}"
+        yield Fact.make("country", name, f"Which country is {name} located in?", ("Peru",))
+
+
+def peak_memory(count: int, tokenizer: Any, folder: Path) -> int:
+    tracemalloc.start()
+    for _ in write_store(folder, streamed(count), tokenizer, 256):
+        pass
+    store = Store(folder, 32, count // 32, 0)
+    for place in range(0, len(store), max(1, len(store) // 50)):
+        store[place]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_is_flat_but_for_the_order_of_a_pass(tokenizer: Any, tmp_path: Path) -> None:
+    small, large = (peak_memory(n, tokenizer, tmp_path / str(n)) for n in (4_096, 16_384))
+    assert large - small < (16_384 - 4_096) * 20  # two orders of eight bytes a fact are kept
+
+
+@pytest.mark.slow
+def test_memory_is_flat_for_a_million_facts(tokenizer: Any, tmp_path: Path) -> None:
+    small, large = (peak_memory(n, tokenizer, tmp_path / str(n)) for n in (10_000, 1_000_000))
+    assert large - small < (1_000_000 - 10_000) * 20
