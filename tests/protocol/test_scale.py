@@ -59,7 +59,7 @@ def free_port() -> int:
     [
         ("self_distillation", "teacher=snapshot"),
         pytest.param("sft", "", marks=pytest.mark.slow),
-        pytest.param("l2", "weight=1", marks=pytest.mark.slow),
+        pytest.param("l2", "weight=0.1", marks=pytest.mark.slow),
         pytest.param("context_distillation", "", marks=pytest.mark.slow),
     ],
 )
