@@ -3,10 +3,12 @@
     python scripts/bench_protocol.py                        # the embedded base, on the CPU
     python scripts/bench_protocol.py --shape qwen2.5-1.5b   # random weights of that shape, on a GPU
 
-Prints: SFT against the plain transformers Trainer on the same data, distillation against SFT
-(a teacher's forward pass beside forward and backward: 4/3 is the floor), and the evaluation of
-the curve against training. The arms take turns, and the median of their turns counts; on a CPU
-it is processor time, which other processes disturb least.
+Prints: SFT against the plain transformers Trainer on the same data; distillation against SFT (a
+teacher's forward pass beside forward and backward: 4/3 is the floor); and the evaluation of the
+curve against training: a point's facts against the facts trained on between two points, at what
+one of each costs here, with 500 facts in D_Held for almanac-v1 and 2,000 for paper-v1. The arms
+take turns, and the median of their turns counts; on a CPU it is processor time, which other
+processes disturb least.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from factual_forgetting.protocol.finishing import as_checkpoint
 from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from factual_forgetting.slick.engines import quiet
 
+HELD = {"almanac-v1": 500, "paper-v1": 2000}
 QWEN_1_5B = {
     "vocab_size": 151936,
     "hidden_size": 1536,
@@ -107,6 +110,7 @@ class Arms:
         size = self.protocol.evaluate_sample
         held = [item.fact for item in self.bundle.splits["heldout"]]
         asked = self.facts[:size] + self.facts[-size:] + held
+        self.asked = len(asked)
         frozen = as_checkpoint(self.model, self.protocol.checkpoint_dtype)
         ask_zero_shot(frozen, self.tokenizer, asked, self.protocol.max_new_tokens)
 
@@ -140,9 +144,13 @@ def main() -> None:
         ["self-distillation / SFT", median["distilled"] / median["sft"]],
     ]
     if "evaluated" in median:
-        # A point of almanac-v1 for the steps between two points.
-        between = load_protocol("almanac-v1").evaluate_every / args.steps
-        rows.append(["evaluation / training", median["evaluated"] / (median["sft"] * between)])
+        trained = args.steps * protocol.batch_size
+        a_fact = (median["evaluated"] / arms.asked) / (median["sft"] / trained)
+        for name in ("almanac-v1", "paper-v1"):
+            recipe = load_protocol(name)
+            asked = 2 * recipe.evaluate_sample + HELD[name]
+            share = a_fact * asked / (recipe.evaluate_every * recipe.batch_size)
+            rows.append([f"evaluation / training, {name}", share])
     print(tabulate(rows, headers=["", "ratio"], tablefmt="github", floatfmt=".2f"))
 
 

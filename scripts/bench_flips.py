@@ -1,0 +1,80 @@
+"""How many labels flip in bf16: between engines, and between batch sizes of one engine.
+
+    OMP_NUM_THREADS=1 python scripts/bench_flips.py [--facts 60]
+
+Labels the same facts of the embedded base, 20 configurations each, by lm-eval's hf class at
+several batch sizes and by the prefix engine, in bf16 and (prefix) fp32. bf16 sums depend on
+the shapes that are computed together, so no engine agrees with itself at another batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+from tabulate import tabulate
+
+from factual_forgetting import checkpoint
+from factual_forgetting.facts.almanac import world
+from factual_forgetting.slick.answers import Engine
+from factual_forgetting.slick.classify import classify
+from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm, quiet
+from factual_forgetting.slick.labelling import Label, SlickConfig, load_labels
+from factual_forgetting.slick.prefix import PrefixEngine
+
+RELATIONS = ("country", "place_of_birth", "author")
+
+
+def engines(base: Path) -> dict[str, Engine]:
+    named = f"pretrained={base},dtype=bfloat16"
+    sizes = {f"lm-eval, batch {n}": LMEvalEngine("hf", named, n, "cpu") for n in ("64", "16", "5")}
+    ours = {
+        f"prefix, {dtype}": PrefixEngine(*load_causal_lm(base, dtype, "cpu"))
+        for dtype in ("bfloat16", "float32")
+    }
+    return {**sizes, **ours}
+
+
+def labels(engine: Engine, facts: int, output: Path) -> list[Label]:
+    asked = [
+        fact
+        for relation in RELATIONS
+        for fact in islice((f for f in world() if f.relation == relation), facts)
+    ]
+    classify(asked, engine, SlickConfig(), checkpoint.identity(checkpoint.ALMANAC), output)
+    return load_labels(output).labels
+
+
+def flips(first: list[Label], second: list[Label]) -> list[str]:
+    pairs = list(zip(first, second, strict=True))
+    moved = sum(a.category != b.category for a, b in pairs)
+    verdicts = [x != y for a, b in pairs for x, y in zip(a.correct, b.correct, strict=True)]
+    return [
+        f"{moved} ({moved / len(pairs):.2%})",
+        f"{sum(verdicts)} ({sum(verdicts) / len(verdicts):.3%})",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--facts", type=int, default=60, help="facts of each of three relations")
+    args = parser.parse_args()
+    quiet()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = {
+            name: labels(engine, args.facts, Path(scratch) / str(place))
+            for place, (name, engine) in enumerate(engines(checkpoint.embedded("base")).items())
+        }
+    names = list(found)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    rows = [[a, b, *flips(found[a], found[b])] for a, b in pairs]
+    count = len(found[names[0]])
+    print(f"{count} labels, {count * SlickConfig().runs:,} verdicts each\n")
+    headers = ["", "against", "labels that flip", "verdicts that flip"]
+    print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
