@@ -14,10 +14,17 @@ from synthetic import drawn, make_bundle, write_run
 from factual_forgetting import files
 from factual_forgetting.board import record as record_module
 from factual_forgetting.board.form import place, record_id
-from factual_forgetting.board.record import Declared, load_record, make_record, recompute
+from factual_forgetting.board.record import (
+    Declared,
+    find_records,
+    load_record,
+    make_record,
+    recompute,
+)
 from factual_forgetting.board.validate import CHECKS, Finding, report, validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
+from factual_forgetting.protocol.methods import METHODS
 
 
 @pytest.fixture
@@ -285,6 +292,25 @@ def test_a_record_elsewhere(root: Path, victim: Path, world: Bundle) -> None:
     for file in (victim, outcomes_of(victim)):
         file.rename(root / file.name)
     refused(root, world, "place", "it belongs in almanac/")
+
+
+@pytest.mark.parametrize(("method", "refused_as_copy"), [("early_stop", False), ("idk", True)])
+def test_one_checkpoint_under_two_methods(
+    root: Path, world: Bundle, method: str, refused_as_copy: bool
+) -> None:
+    """A method that chooses among trained checkpoints may choose plain training's."""
+    path = next(p for p in find_records(root) if files.read_json(p)["method"]["name"] == "sft")
+    content = files.read_json(path)
+    rows = list(files.read_jsonl(outcomes_of(path)))
+    config = METHODS[method].config()
+    content["method"] = {"name": method, "settings": config.model_dump(mode="json")}
+    content["id"] = record_id(content)
+    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
+    folder = path.parent.parent / method
+    files.write_jsonl(folder / content["outcomes"]["file"], rows)
+    files.write_json(folder / f"{content['id']}.json", content)
+    found = validate(root, {world.sha256: world})
+    assert any(finding.check == "duplicates" for finding in found) is refused_as_copy
 
 
 def test_one_checkpoint_as_two_seeds(root: Path, victim: Path, world: Bundle) -> None:

@@ -22,6 +22,7 @@ from factual_forgetting.board.record import (
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import is_correct
+from factual_forgetting.protocol.methods import METHODS
 
 Severity = Literal["error", "warning"]
 MOST_DISAGREEING = 0.02
@@ -334,7 +335,20 @@ def _duplicates(submissions: list[Submission], root: Path) -> Iterator[Finding]:
             for other in others:
                 message = told.format(first.record.id)
                 found: Severity = "error" if severity == "error" else "warning"
-                yield Finding("duplicates", found, str(root / other.path), message)
+                if not _may_be_equal(first.record, other.record):
+                    yield Finding("duplicates", found, str(root / other.path), message)
+
+
+def _may_be_equal(first: Record, second: Record) -> bool:
+    """Whether two methods may end in one checkpoint: one of them chooses among trained ones.
+
+    Choosing the last point, or an average that is all trained weights, gives plain training's
+    checkpoint of the same seed.
+    """
+    names = {first.method.name, second.method.name}
+    chooses = any(name in METHODS and METHODS[name].finish for name in names)
+    alike = first.seed == second.seed and first.protocol == second.protocol
+    return alike and chooses and len(names) == 2
 
 
 def _missing_seeds(submissions: list[Submission], root: Path) -> Iterator[Finding]:
