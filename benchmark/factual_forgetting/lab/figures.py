@@ -39,8 +39,9 @@ def draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:
         ("D_Held of the same relation", "D_Held of other relations"),
         strict=True,
     ):
-        for (keys, method), group in _lines(arms).items():
-            _line(panel, name, keys, method, [arm for arm in group if arm["at_level"]])
+        for place, ((keys, method), group) in enumerate(_lines(arms).items()):
+            aside = 1.04**place  # so that intervals don't cover one another
+            _line(panel, name, keys, method, [a for a in group if a["at_level"]], aside)
         panel.set(xscale="log", xlabel="new facts of one relation", title=title)
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.grid(alpha=0.25)
@@ -56,8 +57,10 @@ def _lines(arms: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _line(panel: Axes, name: str, keys: str, method: str, arms: Sequence[Row]) -> None:
-    shown = [(arm["facts"], arm["at_level"][name]) for arm in arms if arm["at_level"][name]]
+def _line(
+    panel: Axes, name: str, keys: str, method: str, arms: Sequence[Row], aside: float
+) -> None:
+    shown = [(a["facts"] * aside, a["at_level"][name]) for a in arms if a["at_level"][name]]
     if not shown:
         return
     x, y = [facts for facts, _ in shown], [row["value"] for _, row in shown]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -100,7 +101,7 @@ def _contrasts(found: Row) -> str:
             "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         ]
         for row in found["contrasts"]
-        if row["bundle_sha256"] == found["arms"][0]["bundle_sha256"]
+        if row["passes"] is None and row["bundle_sha256"] == found["arms"][0]["bundle_sha256"]
     ]
     return _table(rows, ["keys", "new facts", "method", "more forgotten", "clear of 0"])
 
@@ -157,6 +158,7 @@ def _cloning(found: Row) -> str:
         for arm in arms
     ]
     headers = ["targets", "facts", "P", "forgotten, same relation", "other relations"]
+    shares = [arm["at_end"][SAME]["value"] for arm in arms]
     return f"""## Rival: behaviour cloning
 
 The hypothesis: imitating targets that the base would not give teaches it to guess, whatever they
@@ -166,7 +168,10 @@ without new associations: abstentions, or the answers of known facts shuffled. A
 
 ![Rivals]({figures.RIVALS})
 
-{_table(rows, headers)}"""
+{_table(rows, headers)}
+
+Seen: the same number of targets costs from {min(shares):.3f} to {max(shares):.3f} of the relation.
+A fact that is answered by an abstention counts as forgotten here."""
 
 
 def _capacity(found: Row) -> str:
@@ -185,6 +190,7 @@ def _capacity(found: Row) -> str:
         for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
     ]
     headers = ["parameters", "keys", "new facts", "share of capacity", "forgotten, same relation"]
+    shares = [arm["share_of_capacity"] for arms in groups.values() for arm in arms]
     return f"""## Rival: capacity
 
 The hypothesis: old facts make room for new ones. It predicts that forgetting grows with the share
@@ -192,7 +198,19 @@ of capacity that the new facts take, whatever their keys, and is small while the
 share is the bits of the new answers over {BITS_PER_PARAMETER} bits a parameter (Allen-Zhu & Li
 2024, arXiv 2404.05405). Bases of several sizes were taught the same world:
 
-{_table(rows, headers)}"""
+{_table(rows, headers)}
+
+Seen: the new facts take at most {max(shares):.2%} of capacity. At one and the same share the kinds of
+keys differ by up to {_widest(groups):.3f} in what is forgotten."""
+
+
+def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
+    """The largest difference between kinds of keys on one base with as many facts."""
+    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for arms in groups.values():
+        for arm in arms:
+            cells[arm["bundle_sha256"], arm["facts"]].append(arm["at_level"][SAME]["value"])
+    return max(max(values) - min(values) for values in cells.values())
 
 
 def _differences(settings: Settings, found: Row) -> str:
