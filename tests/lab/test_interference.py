@@ -3,6 +3,7 @@ import multiprocessing
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.lab.conditions import Condition, Experiment, Settings
+from factual_forgetting.lab.figures import draw_all
 from factual_forgetting.lab.findings import crossing, findings
 from factual_forgetting.lab.interference import run_condition
+from factual_forgetting.lab.report import write_report
 from factual_forgetting.protocol.config import Protocol
 
 NAMES = Condition(keys="name", facts=20)
@@ -193,6 +196,23 @@ def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: 
     assert arm["at_level"] is None
     assert arm["overlap"] is None
     assert arm["at_end"]["plasticity"] == pytest.approx((0.75 + 0.25) / 2)
+
+
+def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
+    bundle: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    larger = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
+    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    curves = {"name": ["1" * n, "1" * n, "0" * n], "identifier": ["1" * n] * 3}
+    results = [made(bundle, settings, keys, 0, curve) for keys, curve in curves.items()]
+    results.append({**made(larger, settings, "name", 0, curves["name"]), "parameters": 4_000})
+    found = findings(results, {b.sha256: b for b in (bundle, larger)}, 0.5)
+    draw_all(found, tmp_path)
+    write_report(found, [bundle, larger], settings, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "at most 2.00% of capacity" in text
+    assert "differ by up to 1.000" in text
+    assert "5.00e-03" in text
 
 
 @pytest.fixture(scope="session")

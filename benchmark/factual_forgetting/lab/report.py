@@ -200,8 +200,8 @@ share is the bits of the new answers over {BITS_PER_PARAMETER} bits a parameter 
 
 {_table(rows, headers)}
 
-Seen: the new facts take at most {max(shares):.2%} of capacity. At one and the same share the kinds of
-keys differ by up to {_widest(groups):.3f} in what is forgotten."""
+Seen: the new facts take at most {max(shares):.2%} of capacity. On one base, with as many facts,
+kinds of keys differ by up to {_widest(groups):.3f} in what is forgotten."""
 
 
 def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
