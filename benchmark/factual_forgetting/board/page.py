@@ -176,7 +176,7 @@ def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None else round(value, 6)
 
 
 def _curve(row: Mapping[str, Any]) -> dict[str, Any]:
