@@ -141,6 +141,8 @@ def draw_rivals(found: Row, path: Path) -> None:
             label=f"{keys} keys",
         )
     capacity.set(xscale="log", xlabel="share of capacity that the new facts take", title="Bases")
+    capacity.set_ylabel("forgotten, same relation")
+    capacity.xaxis.set_minor_formatter("")
     if bases_of(found):
         capacity.legend(fontsize=8)
     for panel in (cloning, capacity):
