@@ -1,13 +1,10 @@
-import multiprocessing
-import resource
-import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memory import peak_memory
 
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.store import Store, write_store
@@ -63,32 +60,17 @@ def read_and_write(count: int, tokenizer: Any, folder: Path) -> None:
         store[place]
 
 
-def peak_memory(count: int, tokenizer: Any, folder: Path) -> int:
-    tracemalloc.start()
-    read_and_write(count, tokenizer, folder)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
-
-
 def test_memory_is_flat_but_for_the_order_of_a_pass(tokenizer: Any, tmp_path: Path) -> None:
-    small, large = (peak_memory(n, tokenizer, tmp_path / str(n)) for n in (4_096, 16_384))
-    assert large - small < (16_384 - 4_096) * 20  # two orders of eight bytes a fact are kept
-
-
-def peak_of_process(count: int, tokenizer: Any, folder: Path) -> int:
-    """Most resident memory of a process that writes and reads so many facts, in bytes."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, count, tokenizer, folder).result()
-
-
-def _peak(count: int, tokenizer: Any, folder: Path) -> int:
-    read_and_write(count, tokenizer, folder)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    few, many = (
+        peak_memory(read_and_write, n, tokenizer, tmp_path / str(n)) for n in (4_096, 40_960)
+    )
+    assert many - few < 8  # two orders of eight bytes a fact are kept
 
 
 @pytest.mark.slow
 def test_memory_is_flat_for_a_million_facts(tokenizer: Any, tmp_path: Path) -> None:
-    small, large = (peak_of_process(n, tokenizer, tmp_path / str(n)) for n in (10_000, 1_000_000))
+    few, many = (
+        peak_memory(read_and_write, n, tokenizer, tmp_path / str(n)) for n in (10_000, 1_000_000)
+    )
     # Two orders of eight bytes a fact, and pages of the mapped files.
-    assert large - small < 48 * 2**20
+    assert many - few < 48

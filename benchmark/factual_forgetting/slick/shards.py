@@ -119,7 +119,7 @@ class Spool:
         blocks = -(-max(Counter(self.relations).values(), default=0) // size)
         block_of = (places * blocks).astype(np.int64)
         names = list(self.names)
-        for index in np.lexsort((places, relations, block_of)).tolist():
+        for index in np.lexsort((places, relations, block_of)):
             self.stream.seek(self.offsets[index])
             yield int(block_of[index]), names[relations[index]], self.stream.readline()
 
