@@ -83,7 +83,10 @@ def config_of(shape: str, vocabulary: int) -> Any:
 
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": vocabulary}
     if shape == "gpt2":
-        return GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=512, **ids)
+        return GPT2Config(
+            n_embd=64, n_layer=2, n_head=2, n_positions=512,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
+        )  # fmt: skip
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -119,7 +122,7 @@ WORLD = small_world()
 
 
 @cache
-def checkpoint_of(shape: str = "qwen2", kind: str = "bpe", steps: int = 100) -> Path:
+def checkpoint_of(shape: str = "qwen2", kind: str = "bpe", steps: int = 250) -> Path:
     """Makes and keeps a checkpoint by shape of model and kind of tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
