@@ -31,11 +31,12 @@ def widen_products() -> Any:
     """
     import torch
 
-    library = torch.library.Library("aten", "IMPL")
+    registry: Any = torch.library
+    library = registry.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name in _PRODUCTS:
-            kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+            kernel = registry.get_kernel(f"aten::{name}", "CPU")
             library.impl(name, _widened(kernel), "CPU", with_keyset=True, allow_override=True)
     return library
 

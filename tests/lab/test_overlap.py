@@ -2,13 +2,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory import peak_memory
 from numpy.typing import NDArray
 from scipy.stats import binom
 from scipy.stats import t as student
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.lab.overlap import Slope, nearness, regress
+from memory import peak_memory
 
 Floats = NDArray[np.float64]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memory import peak_memory
 
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.store import Store, write_store
 from factual_forgetting.protocol.data import Schedule, encode
+from memory import peak_memory
 
 BATCH, STEPS = 8, 20
 

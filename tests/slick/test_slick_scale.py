@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from memory import peak_memory
 from stub import StubEngine
 
 from factual_forgetting.facts.fact import Fact
@@ -12,6 +11,7 @@ from factual_forgetting.slick.answers import Answer, Group
 from factual_forgetting.slick.classify import ask, merge, prepare
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.planning import plan
+from memory import peak_memory
 
 
 class Quick(StubEngine):

@@ -20,10 +20,17 @@ from factual_forgetting.lab.findings import (
     cloning_of,
     grid_of,
     markdown,
+    values_of,
 )
 from factual_forgetting.protocol.config import protocol_sha256
 
 REPORT = "report.md"
+# What is told of two conditions that differ in one thing.
+_TOLD = {
+    "keys": ("facts", "method"),
+    "method": ("facts", "keys"),
+    "values": ("facts", "keys", "method"),
+}
 # Kaplan et al. 2026 (arXiv 2604.15574), as far as readers of it report.
 _PAPER = [
     ("forgotten, 10^6 name-like keys", "38-41 %"),
@@ -49,6 +56,7 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
         _forgetting(found),
         _drift(found),
         _overlap(found),
+        _values(found),
         _cloning(found),
         _capacity(found),
         _differences(settings, found),
@@ -84,26 +92,36 @@ def _forgetting(found: Row) -> str:
 
 Differences between kinds of keys, all else alike, fact by fact:
 
-{_contrasts(found)}
+{_contrasts(found, "keys")}
+
+Differences between the methods:
+
+{_contrasts(found, "method")}
 
 Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):
 
 {_keys(grid_of(found))}"""
 
 
-def _contrasts(found: Row) -> str:
+def _contrasts(found: Row, differing: str) -> str:
+    first = found["arms"][0]
     rows = [
         [
             f"{row['more']} minus {row['than']}",
-            f"{row['facts']:,}",
-            row["method"],
+            *[f"{row[name]:,}" if name == "facts" else row[name] for name in _TOLD[differing]],
+            ", ".join(map(str, row["seeds"])),
             cell(row),
             "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         ]
         for row in found["contrasts"]
-        if row["passes"] is None and row["bundle_sha256"] == found["arms"][0]["bundle_sha256"]
+        if row["differing"] == differing
+        and all(row[name] == first[name] for name in ("bundle_sha256", "passes", "mixed"))
+        and (differing == "values" or row["values"] == first["values"])
     ]
-    return _table(rows, ["keys", "new facts", "method", "more forgotten", "clear of 0"])
+    if not rows:
+        return "None was trained in two of them."
+    told = [name.replace("facts", "new facts") for name in _TOLD[differing]]
+    return _table(rows, [differing, *told, "seeds", "more forgotten", "clear of 0"])
 
 
 def _keys(arms: Sequence[Row]) -> str:
@@ -143,6 +161,21 @@ standard deviation more of it, fact by fact, at equal answer frequency and numbe
 {_table(rows, headers)}"""
 
 
+def _values(found: Row) -> str:
+    arms = values_of(found)
+    if not arms:
+        return ""
+    return f"""## Answers of the new facts
+
+Real answers are those of the relation, shuffled ones those of other relations, new ones invented.
+
+{markdown({**found, "arms": arms})}
+
+Differences, all else alike, fact by fact:
+
+{_contrasts(found, "values")}"""
+
+
 def _cloning(found: Row) -> str:
     arms = cloning_of(found)
     if not arms:
@@ -153,11 +186,12 @@ def _cloning(found: Row) -> str:
             f"{arm['facts']:,}",
             f"{arm['at_end']['plasticity']:.3f}",
             cell(arm["at_end"][SAME]),
+            f"{arm['at_end']['abstained'][SAME]:.3f}",
             cell(arm["at_end"][OTHER]),
         ]
         for arm in arms
     ]
-    headers = ["targets", "facts", "P", "forgotten, same relation", "other relations"]
+    headers = ["targets", "facts", "P", "forgotten, same relation", "abstained", "other relations"]
     shares = [arm["at_end"][SAME]["value"] for arm in arms]
     return f"""## Rival: behaviour cloning
 
@@ -171,7 +205,8 @@ without new associations: abstentions, or the answers of known facts shuffled. A
 {_table(rows, headers)}
 
 Seen: the same number of targets costs from {min(shares):.3f} to {max(shares):.3f} of the relation.
-A fact that is answered by an abstention counts as forgotten here."""
+A fact that is answered by an abstention counts as forgotten; the column after it says how many of
+the relation are."""
 
 
 def _capacity(found: Row) -> str:
