@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.configurations import draw
 from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
+from factual_forgetting.slick.planning import peak_memory
 
 RELATIONS = ("place_of_birth", "author")
 MODES = (
@@ -161,7 +161,7 @@ def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str
         "cpu_seconds": round(cpu, 2),
         "wall_seconds": round(wall, 2),
         "queries": sum(row["queries"] for row in log),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_memory() >> 20,
     }
     if mode != "all":
         told["correct"] = {label.fact.id: label.correct for label in labels}
