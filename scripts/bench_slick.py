@@ -4,8 +4,9 @@
 
 Two bases: the embedded one, and the same function inflated to about 30 M parameters (more
 layers and a wider feed-forward part that add nothing), where arithmetic dominates as it does
-in larger models. Every engine runs in a process of its own; CPU seconds are the comparable
-figure, wall seconds depend on what else the machine does. The least number of tokens that any
+in larger models. All in fp32: many CPUs have no instructions for bf16, and emulate it slowly.
+Every engine runs in a process of its own; CPU seconds are the comparable figure, wall seconds
+depend on what else the machine does. The least number of tokens that any
 method must compute is the number of distinct nodes in the token trie of all prompts, plus the
 answer tokens before the one that decides the verdict.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +34,7 @@ from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.configurations import draw
 from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
+from factual_forgetting.slick.planning import peak_memory
 
 RELATIONS = ("place_of_birth", "author")
 MODES = (
@@ -66,7 +67,7 @@ def main() -> None:
             "runs": args.runs,
             "narrow": compare(base, args),
             "wide": compare(wide, args),
-            "embedded_world": ask_self(args, base, "all", "auto"),
+            "embedded_world": ask_self(args, base, "all", "float32"),
         }
     files.write_json(args.output_path, told)
     report(told)
@@ -161,7 +162,7 @@ def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str
         "cpu_seconds": round(cpu, 2),
         "wall_seconds": round(wall, 2),
         "queries": sum(row["queries"] for row in log),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_memory() >> 20,
     }
     if mode != "all":
         told["correct"] = {label.fact.id: label.correct for label in labels}

@@ -22,6 +22,7 @@ PLACES = [
 JOBS = ["actor", "baker", "nurse", "an artist", "poet", "clerk Jr.", "envoy, U.S.", "judge"]
 QUESTIONS = {"born": ("Where was {} born?", PLACES), "work": ("What does {} do?", JOBS)}
 SHAPES = ("llama", "qwen2", "gpt2", "mistral")
+KINDS = ("bpe", "unigram")
 
 
 def small_world(seed: int = 0) -> list[Fact]:

@@ -92,6 +92,10 @@ class ShardRun:
         """Returns the labels of a complete shard, in the order of its questions."""
         return [question.label(self._settings.runs) for question in self.questions]
 
+    def first_groups(self, drawn: Configurations, most: int) -> list[Group]:
+        """Returns what the first round asks of the first questions, `most` of them."""
+        return [self._group(drawn, run, self.questions[:most]) for run in self._rounds[0].runs]
+
     def ask(self, engine: Engine, drawn: Configurations) -> Iterator[tuple[int, int]]:
         """Asks what no finished round answers.
 

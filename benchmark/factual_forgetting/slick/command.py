@@ -25,7 +25,7 @@ from factual_forgetting.slick.labelling import (
     QUOTAS,
     SOURCE,
     SlickConfig,
-    load_labels,
+    read_labels,
     relation_table,
 )
 from factual_forgetting.slick.shards import Shard
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     if args.check_redraw:
         engine = engine or open_engine(*opening)
         _check_redraw(facts, engine, args.output_path, args.check_redraw)
-    table = relation_table(load_labels(args.output_path).labels, args.min_highly_known)
+    table = relation_table(read_labels(args.output_path), args.min_highly_known)
     sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
 
 

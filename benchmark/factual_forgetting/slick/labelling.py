@@ -8,7 +8,7 @@ exists only with sampled runs.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -157,47 +157,58 @@ def load_labels(path: Path) -> Labels:
     Raises:
         UserError: If it is unfinished or a file was changed.
     """
-    if (path / PARTS).exists() and not (path / MANIFEST).exists():
-        raise UserError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
-    manifest = files.read_json(path / MANIFEST)
-    for name, expected in manifest["files"].items():
-        if not (path / name).is_file() or files.sha256_file(path / name) != expected:
-            raise UserError(f"{path / name} was changed after labelling. Run classify again.")
-    facts = {row["id"]: Fact.from_row(row) for row in files.read_jsonl(path / FACTS)}
-    labels = [Label.from_row(facts[row["id"]], row) for row in files.read_jsonl(path / LABELS)]
+    labels = list(read_labels(path))
     exemplars = {
         row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
         for row in files.read_jsonl(path / EXEMPLARS)
         if row["run"] == FRESH
     }
     source = files.read_json(path / SOURCE) if (path / SOURCE).exists() else {}
-    return Labels(labels, exemplars, manifest, source)
+    return Labels(labels, exemplars, files.read_json(path / MANIFEST), source)
 
 
-def relation_table(labels: Sequence[Label], min_highly_known: float) -> list[dict[str, Any]]:
+def read_labels(path: Path) -> Iterator[Label]:
+    """Yields the labels of a finished labelling, whose files are checked before the first.
+
+    Raises:
+        UserError: As `load_labels` does.
+    """
+    if (path / PARTS).exists() and not (path / MANIFEST).exists():
+        raise UserError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
+    for name, expected in files.read_json(path / MANIFEST)["files"].items():
+        if not (path / name).is_file() or files.sha256_file(path / name) != expected:
+            raise UserError(f"{path / name} was changed after labelling. Run classify again.")
+    facts, labels = (files.read_jsonl(path / name) for name in (FACTS, LABELS))
+    for fact, label in zip(facts, labels, strict=True):
+        yield Label.from_row(Fact.from_row(fact), label)
+
+
+def relation_table(labels: Iterable[Label], min_highly_known: float) -> list[dict[str, Any]]:
     """Counts categories by relation, and tells which relations pass the filter.
 
     The filter counts training facts only (Kaplan et al. 2026, section 2.1: at least 30 %).
 
     Args:
-        labels: All labels.
+        labels: All labels, read once.
         min_highly_known: Share of HighlyKnown training facts that a relation must reach.
 
     Returns:
         One row a relation: its name, counts by category, share and verdict.
     """
-    groups: dict[str, list[Label]] = defaultdict(list)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    training: dict[str, Counter[str]] = defaultdict(Counter)
     for label in labels:
-        groups[label.fact.relation].append(label)
+        counts[label.fact.relation][label.category] += 1
+        if label.fact.split == "train":
+            training[label.fact.relation][label.category] += 1
     rows = []
-    for relation, group in sorted(groups.items()):
-        counts = Counter(label.category for label in group)
-        train = [label.category for label in group if label.fact.split == "train"]
-        share = train.count(HIGHLY_KNOWN) / len(train) if train else 0.0
+    for relation, found in sorted(counts.items()):
+        train = training[relation]
+        share = train[HIGHLY_KNOWN] / train.total() if train else 0.0
         rows.append(
             {
                 "relation": relation,
-                **{name: counts[name] for name in CATEGORIES},
+                **{name: found[name] for name in CATEGORIES},
                 "highly_known_share": share,
                 "passes": share >= min_highly_known,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,10 @@ from factual_forgetting.slick.labelling import (
     CATEGORIES,
     EXEMPLARS,
     HIGHLY_KNOWN,
+    MANIFEST,
     UNKNOWN,
     SlickConfig,
-    load_labels,
+    read_labels,
 )
 
 REDRAW = "redraw.json"
@@ -45,22 +47,21 @@ def check_redraw(
     Raises:
         UserError: If there are fewer labels than the sample asks for, or too few others.
     """
-    labels = load_labels(output)
-    if sample > len(labels.labels):
-        raise UserError(
-            f"--check-redraw asks for {sample} of {len(labels.labels)} labels. Lower it."
-        )
-    first = {label.fact.id: label.category for label in labels.labels}
-    chosen = frozenset(sorted(first, key=lambda fact: stable_fraction(_AGAIN, fact))[:sample])
-    settings = SlickConfig(**{**labels.manifest["settings"], "quota": {}})
+    manifest = files.read_json(output / MANIFEST)
+    labelled = sum(manifest["categories"].values())
+    if sample > labelled:
+        raise UserError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
+    rows = ((label.fact.id, label.category) for label in read_labels(output))
+    first = dict(heapq.nsmallest(sample, rows, key=lambda row: stable_fraction(_AGAIN, row[0])))
+    settings = SlickConfig(**{**manifest["settings"], "quota": {}})
     settings = settings.model_copy(update={"seed": settings.seed + 1})
     used = {e["id"] for row in files.read_jsonl(output / EXEMPLARS) for e in row["facts"]}
     others = (fact for fact in facts if fact.id not in used)
     again = output / _AGAIN
-    job = prepare(others, engine.name, settings, labels.manifest["base"], again, chosen)
+    job = prepare(others, engine.name, settings, manifest["base"], again, frozenset(first))
     ask(job, engine, job.shards)
     merge(job, some_right=False)
-    pairs = Counter((first[p.fact.id], p.category) for p in load_labels(again).labels)
+    pairs = Counter((first[p.fact.id], p.category) for p in read_labels(again))
     same = sum(count for (one, other), count in pairs.items() if one == other)
     told = {
         "sample": sample,

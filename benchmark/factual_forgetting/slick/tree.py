@@ -138,8 +138,12 @@ class TreeModel:
         for number, row in enumerate(rows):
             row.add_tokens(number, start)
         with torch.inference_mode():
-            logits = self._forward(rows, start, self._gather(rows, start))
-            values, tokens = logits.float().topk(top, dim=-1)
+            logits = self._forward(rows, start, self._gather(rows, start)).float()
+            values, tokens = logits.topk(top, dim=-1)
+            # Of equal logits, greedy decoding takes the first token; topk takes any.
+            first = logits.argmax(dim=-1, keepdim=True)
+            tokens = torch.where(tokens == first, tokens[:, :1], tokens)
+            tokens[:, :1] = first
         ordered = [branch for row in rows for branch in row.branches]
         return _split(ordered, tokens.tolist()), _split(ordered, values.tolist())
 
