@@ -51,7 +51,7 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
         settings: The experiment's settings.
         folder: Directory of the figures.
     """
-    parts = [
+    text = _joined(
         _head(bundles[0], settings, found),
         _forgetting(found),
         _drift(found),
@@ -60,9 +60,12 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
         _cloning(found),
         _capacity(found),
         _differences(settings, found),
-    ]
-    text = "\n\n".join(part for part in parts if part)
+    )
     files.write_atomic(folder / REPORT, f"{text}\n".encode())
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _head(bundle: Bundle, settings: Settings, found: Row) -> str:
@@ -83,24 +86,16 @@ recipe `{protocol.name}` ({protocol_sha256(protocol)[:12]}: rate {protocol.learn
 
 
 def _forgetting(found: Row) -> str:
-    grid = {**found, "arms": grid_of(found)}
-    return f"""## Forgetting by kind of key and number of new facts
-
-![Forgetting]({figures.FORGETTING})
-
-{markdown(grid)}
-
-Differences between kinds of keys, all else alike, fact by fact:
-
-{_contrasts(found, "keys")}
-
-Differences between the methods:
-
-{_contrasts(found, "method")}
-
-Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):
-
-{_keys(grid_of(found))}"""
+    grid = grid_of(found)
+    return _joined(
+        "## Forgetting by kind of key and number of new facts",
+        f"![Forgetting]({figures.FORGETTING})",
+        markdown({**found, "arms": grid}),
+        _contrasts(found, "keys"),
+        _contrasts(found, "method"),
+        "Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):",
+        _keys(grid),
+    )
 
 
 def _contrasts(found: Row, differing: str) -> str:
@@ -119,9 +114,11 @@ def _contrasts(found: Row, differing: str) -> str:
         and (differing == "values" or row["values"] == first["values"])
     ]
     if not rows:
-        return "None was trained in two of them."
+        return ""
     told = [name.replace("facts", "new facts") for name in _TOLD[differing]]
-    return _table(rows, [differing, *told, "seeds", "more forgotten", "clear of 0"])
+    headers = [differing, *told, "seeds", "more forgotten", "clear of 0"]
+    table = _table(rows, headers)
+    return _joined(f"Differences in {differing}, all else alike, fact by fact:", table)
 
 
 def _keys(arms: Sequence[Row]) -> str:
@@ -165,15 +162,13 @@ def _values(found: Row) -> str:
     arms = values_of(found)
     if not arms:
         return ""
-    return f"""## Answers of the new facts
-
-Real answers are those of the relation, shuffled ones those of other relations, new ones invented.
-
-{markdown({**found, "arms": arms})}
-
-Differences, all else alike, fact by fact:
-
-{_contrasts(found, "values")}"""
+    return _joined(
+        "## Answers of the new facts",
+        "Real answers are those of the relation, shuffled ones those of other relations, new ones "
+        "invented.",
+        markdown({**found, "arms": arms}),
+        _contrasts(found, "values"),
+    )
 
 
 def _cloning(found: Row) -> str:
@@ -249,7 +244,7 @@ def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
 
 
 def _differences(settings: Settings, found: Row) -> str:
-    most = max(arm["facts"] for arm in found["arms"])
+    most = max(arm["facts"] for arm in grid_of(found))
     return f"""## The paper's figures, and what is different here
 
 {_table([list(row) for row in _PAPER], ["Kaplan et al. 2026", "reported"])}
