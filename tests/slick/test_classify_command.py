@@ -109,6 +109,7 @@ def test_quota_redraw_and_classes_are_told(
         (("--output_path", "/dev/null/labels"), "Give another --output_path"),
         (("--shots", "30"), "Give it at least"),
         (("--check-redraw", "100000"), "Lower it"),
+        (("--check-redraw", "5", "--shard", "1/2"), "Give it with --merge"),
         (("--model", "dummy", "--engine", "prefix"), "--model dummy is not hf"),
         (("--model", "vlm"), "model class vlm does not open"),
         (("--model_args", "pretrained=7"), "7 is neither a directory nor a repository"),
@@ -148,6 +149,17 @@ def test_a_value_out_of_range_is_refused(source: Path, name: str, value: str) ->
 
 
 @pytest.mark.parametrize(
+    "more", [("--plan", "--merge"), ("--shard", "1/2", "--merge"), ("--ray", "2", "--plan")]
+)
+def test_ways_to_work_that_exclude_each_other_are_refused(
+    source: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(source, source.parent, *more))
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("more", "told"),
     [
         (("--runs", "5"), "settings.runs was 4, now 5"),
@@ -174,7 +186,8 @@ def test_a_resumed_run_with_other_settings_is_refused_with_the_difference(
     save_file({"lora": np.zeros(1)}, adapter / "adapter_model.safetensors")
     assert main(arguments(source, tmp_path / "run", "--shard", "1/2")) == 0
     more = tuple(text.replace("{}", str(base)) for text in more)
-    assert main(arguments(source, tmp_path / "run", "--shard", "1/2", *more)) == 1
+    part = () if "--merge" in more else ("--shard", "1/2")
+    assert main(arguments(source, tmp_path / "run", *part, *more)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert told in error
     assert "Use another directory" in error

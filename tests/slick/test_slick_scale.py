@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from stub import StubEngine
 
+from factual_forgetting import files
+from factual_forgetting.cli import main
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.answers import Answer, Group
 from factual_forgetting.slick.classify import ask, merge, prepare
@@ -48,3 +50,26 @@ def test_a_million_facts_are_labelled_in_less_than_1536_mebibytes(tmp_path: Path
     few, many = (peak_memory(label, n, tmp_path / str(n)) for n in (100_000, 1_000_000))
     assert many < 1536
     assert many - few < 128
+
+
+def run_command(number: int, folder: Path) -> None:
+    """Plans a user's file with lm-eval's stub, which answers "lol", and asks a part of it."""
+    source = folder / "facts.jsonl"
+    with source.open("w") as stream:
+        for i in range(number):
+            row = {
+                "relation": f"P{i % 24}",
+                "subject": f"Subject {i}",
+                "question": f"What is the value of Subject {i} in P{i % 24}?",
+                "answers": ["lol" if i % 2 else f"Answer {i % 97}"],
+            }
+            stream.write(files.dumps(row) + "\n")
+    words = ["classify", "--facts", str(source), "--model", "dummy", "--runs", "2"]
+    words += ["--output_path", str(folder / "labels")]
+    assert main([*words, "--plan"]) == 0
+    assert main([*words, "--shard", "1/100"]) == 0
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_million_facts_in_less_than_1536_mebibytes(tmp_path: Path) -> None:
+    assert peak_memory(run_command, 1_000_000, tmp_path) < 1536

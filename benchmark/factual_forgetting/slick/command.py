@@ -74,7 +74,7 @@ def add_parser(subparsers: Any) -> None:
         "--check-redraw", "--check_redraw", type=_count, default=0, metavar="N",
         help="label N facts again with other exemplars, and report the agreement",
     )  # fmt: skip
-    work = parser.add_argument_group("the work")
+    work = parser.add_argument_group("the work").add_mutually_exclusive_group()
     work.add_argument("--plan", action="store_true", help="tell what it takes, and exit")
     work.add_argument(
         "--shard", type=_share, metavar="I/N", help="ask the I-th of N parts (from 1)"
@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     from factual_forgetting.slick.classify import ask, merge, prepare
     from factual_forgetting.slick.engines import open_engine
 
+    if args.check_redraw and (args.plan or args.shard):
+        raise UserError("--check-redraw needs finished labels. Give it with --merge.")
     arguments = parse_model_args(args.model_args)
     settings = _settings(args)
     facts, source = described_source(args)
