@@ -65,4 +65,5 @@ def _device() -> str:
         return "cpu"
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"cpu, {torch.get_num_threads()} threads"
+    kind = torch.backends.cpu.get_cpu_capability()
+    return f"cpu ({kind}), {torch.get_num_threads()} threads"

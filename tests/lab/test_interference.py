@@ -17,7 +17,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.lab.conditions import Condition, Experiment, Settings
 from factual_forgetting.lab.figures import draw_all
 from factual_forgetting.lab.findings import crossing, findings
-from factual_forgetting.lab.interference import run_condition
+from factual_forgetting.lab.interference import finished_conditions, run_condition
 from factual_forgetting.lab.report import write_report
 from factual_forgetting.protocol.config import Protocol
 
@@ -80,9 +80,52 @@ def test_a_finished_condition_trains_no_more(
 def test_another_experiment_in_the_same_place_is_refused(
     named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
 ) -> None:
-    other = settings.model_copy(update={"plasticity": 0.7})
+    other = settings.model_copy(update={"most_passes": 31})
     with pytest.raises(UserError, match="settings differ"):
         run_condition(bundle, NAMES, other, root)
+
+
+def test_what_was_trained_further_serves_a_lower_plasticity(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path, tmp_path: Path
+) -> None:
+    lower = settings.model_copy(update={"plasticity": 0.2})
+    served = run_condition(bundle, NAMES, lower, root)
+    assert served == run_condition(bundle, NAMES, lower, tmp_path, progress=False)
+    assert len(served["points"]) < len(named["points"])
+    assert served in finished_conditions([bundle], lower, root)
+
+
+def test_what_was_trained_less_is_refused_and_left_out(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
+) -> None:
+    higher = settings.model_copy(update={"plasticity": 0.8})
+    with pytest.raises(UserError, match=r"until a plasticity of 0.5 only.*delete it"):
+        run_condition(bundle, NAMES, higher, root)
+    assert named not in finished_conditions([bundle], higher, root)
+
+
+def test_finished_conditions_come_in_the_order_of_the_tables(
+    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
+) -> None:
+    varied: list[dict[str, Any]] = [
+        {"keys": "name"},
+        {"keys": "name", "seed": 1},
+        {"keys": "identifier"},
+        {"keys": "name", "method": "self_distillation"},
+        {"keys": "name", "facts": 1000},
+        {"keys": "name", "values": "new", "facts": 5},
+        {"keys": "name", "mixed": False, "facts": 5},
+        {"keys": "name", "passes": 2, "facts": 5},
+    ]
+    conditions = [Condition(**{"facts": 20, **told}) for told in varied]
+    for condition in reversed(conditions):
+        name = f"{condition.arm}-{condition.seed}.json"
+        row = {**named, "condition": condition.model_dump(mode="json")}
+        files.write_json(tmp_path / "conditions" / name, row)
+    found = finished_conditions([bundle], settings, tmp_path)
+    assert [Condition(**result["condition"]) for result in found] == conditions
+    other = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
+    assert finished_conditions([other], settings, tmp_path) == []
 
 
 def test_the_same_condition_twice_is_the_same(
@@ -131,13 +174,15 @@ def test_crossing_never_uses_the_untrained_model() -> None:
     assert crossing([{"plasticity": 0.9}, {"plasticity": 0.1}], 0.5) is None
 
 
-def made(bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str]) -> Any:
+def made(
+    bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str], **told: Any
+) -> Any:
     """A result with given outcomes of the same relation; half is learned at each point."""
     held = Experiment(bundle, NAMES, settings).held()
     rng = np.random.default_rng(seed)
     return {
         "bundle_sha256": bundle.sha256,
-        "condition": Condition(keys=keys, facts=8, seed=seed).model_dump(mode="json"),
+        "condition": Condition(keys=keys, facts=8, seed=seed, **told).model_dump(mode="json"),
         "settings": settings.model_dump(mode="json"),
         "parameters": 1000,
         "layers": 3,
@@ -181,9 +226,49 @@ def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
     assert name["share_of_capacity"] == 40 / 2000
     assert identifier["at_level"]["same"]["value"] == 0
     (contrast,) = found["contrasts"]
-    assert (contrast["more"], contrast["than"]) == ("name", "identifier")
+    told = [contrast[name] for name in ("differing", "more", "than")]
+    assert told == ["keys", "name", "identifier"]
     assert contrast["value"] == pytest.approx(expected)
     assert contrast["low"] > 0
+
+
+def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
+    bundle: Bundle, settings: Settings
+) -> None:
+    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    kept, lost = ["1" * n] * 4, ["1" * n, "1" * n, "0" * n, "0" * n]
+    results = [
+        made(bundle, settings, "name", 0, lost),
+        made(bundle, settings, "name", 1, kept),
+        made(bundle, settings, "name", 0, kept, method="self_distillation"),
+        made(bundle, settings, "name", 0, kept, values="new"),
+        made(bundle, settings, "identifier", 0, kept, values="new"),
+        made(bundle, settings, "name", 0, kept, passes=3),
+    ]
+    contrasts = findings(results, {bundle.sha256: bundle}, 0.5)["contrasts"]
+    told = [[row[name] for name in ("differing", "more", "than", "value")] for row in contrasts]
+    assert told == [
+        ["method", "sft", "self_distillation", 1.0],
+        ["values", "real", "new", 1.0],
+        ["keys", "name", "identifier", 0.0],
+    ]
+    assert all(row["seeds"] == [0] for row in contrasts)
+
+
+def test_abstentions_are_told_apart(bundle: Bundle, settings: Settings) -> None:
+    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    curve = ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)]
+    results = [made(bundle, settings, "name", 0, curve, passes=1)]
+    (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
+    assert arm["at_end"]["same"]["value"] == 1
+    assert arm["at_end"]["abstained"]["same"] == pytest.approx((n - n // 2) / n)
+    assert arm["at_end"]["abstained"]["other"] == 0
+
+
+def test_an_answered_abstention_is_marked(bundle: Bundle, settings: Settings, root: Path) -> None:
+    declining = NAMES.model_copy(update={"values": "abstention", "passes": 15, "mixed": False})
+    last = run_condition(bundle, declining, settings, root, progress=False)["points"][-1]
+    assert "a" in last["outcomes"]["same"]
 
 
 def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: Settings) -> None:
@@ -224,8 +309,8 @@ def reported(
     recipe.write_text(files.dumps(protocol.model_dump(mode="json")))
     shorter = shutil.copytree(bundle.path, folder / "bundle")
     asked = f"--bundle {shorter} --protocol {recipe} --plasticity 0.3 --most_passes 20 --rivals"
-    asked += f" --facts 10 20 --keys name identifier --report --output_path {folder / 'out'}"
-    return asked.split(), folder / "out"
+    asked += " --facts 10 20 --keys name identifier --values real new --report"
+    return f"{asked} --output_path {folder / 'out'}".split(), folder / "out"
 
 
 def test_the_command_writes_table_figures_and_report(
@@ -236,17 +321,19 @@ def test_the_command_writes_table_figures_and_report(
     arguments, output = reported
     assert main(["interference", *arguments]) == 0
     table = capsys.readouterr().out
-    assert table.count("\n") == 2 + 4 + 4
+    assert table.count("\n") == 2 + 8 + 4
+    output = output / "at-0.3"
     for name in ("forgetting.png", "drift.png", "overlap.png", "rivals.png"):
         with Image.open(output / name) as image:
             assert min(image.size) > 300
     text = (output / "report.md").read_text()
     assert "38-41 %" in text
+    assert "real minus new" in text
     for cells in table.splitlines()[2:]:
         assert cells.split("|")[8].strip() in text
-    first = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
-    assert main(["interference", *arguments]) == 0
-    assert first == {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    first = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert main(["interference", *arguments, "--facts", "10"]) == 0
+    assert first == {path.name: path.read_bytes() for path in output.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Protocol
 
 SAME, OTHER = "same", "other"
+RIGHT, WRONG, ABSTAINED = "1", "0", "a"
 _LEAST_STEPS = 4
 _POINTS_A_PASS = 2
 # The teacher is the base: a snapshot would have to be trained on other facts in each condition.
@@ -54,6 +55,13 @@ class Condition(Config):
         told += f"-{self.passes}passes" if self.passes else ""
         return f"{self.keys}-{self.values}-{self.facts}-{self.method}{told}"
 
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Its place in tables: the grid of real answers before its variations."""
+        kinds = ((Values, self.values), (Method, self.method), (Keys, self.keys))
+        values, method, keys = (get_args(kind).index(name) for kind, name in kinds)
+        return (self.passes or 0, not self.mixed, values, self.facts, method, keys, self.seed)
+
 
 class Settings(Config):
     """What all conditions of an experiment share.
@@ -61,7 +69,8 @@ class Settings(Config):
     Attributes:
         relation: The relation of the new facts.
         protocol: Rate, batch, precision; its number of epochs doesn't count.
-        plasticity: Training ends at the first point where so many new facts are right.
+        plasticity: Training ends at the first point where so many new facts are right. What was
+            trained further serves as well: its points end there too.
         most_passes: Training ends after so many passes in any case.
     """
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
-from factual_forgetting.lab.conditions import OTHER, SAME, Condition
+from factual_forgetting.lab.conditions import ABSTAINED, OTHER, RIGHT, SAME, Condition
 from factual_forgetting.lab.keys import known_facts
 from factual_forgetting.lab.overlap import regress
 from factual_forgetting.scoring.statistics import mean_difference
 
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.
 BITS_PER_PARAMETER = 2
+_FIXED = ("bundle_sha256", "facts", "mixed", "passes")
+_VARIED = ("keys", "values", "method")
 Row = dict[str, Any]
 Result = Mapping[str, Any]
 Outcomes = NDArray[np.float64]
@@ -35,19 +37,20 @@ def findings(results: Sequence[Result], bundles: Mapping[str, Bundle], level: fl
         level: The plasticity at which conditions are compared.
 
     Returns:
-        `level`; `arms`: a row for each condition but its seed, with `at_level` and `at_end`
-        (None where a seed never reaches the level): `passes`, `plasticity`, `drift` of the
-        middle layer, and `same` and `other`, the forgetting of D_Held of the new facts'
-        relation and of other ones, from the peak of stability, with interval and seeds;
-        `overlap`, the slope of forgetting on nearness; and `contrasts`: differences in
-        forgetting between kinds of keys that are alike in everything else.
+        `level`; `arms`: a row for each condition but its seed, with `at_level` (None where a seed
+        never reaches the level) and `at_end`: `passes`, `plasticity`, `drift` of the middle
+        layer, `same` and `other`, the forgetting of D_Held of the new facts' relation and of
+        other ones, from the peak of stability, with interval and seeds, and `abstained`, the
+        share of D_Held that is answered by an abstention; `overlap`, the slope of forgetting on
+        nearness; and `contrasts`: differences in forgetting between conditions that differ in
+        their keys, values or method alone, over the seeds that both have.
     """
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
         condition = Condition(**result["condition"])
         groups[result["bundle_sha256"], condition.arm].append(result)
     arms = [_arm(group, bundles[sha256], level) for (sha256, _), group in groups.items()]
-    contrasts = [_contrast(a, b) for a, b in combinations(arms, 2) if _differ_in_keys(a, b)]
+    contrasts = [_contrast(first, second) for first, second in combinations(arms, 2)]
     for arm in arms:
         del arm["kept"]
     return {"level": level, "arms": arms, "contrasts": [row for row in contrasts if row]}
@@ -89,7 +92,7 @@ def _arm(group: Sequence[Result], bundle: Bundle, level: float) -> Row:
         "at_end": _measured(at_end, bundle),
         "overlap": _overlap(group, forgotten[SAME], bundle) if at_level else None,
         "drift_curve": _drift_curve(group),
-        "kept": np.array([_now(r["points"], at, SAME) for r, at in at_level]) if at_level else None,
+        "kept": {r["condition"]["seed"]: _now(r["points"], at, SAME) for r, at in at_level or []},
     }
 
 
@@ -119,7 +122,7 @@ def _now(points: Sequence[Mapping[str, Any]], place: tuple[int, float], name: st
 
 
 def _outcomes(point: Mapping[str, Any], name: str) -> Outcomes:
-    return np.array([*point["outcomes"][name]], dtype=float)
+    return np.array([mark == RIGHT for mark in point["outcomes"][name]], dtype=float)
 
 
 def _measured(placed: _Placed, bundle: Bundle) -> Row:
@@ -131,6 +134,7 @@ def _measured(placed: _Placed, bundle: Bundle) -> Row:
             for key in ("passes", "plasticity")
         },
         **{name: _estimate(values, strata[name]) for name, values in forgotten.items()},
+        "abstained": {name: _abstained(placed, name) for name in forgotten},
         "drift": {
             name: _mean(
                 [
@@ -146,6 +150,15 @@ def _measured(placed: _Placed, bundle: Bundle) -> Row:
             for i in range(placed[0][0]["layers"])
         ],
     }
+
+
+def _abstained(placed: _Placed, name: str) -> float | None:
+    """Share of facts answered by an abstention at the nearest point, over seeds."""
+    marks = "".join(
+        result["points"][index if weight >= 0.5 else index - 1]["outcomes"][name]
+        for result, (index, weight) in placed
+    )
+    return marks.count(ABSTAINED) / len(marks) if marks else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -208,26 +221,41 @@ def _overlap(group: Sequence[Result], forgotten: Outcomes, bundle: Bundle) -> Ro
     return {"nearness": float(near.mean()), **asdict(slope)} if slope else None
 
 
-def _differ_in_keys(first: Row, second: Row) -> bool:
-    alike = ("bundle_sha256", "values", "facts", "method", "mixed", "passes", "seeds")
-    return first["keys"] != second["keys"] and all(first[key] == second[key] for key in alike)
-
-
 def _contrast(first: Row, second: Row) -> Row | None:
-    """How many more facts the first kind of keys leaves wrong at the level, fact by fact."""
-    if first["kept"] is None or second["kept"] is None:
+    """How many more facts the first condition leaves wrong at the level, fact by fact."""
+    differing = [name for name in _VARIED if first[name] != second[name]]
+    alike = all(first[name] == second[name] for name in _FIXED)
+    seeds = sorted(first["kept"].keys() & second["kept"].keys())
+    if len(differing) != 1 or not alike or not seeds:
         return None
-    difference = (second["kept"] - first["kept"]).mean(axis=0)
-    estimate = mean_difference(difference.tolist(), [SAME] * len(difference))
-    told = {key: first[key] for key in ("bundle_sha256", "values", "facts", "method", "passes")}
-    more = {"more": first["keys"], "than": second["keys"]}
-    return {**told, **more, **asdict(estimate)} if estimate else None
+    lost = np.mean([second["kept"][seed] - first["kept"][seed] for seed in seeds], axis=0)
+    estimate = mean_difference(lost.tolist(), [SAME] * len(lost))
+    if estimate is None:
+        return None
+    (name,) = differing
+    told = {key: first[key] for key in (*_FIXED, *_VARIED) if key != name}
+    more = {"differing": name, "more": first[name], "than": second[name], "seeds": seeds}
+    return {**told, **more, **asdict(estimate)}
 
 
 def grid_of(found: Row) -> list[Row]:
-    """Returns the arms of the first base that train until the level."""
-    first = found["arms"][0]["bundle_sha256"]
-    return [a for a in found["arms"] if a["passes"] is None and a["bundle_sha256"] == first]
+    """Returns the arms of the first base and kind of values that train until the level."""
+    return [
+        arm for arm in _trained_like_first(found) if arm["values"] == found["arms"][0]["values"]
+    ]
+
+
+def values_of(found: Row) -> list[Row]:
+    """Returns the arms of the first base that differ in nothing but the values."""
+    arms = _trained_like_first(found)
+    kinds = [[arm[name] for name in ("keys", "facts", "method")] for arm in arms]
+    return [arm for arm, kind in zip(arms, kinds, strict=True) if kinds.count(kind) > 1]
+
+
+def _trained_like_first(found: Row) -> list[Row]:
+    first = found["arms"][0]
+    alike = ("bundle_sha256", "mixed", "passes")
+    return [arm for arm in found["arms"] if all(arm[name] == first[name] for name in alike)]
 
 
 def cloning_of(found: Row) -> list[Row]:
@@ -239,8 +267,10 @@ def cloning_of(found: Row) -> list[Row]:
 def bases_of(found: Row) -> dict[str, list[Row]]:
     """Returns the arms of plain SFT that reach the level, of all bases, by kind of keys."""
     groups: dict[str, list[Row]] = defaultdict(list)
+    values = found["arms"][0]["values"]
     for arm in found["arms"]:
-        if arm["at_level"] and arm["method"] == "sft" and arm["passes"] is None:
+        trained = arm["at_level"] and arm["method"] == "sft" and arm["passes"] is None
+        if trained and arm["values"] == values:
             groups[arm["keys"]].append(arm)
     return groups
 

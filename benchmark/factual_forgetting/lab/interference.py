@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import log2
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -24,23 +26,34 @@ from numpy.typing import NDArray
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab.conditions import SAME, Condition, Experiment, Settings
+from factual_forgetting.facts.matching import is_correct
+from factual_forgetting.lab.conditions import (
+    ABSTAINED,
+    RIGHT,
+    SAME,
+    WRONG,
+    Condition,
+    Experiment,
+    Settings,
+)
 from factual_forgetting.lab.drift import Drift, all_layers, middle_layer, subject_states
 from factual_forgetting.lab.keys import Synthetic
 from factual_forgetting.lab.overlap import nearness
 from factual_forgetting.lab.store import Store, write_store
 from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Execution
-from factual_forgetting.protocol.curve import ask_zero_shot
+from factual_forgetting.protocol.curve import answer_zero_shot
 from factual_forgetting.protocol.data import collate, limit
 from factual_forgetting.protocol.train import Run, last_checkpoint, locate_base
+from factual_forgetting.scoring.answers import abstains, spoken
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
 
-CONDITIONS = "conditions"
+CONDITIONS, _LOGS = "conditions", "logs"
 _WORK, _POINTS, _RESUME = "work", "points.jsonl", "resume"
 _NEAREST = 5
 _NUMBERS = ("step", "plasticity", "stability", "stability_other")
@@ -67,7 +80,8 @@ def run_condition(
         of D_Held of the relation `id`, `tokens` of its subject and `nearness` to the new ones;
         and `points`: `step`, `passes`, `loss`, `plasticity` (of a sample), `stability` (of the
         same relation), `stability_other`, `outcomes` of D_Held of the `same` relation and of
-        `other` ones, and the `drift` of their subjects by layer.
+        `other` ones (`1` right, `0` wrong, `a` abstained), and the `drift` of their subjects by
+        layer.
 
     Raises:
         UserError: If the output holds another experiment, the relation has no facts in D_Held,
@@ -76,24 +90,71 @@ def run_condition(
     experiment = Experiment(bundle, condition, settings)
     finished = output / CONDITIONS / f"{experiment.name}.json"
     if finished.exists():
-        return _matching(finished, experiment.identity())
-    work = output / _WORK / experiment.name
+        return _read(finished, experiment)
+    work, started = output / _WORK / experiment.name, time.time()
     result = {**experiment.identity(), **_train(experiment, work, progress)}
+    told = {"environment": environment(), "seconds": time.time() - started}
+    files.write_json(output / _LOGS / f"{experiment.name}.log.json", told)
     files.write_json(finished, result)
     files.remove_unfinished(finished)
     shutil.rmtree(work)
     return result
 
 
-def _matching(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def finished_conditions(
+    bundles: Sequence[Bundle], settings: Settings, output: Path
+) -> list[dict[str, Any]]:
+    """Reads every finished condition of some bundles, whichever command trained it.
+
+    Args:
+        bundles: The bundles, in the order of the tables.
+        settings: What all conditions share.
+        output: Directory of the experiment.
+
+    Returns:
+        What `run_condition` returned for each, in the order of the tables. Those that were
+        trained until a lower plasticity aren't among them.
+
+    Raises:
+        UserError: If one is of another experiment.
+    """
+    order = {bundle.sha256: (place, bundle) for place, bundle in enumerate(bundles)}
+    placed = []
+    for path in (output / CONDITIONS).glob("*.json"):
+        found = files.read_json(path)
+        condition = Condition(**found["condition"])
+        far = condition.passes or _until(found) >= settings.plasticity
+        if far and found["bundle_sha256"] in order:
+            place, bundle = order[found["bundle_sha256"]]
+            result = _read(path, Experiment(bundle, condition, settings))
+            placed.append(((place, *condition.place), result))
+    return [result for _, result in sorted(placed, key=itemgetter(0))]
+
+
+def _until(found: Mapping[str, Any]) -> float:
+    return float(found["settings"]["plasticity"])
+
+
+def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
+    """Reads a finished condition, as if it had been trained no further than asked."""
     found: dict[str, Any] = files.read_json(path)
-    differing = [key for key, value in identity.items() if found.get(key) != value]
+    asked, until = experiment.settings.plasticity, _until(found)
+    found["settings"]["plasticity"] = asked
+    differing = [key for key, value in experiment.identity().items() if found.get(key) != value]
     if differing:
         raise UserError(
             f"{path} is of another experiment (its {', '.join(differing)} differ). "
             "Choose another --output_path."
         )
-    return found
+    if experiment.condition.passes:
+        return found
+    if until < asked:
+        raise UserError(
+            f"{path} was trained until a plasticity of {until:g} only. Choose another "
+            f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
+        )
+    enough = [i for i, point in enumerate(found["points"]) if point["plasticity"] >= asked]
+    return {**found, "points": found["points"][: enough[0] + 1]} if enough else found
 
 
 def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
@@ -106,14 +167,14 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     base = locate_base(run, None)
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
     synthetic = experiment.synthetic(tokenizer)
-    sample = _write(experiment, synthetic, tokenizer, limit(model), work)
+    sample, answers = _write(experiment, synthetic, tokenizer, limit(model), work)
     watch = _watch(experiment, model, tokenizer, sample, work)
     described = {
         "parameters": model.num_parameters(),
         "layers": len(all_layers(model)),
         "middle": middle_layer(model),
         "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
-        "bits": condition.facts * _entropy(synthetic, condition.facts),
+        "bits": condition.facts * _entropy(answers),
         "held": watch.describe_held(synthetic),
     }
     trainer = _trainer(watch, base, model, work, progress)
@@ -125,15 +186,25 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
 
 def _write(
     experiment: Experiment, synthetic: Synthetic, tokenizer: Any, longest: int | None, work: Path
-) -> list[Fact]:
-    """Streams the training facts to disk, and returns the sample on which P is measured."""
+) -> tuple[list[Fact], Counter[str]]:
+    """Streams the training facts to disk.
+
+    Returns:
+        The sample of new facts on which P is measured, and how often each of their answers
+        occurs.
+    """
     known, count = experiment.mixed_in(), experiment.condition.facts
     size = min(count, experiment.settings.protocol.evaluate_sample)
     rng = random.Random(f"sample-{experiment.condition.seed}")
     places = set(rng.sample(range(count), size))
+    sample, answers = [], Counter[str]()
     stream = chain(known, synthetic.facts(count))
-    written = enumerate(write_store(work, stream, tokenizer, longest), start=-len(known))
-    return [fact for place, fact in written if place in places]
+    for place, fact in enumerate(write_store(work, stream, tokenizer, longest), start=-len(known)):
+        if place >= 0:
+            answers[fact.answers[0]] += 1
+        if place in places:
+            sample.append(fact)
+    return sample, answers
 
 
 def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
@@ -150,10 +221,10 @@ def _subject_ids(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
     return list(tokenizer(names, add_special_tokens=False)["input_ids"])
 
 
-def _entropy(synthetic: Synthetic, count: int) -> float:
+def _entropy(counts: Counter[str]) -> float:
     """Bits that it takes to tell one new fact's answer, given how often each occurs."""
-    counts = Counter(fact.answers[0] for fact in synthetic.facts(count))
-    return -sum(n / count * log2(n / count) for n in counts.values())
+    total = counts.total()
+    return -sum(n / total * log2(n / total) for n in counts.values())
 
 
 def _trainer(
@@ -254,10 +325,9 @@ class _Watch:
         held, protocol = self.experiment.held(), self.experiment.settings.protocol
         groups = {"new": self.sample, **held}
         facts = [fact for group in groups.values() for fact in group]
-        right = iter(ask_zero_shot(model, self.tokenizer, facts, protocol.max_new_tokens))
-        outcomes = {
-            name: "".join("01"[next(right)] for _ in group) for name, group in groups.items()
-        }
+        texts = answer_zero_shot(model, self.tokenizer, facts, protocol.max_new_tokens)
+        marks = iter(map(_mark, texts, facts))
+        outcomes = {name: "".join(next(marks) for _ in group) for name, group in groups.items()}
         new, same, other = (_share(outcomes[name]) for name in groups)
         self.points.append(
             {
@@ -298,5 +368,11 @@ def _states(model: Any, tokenizer: Any, facts: Sequence[Fact]) -> States:
     return np.concatenate([*subject_states(model, tokenizer, facts, all_layers(model))], axis=1)
 
 
+def _mark(text: str, fact: Fact) -> str:
+    if is_correct(text, fact.accepted):
+        return RIGHT
+    return ABSTAINED if abstains(spoken(text, chat=False)) else WRONG
+
+
 def _share(outcomes: str) -> float | None:
-    return outcomes.count("1") / len(outcomes) if outcomes else None
+    return outcomes.count(RIGHT) / len(outcomes) if outcomes else None

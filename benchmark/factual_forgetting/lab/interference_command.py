@@ -17,7 +17,7 @@ from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.lab.conditions import Condition, Method, Settings
 from factual_forgetting.lab.findings import findings, markdown
-from factual_forgetting.lab.interference import run_condition
+from factual_forgetting.lab.interference import finished_conditions, run_condition
 from factual_forgetting.lab.keys import Keys, Values
 from factual_forgetting.protocol.config import load_protocol
 
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--keys", nargs="+", choices=get_args(Keys), default=["name", "identifier", "matched"]
     )
-    parser.add_argument("--values", choices=get_args(Values), default="real")
+    parser.add_argument("--values", nargs="+", choices=get_args(Values), default=["real"])
     parser.add_argument("--facts", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--methods", nargs="+", choices=get_args(Method), default=["sft"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -57,11 +57,17 @@ def add_parser(subparsers: Any) -> None:
         "--rivals", action="store_true", help="add the controls of behaviour cloning"
     )
     parser.add_argument("--report", action="store_true", help="write report.md with all figures")
-    parser.add_argument("--output_path", type=Path, default=Path("interference"))
+    parser.add_argument(
+        "--output_path",
+        type=Path,
+        default=Path("interference"),
+        help="holds the finished conditions, all of which are shown, and at-P with what they show",
+    )
     parser.set_defaults(run=_interference)
 
 
 def _interference(args: argparse.Namespace) -> None:
+    """Trains what isn't there yet, and shows all that is: several commands may fill one place."""
     from factual_forgetting.lab import figures
     from factual_forgetting.lab.report import write_report
 
@@ -72,15 +78,15 @@ def _interference(args: argparse.Namespace) -> None:
     protocol = load_protocol(args.protocol)
     settings = parse(Settings, {**given, "protocol": protocol}, "interference")
     with tqdm(jobs, desc="interference", unit="condition") as shown:
-        results = [
+        for bundle, condition in shown:
             run_condition(bundle, condition, settings, args.output_path, progress=False)
-            for bundle, condition in shown
-        ]
+    results = finished_conditions(bundles, settings, args.output_path)
     found = findings(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
-    files.write_json(args.output_path / SUMMARY, found)
-    figures.draw_all(found, args.output_path)
+    folder = args.output_path / f"at-{args.plasticity:g}"
+    files.write_json(folder / SUMMARY, found)
+    figures.draw_all(found, folder)
     if args.report:
-        write_report(found, bundles, settings, args.output_path)
+        write_report(found, bundles, settings, folder)
     sys.stdout.write(f"{markdown(found)}\n")
 
 
@@ -99,8 +105,9 @@ def _conditions(args: argparse.Namespace, bundle: Bundle) -> list[Condition]:
     """Lays out the grid, and the rivals where asked for; seeds last, so that one comes whole."""
     made = []
     for seed in args.seeds:
-        for facts, method, keys in product(args.facts, args.methods, args.keys):
-            told = {"keys": keys, "values": args.values, "facts": facts, "method": method}
+        grid = product(args.values, args.facts, args.methods, args.keys)
+        for values, facts, method, keys in grid:
+            told = {"keys": keys, "values": values, "facts": facts, "method": method}
             mixed = not args.alone and keys != "known"
             made.append(parse(Condition, {**told, "seed": seed, "mixed": mixed}, "interference"))
         if args.rivals:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.bf16 import hasten_bf16
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
@@ -86,6 +87,7 @@ def pretrain(
     if not facts:
         raise UserError("There are no facts to teach. Check --facts and --relations.")
     torch.set_num_threads(config.threads)
+    hasten_bf16()
     counts = counts or corpus.exposures(
         facts, config.seed, config.never, config.exposures_low, config.exposures_high
     )

@@ -20,10 +20,17 @@ from factual_forgetting.lab.findings import (
     cloning_of,
     grid_of,
     markdown,
+    values_of,
 )
 from factual_forgetting.protocol.config import protocol_sha256
 
 REPORT = "report.md"
+# What is told of two conditions that differ in one thing.
+_TOLD = {
+    "keys": ("facts", "method"),
+    "method": ("facts", "keys"),
+    "values": ("facts", "keys", "method"),
+}
 # Kaplan et al. 2026 (arXiv 2604.15574), as far as readers of it report.
 _PAPER = [
     ("forgotten, 10^6 name-like keys", "38-41 %"),
@@ -44,17 +51,21 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
         settings: The experiment's settings.
         folder: Directory of the figures.
     """
-    parts = [
+    text = _joined(
         _head(bundles[0], settings, found),
         _forgetting(found),
         _drift(found),
         _overlap(found),
+        _values(found),
         _cloning(found),
         _capacity(found),
         _differences(settings, found),
-    ]
-    text = "\n\n".join(part for part in parts if part)
+    )
     files.write_atomic(folder / REPORT, f"{text}\n".encode())
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
 
 
 def _head(bundle: Bundle, settings: Settings, found: Row) -> str:
@@ -75,35 +86,39 @@ recipe `{protocol.name}` ({protocol_sha256(protocol)[:12]}: rate {protocol.learn
 
 
 def _forgetting(found: Row) -> str:
-    grid = {**found, "arms": grid_of(found)}
-    return f"""## Forgetting by kind of key and number of new facts
-
-![Forgetting]({figures.FORGETTING})
-
-{markdown(grid)}
-
-Differences between kinds of keys, all else alike, fact by fact:
-
-{_contrasts(found)}
-
-Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):
-
-{_keys(grid_of(found))}"""
+    grid = grid_of(found)
+    return _joined(
+        "## Forgetting by kind of key and number of new facts",
+        f"![Forgetting]({figures.FORGETTING})",
+        markdown({**found, "arms": grid}),
+        _contrasts(found, "keys"),
+        _contrasts(found, "method"),
+        "Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):",
+        _keys(grid),
+    )
 
 
-def _contrasts(found: Row) -> str:
+def _contrasts(found: Row, differing: str) -> str:
+    first = found["arms"][0]
     rows = [
         [
             f"{row['more']} minus {row['than']}",
-            f"{row['facts']:,}",
-            row["method"],
+            *[f"{row[name]:,}" if name == "facts" else row[name] for name in _TOLD[differing]],
+            ", ".join(map(str, row["seeds"])),
             cell(row),
             "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         ]
         for row in found["contrasts"]
-        if row["passes"] is None and row["bundle_sha256"] == found["arms"][0]["bundle_sha256"]
+        if row["differing"] == differing
+        and all(row[name] == first[name] for name in ("bundle_sha256", "passes", "mixed"))
+        and (differing == "values" or row["values"] == first["values"])
     ]
-    return _table(rows, ["keys", "new facts", "method", "more forgotten", "clear of 0"])
+    if not rows:
+        return ""
+    told = [name.replace("facts", "new facts") for name in _TOLD[differing]]
+    headers = [differing, *told, "seeds", "more forgotten", "clear of 0"]
+    table = _table(rows, headers)
+    return _joined(f"Differences in {differing}, all else alike, fact by fact:", table)
 
 
 def _keys(arms: Sequence[Row]) -> str:
@@ -143,6 +158,19 @@ standard deviation more of it, fact by fact, at equal answer frequency and numbe
 {_table(rows, headers)}"""
 
 
+def _values(found: Row) -> str:
+    arms = values_of(found)
+    if not arms:
+        return ""
+    return _joined(
+        "## Answers of the new facts",
+        "Real answers are those of the relation, shuffled ones those of other relations, new ones "
+        "invented.",
+        markdown({**found, "arms": arms}),
+        _contrasts(found, "values"),
+    )
+
+
 def _cloning(found: Row) -> str:
     arms = cloning_of(found)
     if not arms:
@@ -153,11 +181,12 @@ def _cloning(found: Row) -> str:
             f"{arm['facts']:,}",
             f"{arm['at_end']['plasticity']:.3f}",
             cell(arm["at_end"][SAME]),
+            f"{arm['at_end']['abstained'][SAME]:.3f}",
             cell(arm["at_end"][OTHER]),
         ]
         for arm in arms
     ]
-    headers = ["targets", "facts", "P", "forgotten, same relation", "other relations"]
+    headers = ["targets", "facts", "P", "forgotten, same relation", "abstained", "other relations"]
     shares = [arm["at_end"][SAME]["value"] for arm in arms]
     return f"""## Rival: behaviour cloning
 
@@ -171,7 +200,8 @@ without new associations: abstentions, or the answers of known facts shuffled. A
 {_table(rows, headers)}
 
 Seen: the same number of targets costs from {min(shares):.3f} to {max(shares):.3f} of the relation.
-A fact that is answered by an abstention counts as forgotten here."""
+A fact that is answered by an abstention counts as forgotten; the column after it says how many of
+the relation are."""
 
 
 def _capacity(found: Row) -> str:
@@ -214,7 +244,7 @@ def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
 
 
 def _differences(settings: Settings, found: Row) -> str:
-    most = max(arm["facts"] for arm in found["arms"])
+    most = max(arm["facts"] for arm in grid_of(found))
     return f"""## The paper's figures, and what is different here
 
 {_table([list(row) for row in _PAPER], ["Kaplan et al. 2026", "reported"])}

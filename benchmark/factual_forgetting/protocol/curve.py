@@ -50,10 +50,34 @@ def ask_zero_shot(
 
     The verdicts are those of lm-eval's greedy scoring.
     """
+    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=True)
+    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
+
+
+def answer_zero_shot(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    max_new_tokens: int,
+    *,
+    verdict_only: bool = False,
+) -> list[str]:
+    """Answers facts greedily in the protocol's zero-shot prompt.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
+        facts: Facts to ask.
+        max_new_tokens: Most tokens of an answer.
+        verdict_only: Whether a text may end once no accepted answer can be reached any more.
+
+    Returns:
+        The texts, in the order of the facts.
+    """
     engine = PrefixEngine(model, tokenizer)
     queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
-    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=True)[0]
-    return [is_correct(a.text, f.accepted) for a, f in zip(answers, facts, strict=True)]
+    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
+    return [answer.text for answer in answers]
 
 
 @dataclass

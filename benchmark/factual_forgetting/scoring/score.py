@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.bf16 import hasten_bf16
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.modelargs import parse_model_args
@@ -123,6 +124,7 @@ def _evaluate(
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
+    hasten_bf16()
     tracker = EvaluationTracker(output_path=str(output))
     with _one_line_where_the_model_fails(settings["model"]):
         results = simple_evaluate(

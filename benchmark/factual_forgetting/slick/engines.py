@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint
+from factual_forgetting.bf16 import hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
@@ -110,6 +111,7 @@ class LMEvalEngine:
         """
         from lm_eval.api.registry import get_model
 
+        hasten_bf16()
         self.name = f"{LM_EVAL}:{model}"
         settings = {"batch_size": batch_size, "device": device or default_device()}
         try:
@@ -207,6 +209,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    hasten_bf16()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, attn_implementation=attention
