@@ -116,7 +116,7 @@ def draw_overlap(arms: Sequence[Row], path: Path) -> None:
     panel.set_yticks(range(len(shown)), names)
     panel.invert_yaxis()
     panel.axvline(0, color="grey", linewidth=0.8)
-    panel.set(xlabel="more forgotten at one standard deviation more of nearness")
+    panel.set(xlabel="more forgotten at one standard deviation\nmore of nearness")
     _save(figure, path)
 
 
