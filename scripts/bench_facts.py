@@ -24,12 +24,12 @@ def main() -> None:
     parser.add_argument("source", nargs="?", default="almanac")
     source = parser.parse_args().source
     started = time.perf_counter()
-    prepared = prepare(SourceOptions(facts=source))
+    found = prepare(SourceOptions(facts=source))
     cleaned = time.perf_counter()
-    account(prepared)
+    account(found)
     accounted = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{source}: {len(prepared.read):,} rows, {len(prepared.cleaned.facts):,} facts kept")
+    print(f"{source}: {len(found.read):,} rows, {len(found.facts):,} facts kept")
     print(f"read, aliased and cleaned in {cleaned - started:.1f} s")
     print(f"accounted for in {accounted - cleaned:.1f} s")
     print(f"peak memory {peak:.2f} GB")

@@ -13,7 +13,6 @@ from factual_forgetting.facts.account import (
 )
 from factual_forgetting.facts.cleaning import clean
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.sources import Prepared
 
 
 def fact(subject, answer, relation="R", split="train", aliases=()):
@@ -34,8 +33,8 @@ ROWS = [
 
 
 def test_an_account_adds_up():
-    prepared = Prepared(ROWS, clean(ROWS))
-    told = account(prepared)
+    cleaned = clean(ROWS)
+    told = account(cleaned)
     assert (told["rows"], told["facts"]) == (7, 5)
     assert {rule: n for rule, n in told["rules"].items() if n} == {
         "duplicates": 1,
@@ -50,12 +49,12 @@ def test_an_account_adds_up():
     assert row["kept"]["in_subject"] == 0
     assert told["relations"]["S"]["kept"]["words"] == 3
     assert told["relations"]["S"]["kept"]["characters"] == 13
-    assert dropped_ids(prepared)["answer_in_subject"] == [ROWS[4].id]
+    assert dropped_ids(cleaned)["answer_in_subject"] == [ROWS[4].id]
 
 
 def test_a_relation_without_kept_facts_stays_in_the_account():
     rows = [fact("It", "Here")]
-    told = account(Prepared(rows, clean(rows)))
+    told = account(clean(rows))
     assert told["relations"]["R"]["kept"]["majority_share"] is None
     assert profile([]).facts == 0
 
@@ -66,7 +65,7 @@ def test_the_majority_answer_does_not_depend_on_order():
 
 
 def test_a_plot_is_drawn(tmp_path):
-    told = account(Prepared(ROWS, clean(ROWS)))
+    told = account(clean(ROWS))
     plot_account(told, tmp_path / "plots" / "account.png")
     assert (tmp_path / "plots" / "account.png").read_bytes().startswith(b"\x89PNG")
 

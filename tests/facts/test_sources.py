@@ -38,8 +38,8 @@ def test_relations_and_limits_choose_facts():
     assert len(facts) == 28
     assert facts == load_facts("almanac", ["spouse", "country"], limit=7, seed=3)
     assert facts != load_facts("almanac", ["spouse", "country"], limit=7, seed=4)
-    prepared = prepare(SourceOptions(relations=("country",), limit=7))
-    assert len(prepared.cleaned.dropped["limit"]) == len(prepared.read) - 14
+    cleaned = prepare(SourceOptions(relations=("country",), limit=7))
+    assert len(cleaned.dropped["limit"]) == len(cleaned.read) - 14
 
 
 def test_cleaning_and_aliases_apply(tmp_path):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from factual_forgetting.facts.cleaning import answer_in_subject
+from factual_forgetting.facts.cleaning import Cleaned, answer_in_subject
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import AnswerKey, normalise
-from factual_forgetting.facts.sources import Prepared
+from factual_forgetting.facts.store import StoredFacts
 
 
 @dataclass(frozen=True)
@@ -77,45 +79,48 @@ def by_relation(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
     return dict(sorted(groups.items()))
 
 
-def account(prepared: Prepared) -> dict[str, Any]:
-    """Accounts for a source as plain data.
+def account(cleaned: Cleaned) -> dict[str, Any]:
+    """Accounts for a source as plain data; one relation at a time is held in memory.
 
     Returns:
         `rules`: rows dropped by each rule that was on. `relations`: by relation `splits` (kept
         facts by split), `dropped` (rows by rule; with the kept facts they sum to the rows
         read), `read` and `kept` (a `Profile` each). `rows` and `facts`: totals.
     """
-    cleaned = prepared.cleaned
-    dropped: dict[str, Counter[str]] = defaultdict(Counter)
-    for rule, rows in cleaned.dropped.items():
-        for row in rows:
-            dropped[row.relation][rule] += 1
-    kept = by_relation(cleaned.facts)
-    relations = {}
-    for relation, rows in by_relation(prepared.read).items():
-        facts = kept.get(relation, [])
-        relations[relation] = {
-            "splits": dict(sorted(Counter(fact.split for fact in facts).items())),
-            "dropped": {rule: dropped[relation][rule] for rule in cleaned.dropped},
+    dropped = {
+        rule: Counter(row.relation for row in rows) for rule, rows in cleaned.dropped.items()
+    }
+    relations = {
+        relation: {
+            "splits": {},
+            "dropped": {rule: counts[relation] for rule, counts in dropped.items()},
             "read": asdict(profile(rows)),
-            "kept": asdict(profile(facts)),
+            "kept": asdict(profile([])),
         }
+        for relation, rows in _relation_by_relation(cleaned.read)
+    }
+    for relation, facts in _relation_by_relation(cleaned.facts):
+        relations[relation]["splits"] = dict(sorted(Counter(f.split for f in facts).items()))
+        relations[relation]["kept"] = asdict(profile(facts))
     return {
-        "rows": len(prepared.read),
+        "rows": len(cleaned.read),
         "facts": len(cleaned.facts),
         "rules": {rule: len(rows) for rule, rows in cleaned.dropped.items()},
         "relations": relations,
     }
 
 
-def dropped_ids(prepared: Prepared) -> dict[str, list[str]]:
+def _relation_by_relation(facts: StoredFacts) -> Iterator[tuple[str, list[Fact]]]:
+    for relation, group in groupby(facts, attrgetter("relation")):
+        yield relation, list(group)
+
+
+def dropped_ids(cleaned: Cleaned) -> dict[str, list[str]]:
     """Returns the ids of the rows that each rule dropped or merged, sorted, each once.
 
     An id under `duplicates` or `several_splits` may still be kept: its other row was merged.
     """
-    return {
-        rule: sorted({row.id for row in rows}) for rule, rows in prepared.cleaned.dropped.items()
-    }
+    return {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
 
 
 def majority_baseline(train: Iterable[Fact], heldout: Iterable[Fact]) -> dict[str, Any]:

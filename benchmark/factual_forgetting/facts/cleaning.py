@@ -11,14 +11,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.aliases import AliasTable, builtin_aliases
-from factual_forgetting.facts.fact import SPLITS, Fact
+from factual_forgetting.facts.aliases import AliasTable
+from factual_forgetting.facts.fact import SPLITS, Fact, stable_hash
 from factual_forgetting.facts.leaks import TrainingIndex
 from factual_forgetting.facts.matching import normalise
+from factual_forgetting.facts.store import FactStore, StoredFacts, enough_room
 
 SHORTEST_SUBJECT = 3
 _SHORTEST_ALIAS = 3
@@ -77,17 +80,19 @@ RULES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cleaned:
     """The facts that rules left, and those that they took.
 
     Attributes:
-        facts: Kept facts, each id once, ordered by relation and id.
+        read: The rows as they were given.
+        facts: Kept facts, each id once.
         dropped: Rule to the rows that it dropped or merged, for every rule that was on.
     """
 
-    facts: list[Fact]
-    dropped: dict[str, list[Fact]]
+    read: StoredFacts
+    facts: StoredFacts
+    dropped: dict[str, StoredFacts]
 
 
 def active_rules(keep: Iterable[str] = (), drop: Iterable[str] = ()) -> list[str]:
@@ -118,6 +123,8 @@ def clean(
     keep: Iterable[str] = (),
     drop: Iterable[str] = (),
     aliases: AliasTable | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Cleaned:
     """Applies the rules to the rows of a source.
 
@@ -125,103 +132,155 @@ def clean(
     and held-out facts give way to training facts.
 
     Args:
-        rows: Facts as read, ids may repeat; with their aliases.
+        rows: Facts as read, ids may repeat; with their aliases. Read once.
         keep: Rules to turn off.
         drop: Optional rules to turn on.
         aliases: Names of one thing, to know a subject by; None for the built-in table.
+        limit: At most this many facts of each relation and split are left, the others stand
+            under `limit`.
+        seed: Decides which facts a limit keeps.
 
     Raises:
-        UserError: If there is no such rule.
+        UserError: If there is no such rule, or no room on the disk.
     """
     active = active_rules(keep, drop)
-    dropped: dict[str, list[Fact]] = {name: [] for name in active}
-    facts = _identify(rows, dropped)
-    facts = _sift(facts, _single_fact_tests(facts), dropped)
-    facts = _sift(facts, _heldout_tests(facts, aliases), dropped)
-    ordered = sorted(facts, key=lambda fact: (fact.relation, fact.id))
-    return Cleaned(ordered, dropped)
+    with enough_room():
+        store = FactStore(rows)
+        _identify(store, active)
+        _drop_shared_templates(store, active)
+        fit = _sift(store, _judge_alone(active), _KEPT)  # judged as the index takes them
+        index = TrainingIndex((fact for fact in fit if fact.split == "train"), aliases)
+        for _ in _sift(store, _judge_by_training(active, index), _HELDOUT):
+            pass
+        if limit is not None:
+            _limit(store, limit, seed)
+            active.append("limit")
+        return _outcome(store, active)
 
 
-_Test = Callable[[Fact], bool]
+_Judge = Callable[[Fact], str | None]
+
+_KEPT = "SELECT * FROM facts WHERE rule IS NULL ORDER BY number"
+_HELDOUT = "SELECT * FROM facts WHERE rule IS NULL AND split <> 'train' ORDER BY number"
+_ALL_READ = "SELECT * FROM rows ORDER BY relation, id, number"
+_OF_RULE = "SELECT * FROM facts WHERE rule IS ? ORDER BY relation, id, number"
 
 
-def _sift(facts: list[Fact], tests: dict[str, _Test], dropped: dict[str, list[Fact]]) -> list[Fact]:
-    active = [(name, test) for name, test in tests.items() if name in dropped]
-    kept: list[Fact] = []
-    for fact in facts:
-        rule = next((name for name, test in active if test(fact)), None)
-        (kept if rule is None else dropped[rule]).append(fact)
-    return kept
+def _outcome(store: FactStore, rules: Iterable[str]) -> Cleaned:
+    sizes = dict(store.db.execute("SELECT rule, count(*) FROM rows GROUP BY rule"))
+
+    def under(rule: str | None) -> StoredFacts:
+        return StoredFacts(store, _OF_RULE, (rule,), sizes.get(rule, 0))
+
+    read = StoredFacts(store, _ALL_READ, (), sum(sizes.values()))
+    return Cleaned(read, under(None), {rule: under(rule) for rule in rules})
 
 
-def _identify(rows: Iterable[Fact], dropped: dict[str, list[Fact]]) -> list[Fact]:
-    """Drops conflicting questions and merges rows until each id stands once."""
-    by_question: dict[str, list[Fact]] = defaultdict(list)
-    for row in rows:
-        by_question[row.question].append(row)
-    facts = []
-    for same in by_question.values():
-        if len(same) == 1:
-            facts += same
-        elif "conflicting_golds" in dropped and _conflict(same):
-            dropped["conflicting_golds"] += same
+def _sift(store: FactStore, judge: _Judge, query: str) -> Iterator[Fact]:
+    """Drops the facts of a query that a judge names a rule for, and yields the others.
+
+    A query in order of number never meets a row again, so that rows may be marked behind it.
+    """
+    for number, fact in store.select(query):
+        rule = judge(fact)
+        if rule is None:
+            yield fact
         else:
-            facts += _merge(same, dropped)
-    return facts
+            store.drop(rule, number)
 
 
-def _conflict(rows: list[Fact]) -> bool:
+# Sorted apart from the table, whose rows are marked meanwhile.
+_REPEATED = """
+SELECT * FROM facts
+WHERE question IN (SELECT question FROM rows GROUP BY question HAVING count(*) > 1)
+ORDER BY question, number
+"""
+
+
+def _identify(store: FactStore, active: Collection[str]) -> None:
+    """Drops conflicting questions and merges rows until each id stands once."""
+    for _, group in groupby(store.select(_REPEATED), key=lambda pair: pair[1].question):
+        same = dict(group)
+        if "conflicting_golds" in active and _conflict(same.values()):
+            for number in same:
+                store.drop("conflicting_golds", number)
+        else:
+            _merge(store, same)
+
+
+def _conflict(rows: Iterable[Fact]) -> bool:
     return len({frozenset(map(normalise, row.accepted)) for row in rows}) > 1
 
 
-def _merge(rows: list[Fact], dropped: dict[str, list[Fact]]) -> list[Fact]:
-    by_id: dict[str, list[Fact]] = defaultdict(list)
-    for row in rows:
-        by_id[row.id].append(row)
-    merged = []
-    for same in by_id.values():
-        same.sort(key=lambda row: (SPLITS.index(row.split), row.answers, row.aliases))
-        first, *others = same
-        split = first.split
-        dropped["duplicates"] += [row for row in others if row.split == split]
-        dropped["several_splits"] += [row for row in others if row.split != split]
-        answers = _union(row.answers for row in same)
-        names = _union(row.aliases for row in same)
+def _merge(store: FactStore, rows: dict[int, Fact]) -> None:
+    by_id: dict[str, list[int]] = defaultdict(list)
+    for number, row in rows.items():
+        by_id[row.id].append(number)
+    for numbers in by_id.values():
+        numbers.sort(key=lambda number: _precedence(rows[number]))
+        first, *others = numbers
+        for other in others:
+            in_split = rows[other].split == rows[first].split
+            store.drop("duplicates" if in_split else "several_splits", other)
+        answers = _union(rows[number].answers for number in numbers)
+        names = _union(rows[number].aliases for number in numbers)
         aliases = tuple(name for name in names if name not in answers)
-        merged.append(replace(first, answers=answers, aliases=aliases))
-    return merged
+        store.merge(first, replace(rows[first], answers=answers, aliases=aliases))
+
+
+def _precedence(row: Fact) -> tuple[Any, ...]:
+    return SPLITS.index(row.split), row.answers, row.aliases
 
 
 def _union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item for items in lists for item in items))
 
 
-def _single_fact_tests(facts: list[Fact]) -> dict[str, _Test]:
-    first_to_ask: dict[str, tuple[int, str]] = {}
-    for fact in facts:
-        shape = _shape(fact)
-        rank = _rank(fact.relation)
-        first_to_ask[shape] = min(first_to_ask.get(shape, rank), rank)
-    return {
-        "shared_template": lambda fact: first_to_ask[_shape(fact)] < _rank(fact.relation),
+_SHARED_TEMPLATES = """
+WITH asking AS (
+    SELECT DISTINCT shape(relation, subject, question) AS shape, relation
+    FROM rows WHERE rule IS NULL
+), ranked AS (
+    SELECT *, rank(relation) > min(rank(relation)) OVER (PARTITION BY shape) AS late FROM asking
+)
+UPDATE rows SET rule = 'shared_template'
+WHERE rule IS NULL AND (shape(relation, subject, question), relation) IN (
+    SELECT shape, relation FROM ranked WHERE late
+)
+"""
+
+
+def _drop_shared_templates(store: FactStore, active: Collection[str]) -> None:
+    if "shared_template" in active:
+        store.db.create_function("shape", 3, _shape, deterministic=True)
+        store.db.create_function("rank", 1, _rank, deterministic=True)
+        store.db.execute(_SHARED_TEMPLATES)
+
+
+def _shape(relation: str, subject: str, question: str) -> str:
+    """The question without its subject; a question that is its own subject has none."""
+    if subject and subject != question:
+        return question.replace(subject, "[X]", 1)
+    return relation
+
+
+def _rank(relation: str) -> str:
+    """Sorts relations as people number them: P19 before P131."""
+    digits = relation.removeprefix("P")
+    number = str(int(digits)) if digits.isdecimal() else "0"
+    return f"{len(number):04}{number}{relation}"
+
+
+def _judge_alone(active: Collection[str]) -> _Judge:
+    """Judges a fact by itself, whatever is trained on."""
+    tests: dict[str, Callable[[Fact], bool]] = {
         "template_misfit": template_misfit,
         "short_subject": short_subject,
         "answer_in_subject": answer_in_subject,
         "several_golds": lambda fact: len(fact.answers) > 1,
     }
-
-
-def _shape(fact: Fact) -> str:
-    """The question without its subject; a question that is its own subject has none."""
-    if fact.subject and fact.subject != fact.question:
-        return fact.question.replace(fact.subject, "[X]", 1)
-    return fact.relation
-
-
-def _rank(relation: str) -> tuple[int, str]:
-    """Orders relations as people number them: P19 before P131."""
-    digits = relation.removeprefix("P")
-    return (int(digits) if digits.isdecimal() else 0, relation)
+    rules = [(name, test) for name, test in tests.items() if name in active]
+    return lambda fact: next((name for name, test in rules if test(fact)), None)
 
 
 def template_misfit(fact: Fact) -> bool:
@@ -259,18 +318,35 @@ def answer_in_subject(fact: Fact) -> bool:
     )
 
 
-def _heldout_tests(facts: list[Fact], aliases: AliasTable | None) -> dict[str, _Test]:
-    table = aliases or builtin_aliases()
-    index = TrainingIndex((fact for fact in facts if fact.split == "train"), table)
+_LEAKS = {
+    "id": "heldout_subject",
+    "question": "heldout_subject",
+    "subject": "heldout_subject",
+    "object": "heldout_object",
+    "any_object": "heldout_any_object",
+}
 
-    def leaks(*kinds: str) -> _Test:
-        def test(fact: Fact) -> bool:
-            return fact.split != "train" and any(leak.kind in kinds for leak in index.leaks(fact))
 
-        return test
+def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
+    """Judges a held-out fact by what training facts give away."""
 
-    return {
-        "heldout_subject": leaks("id", "question", "subject"),
-        "heldout_object": leaks("object"),
-        "heldout_any_object": leaks("any_object"),
-    }
+    def judge(fact: Fact) -> str | None:
+        rules = (_LEAKS[leak.kind] for leak in index.leaks(fact))
+        return next((rule for rule in rules if rule in active), None)
+
+    return judge
+
+
+_OVER_LIMIT = """
+UPDATE rows SET rule = 'limit' WHERE number IN (
+    SELECT number FROM (
+        SELECT number, row_number() OVER (PARTITION BY relation, split ORDER BY lot(id)) AS place
+        FROM rows WHERE rule IS NULL
+    ) WHERE place > ?
+)
+"""
+
+
+def _limit(store: FactStore, limit: int, seed: int) -> None:
+    store.db.create_function("lot", 1, lambda identity: stable_hash("limit", seed, identity))
+    store.db.execute(_OVER_LIMIT, (limit,))

@@ -13,6 +13,7 @@ from factual_forgetting.facts.account import account, dropped_ids, plot_account
 from factual_forgetting.facts.cleaning import RULES
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.sources import SourceOptions, chosen, chosen_facts, prepare
+from factual_forgetting.facts.store import StoredFacts
 
 _SOURCES = (
     "almanac, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
@@ -84,14 +85,15 @@ def facts_from_arguments(args: argparse.Namespace) -> list[Fact]:
     return chosen_facts(source_options(args))
 
 
-def described_source(args: argparse.Namespace) -> tuple[list[Fact], dict[str, Any]]:
-    """Loads facts as `facts_from_arguments` does, and says where they are from.
+def described_source(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, Any]]:
+    """Finds the facts that `facts_from_arguments` loads, and says where they are from.
 
     Returns:
-        The facts, and their source: the options, and how many rows each rule dropped.
+        The facts as a stream that can be read again, and their source: the options, and how
+        many rows each rule dropped.
 
     Raises:
-        UserError: As `chosen_facts` does.
+        UserError: As `chosen` does.
     """
     options = source_options(args)
     cleaned = chosen(options)
@@ -122,12 +124,12 @@ def run(args: argparse.Namespace) -> None:
         UserError: As `prepare` does.
     """
     options = source_options(args)
-    prepared = prepare(options)
-    told = {"source": options.model_dump(mode="json"), **account(prepared)}
+    cleaned = prepare(options)
+    told = {"source": options.model_dump(mode="json"), **account(cleaned)}
     if args.output_path:
-        rows = (fact.row() for fact in prepared.cleaned.facts)
+        rows = (fact.row() for fact in cleaned.facts)
         files.write_jsonl(args.output_path / "facts.jsonl", rows)
-        files.write_json(args.output_path / "dropped.json", dropped_ids(prepared))
+        files.write_json(args.output_path / "dropped.json", dropped_ids(cleaned))
         plot_account(told, args.output_path / "account.png")
         files.write_json(args.output_path / "account.json", told)
     sys.stdout.write(account_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from factual_forgetting.facts.aliases import AliasTable, builtin_aliases
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
+from factual_forgetting.facts.store import scratch
 
 # Pairs of relations that say the same with subject and object exchanged, by Wikidata property
 # and by PopQA's and the almanac's names. A notable work (P800) mirrors who made it.
@@ -37,6 +39,25 @@ def _inverses() -> dict[str, set[str]]:
 
 
 _INVERSES = _inverses()
+
+_SAID = """
+CREATE TABLE facts (id TEXT, question TEXT, subject TEXT);
+CREATE TABLE objects (text TEXT, relation TEXT, id TEXT);
+"""
+# Sorted at the end: entries put in place one by one would lie all over the disk.
+_INDICES = """
+CREATE INDEX by_id ON facts (id);
+CREATE INDEX by_question ON facts (question);
+CREATE INDEX by_subject ON facts (subject);
+CREATE INDEX by_object ON objects (text, relation);
+"""
+_FIND = {
+    "id": "SELECT id FROM facts WHERE id = ? LIMIT 1",
+    "question": "SELECT id FROM facts WHERE question = ? LIMIT 1",
+    "subject": "SELECT id FROM facts WHERE subject = ? LIMIT 1",
+    "object": "SELECT id FROM objects WHERE text = ? AND relation = ? LIMIT 1",
+    "any_object": "SELECT id FROM objects WHERE text = ? LIMIT 1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +88,27 @@ class TrainingIndex:
 
     def __init__(self, facts: Iterable[Fact], aliases: AliasTable | None = None) -> None:
         self._aliases = aliases or builtin_aliases()
-        self._ids: dict[str, str] = {}
-        self._questions: dict[str, str] = {}
-        self._subjects: dict[str, str] = {}
-        self._objects: dict[str, dict[str, str]] = {}
+        self._db = scratch(_SAID)
         for fact in facts:
-            self._ids.setdefault(fact.id, fact.id)
-            self._questions.setdefault(normalise(fact.question), fact.id)
-            self._subjects.setdefault(normalise(fact.subject), fact.id)
-            objects = self._objects.setdefault(fact.relation, {})
-            for answer in fact.accepted:
-                objects.setdefault(normalise(answer), fact.id)
+            said = fact.id, normalise(fact.question), normalise(fact.subject)
+            self._db.execute("INSERT INTO facts VALUES (?, ?, ?)", said)
+            objects = [(normalise(name), fact.relation, fact.id) for name in fact.accepted]
+            self._db.executemany("INSERT INTO objects VALUES (?, ?, ?)", objects)
+        self._db.executescript(_INDICES)
 
     def leaks(self, fact: Fact) -> Iterator[Leak]:
-        """Yields at most one leak of each kind."""
-        forms = sorted(self._aliases.forms(fact.subject))
+        """Yields at most one leak of each kind; of the facts that say the same, the first."""
+        forms: list[tuple[str, ...]] = [(f,) for f in sorted(self._aliases.forms(fact.subject))]
         related = sorted({fact.relation, *_INVERSES.get(fact.relation, ())})
-        places = {
-            "id": ([fact.id], [self._ids]),
-            "question": ([normalise(fact.question)], [self._questions]),
-            "subject": (forms, [self._subjects]),
-            "object": (forms, [self._objects.get(name, {}) for name in related]),
-            "any_object": (forms, list(self._objects.values())),
+        looked_up: dict[str, list[tuple[str, ...]]] = {
+            "id": [(fact.id,)],
+            "question": [(normalise(fact.question),)],
+            "subject": forms,
+            "object": [(*form, relation) for relation in related for form in forms],
+            "any_object": forms,
         }
-        for kind, (keys, indices) in places.items():
-            for train in (index[key] for index in indices for key in keys if key in index):
+        for kind, keys in looked_up.items():
+            for (train,) in chain.from_iterable(self._db.execute(_FIND[kind], key) for key in keys):
                 text = fact.question if kind in {"id", "question"} else fact.subject
                 yield Leak(kind, fact.id, train, text)
                 break

@@ -6,8 +6,7 @@ EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from factual_forgetting.facts.entityquestions import (
     fetch_entity_questions,
     read_entity_questions,
 )
-from factual_forgetting.facts.fact import Fact, stable_hash
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.popqa import DATASET, popqa_fact
 from factual_forgetting.facts.rows import (
     FIELDS,
@@ -67,19 +66,6 @@ class SourceOptions(Config):
         return columns
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A source, read and cleaned.
-
-    Attributes:
-        read: The rows of the relations asked for, with their aliases, as the source has them.
-        cleaned: What cleaning kept and dropped; facts over the limit stand under `limit`.
-    """
-
-    read: list[Fact]
-    cleaned: Cleaned
-
-
 def load_facts(
     source: str,
     relations: Sequence[str] = (),
@@ -111,16 +97,16 @@ def chosen_facts(options: SourceOptions) -> list[Fact]:
     Raises:
         UserError: As `chosen` does.
     """
-    return chosen(options).facts
+    return list(chosen(options).facts)
 
 
 def chosen(options: SourceOptions) -> Cleaned:
-    """Loads what the options choose, with what cleaning dropped.
+    """Finds what the options choose, with what cleaning dropped.
 
     Raises:
         UserError: As `prepare` does, and if cleaning leaves no fact.
     """
-    cleaned = prepare(options).cleaned
+    cleaned = prepare(options)
     if not cleaned.facts:
         counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
         raise UserError(
@@ -130,8 +116,8 @@ def chosen(options: SourceOptions) -> Cleaned:
     return cleaned
 
 
-def prepare(options: SourceOptions) -> Prepared:
-    """Reads a source, adds aliases, cleans, and applies the limit.
+def prepare(options: SourceOptions) -> Cleaned:
+    """Reads a source, adds aliases, cleans, and applies the limit; nothing is held in memory.
 
     Raises:
         UserError: If the source is unknown, malformed or empty, or a relation, a rule or the
@@ -141,22 +127,25 @@ def prepare(options: SourceOptions) -> Prepared:
     table = builtin_aliases()
     if options.aliases:
         table = table | read_aliases(options.aliases)
-    rows = list(with_aliases(read_source(options.facts, options.columns), table))
-    if not rows:
+    rows = _asked_for(with_aliases(read_source(options.facts, options.columns), table), options)
+    return clean(rows, options.keep, options.drop, table, options.limit, options.seed)
+
+
+def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
+    """Yields the rows of the relations asked for, and complains at the end if one isn't there."""
+    known = set()
+    for row in rows:
+        known.add(row.relation)
+        if not options.relations or row.relation in options.relations:
+            yield row
+    if not known:
         raise UserError(f"{options.facts} holds no facts. Give a source with at least one.")
-    known = {row.relation for row in rows}
     unknown = sorted(set(options.relations) - known)
     if unknown:
         raise UserError(
             f"{options.facts} has no relation {', '.join(unknown)}. "
             f"It has: {', '.join(sorted(known))}."
         )
-    chosen = set(options.relations) or known
-    read = [row for row in rows if row.relation in chosen]
-    cleaned = clean(read, options.keep, options.drop, table)
-    if options.limit is not None:
-        cleaned = _limit(cleaned, options.limit, options.seed)
-    return Prepared(read, cleaned)
 
 
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterator[Fact]:
@@ -234,15 +223,3 @@ def _dataset_rows(spec: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]
         place = SPLIT_NAMES.get(split) if len(loaded) > 1 else None
         for number, row in enumerate(rows, start=1):
             yield f"{spec}, split {split}, row {number}", place, row
-
-
-def _limit(cleaned: Cleaned, limit: int, seed: int) -> Cleaned:
-    taken: dict[tuple[str, str], int] = {}
-    kept: list[Fact] = []
-    over: list[Fact] = []
-    for fact in sorted(cleaned.facts, key=lambda fact: stable_hash("limit", seed, fact.id)):
-        group = (fact.relation, fact.split)
-        taken[group] = taken.get(group, 0) + 1
-        (kept if taken[group] <= limit else over).append(fact)
-    kept.sort(key=lambda fact: (fact.relation, fact.id))
-    return replace(cleaned, facts=kept, dropped={**cleaned.dropped, "limit": over})

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +204,7 @@ def _base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_plan(
-    facts: list[Fact],
+    facts: Iterable[Fact],
     settings: SlickConfig,
     base: dict[str, Any],
     opening: tuple[Any, ...],
@@ -222,7 +222,7 @@ def _print_plan(
     sys.stdout.write(files.dumps(told, indent=2) + "\n")
 
 
-def _check_redraw(facts: list[Fact], engine: Engine, output: Path, sample: int) -> None:
+def _check_redraw(facts: Iterable[Fact], engine: Engine, output: Path, sample: int) -> None:
     from factual_forgetting.slick.redraw import check_redraw
 
     told = check_redraw(facts, engine, output, sample)
