@@ -251,7 +251,7 @@ def report(told: dict[str, Any]) -> None:
             )
     if whole := told.get("embedded_world"):
         print(
-            f"the almanac's world, 20 runs: {whole['queries']} queries in {whole['cpu_seconds']} CPU s "
+            f"the almanac's world: {whole['queries']} queries in {whole['cpu_seconds']} CPU s "
             f"and {whole['wall_seconds']} s, tokens/least {whole['tokens_over_least']}"
         )
 
