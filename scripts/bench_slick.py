@@ -1,19 +1,22 @@
 """Measures the labelling engines side by side: same questions, same checkpoint, one thread.
 
     OMP_NUM_THREADS=1 python scripts/bench_slick.py [--base DIR] [--output_path FILE]
+    python scripts/bench_slick.py --device cuda --runs 20 --output_path scripts/bench_slick_gpu.json
 
-Two bases: the embedded one, and the same function inflated to about 30 M parameters (more
-layers and a wider feed-forward part that add nothing), where arithmetic dominates as it does
-in larger models. All in fp32: many CPUs have no instructions for bf16, and emulate it slowly.
-Every engine runs in a process of its own; CPU seconds are the comparable figure, wall seconds
-depend on what else the machine does. The least number of tokens that any
-method must compute is the number of distinct nodes in the token trie of all prompts, plus the
-answer tokens before the one that decides the verdict.
+Two bases on a CPU: the embedded one, and the same function inflated to about 30 M parameters
+(more layers and a wider feed-forward part that add nothing), where arithmetic dominates as it
+does in larger models. On a GPU one, in the shape of Qwen2.5-1.5B but for its vocabulary. In fp32
+on a CPU, as many have no instructions for bf16 and emulate it slowly; in bf16 on a GPU.
+Every engine runs in a process of its own; CPU seconds are the comparable figure on a CPU, where
+wall seconds depend on what else the machine does; on a GPU wall seconds are. The least number of
+tokens that any method must compute is the number of distinct nodes in the token trie of all
+prompts, plus the answer tokens before the one that decides the verdict.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -44,7 +47,10 @@ MODES = (
     "prefix",
     "prefix, retiring",
 )
-WIDE_LAYERS, WIDE_FEED_FORWARD = 12, 2816
+GPU_MODES = ("lm-eval", "prefix")
+HEAD_SIZE = 64
+# Layers, width and width of the feed-forward part.
+WIDE, QWEN_1_5B = (12, 256, 2816), (28, 1536, 8960)
 
 
 def main() -> None:
@@ -52,54 +58,65 @@ def main() -> None:
     parser.add_argument("--base", default=checkpoint.ALMANAC)
     parser.add_argument("--facts", type=int, default=220, help="facts of each of two relations")
     parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output_path", type=Path, default=Path("scripts/bench_slick.json"))
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(*args.one, args.facts, args.runs)))
+        print(json.dumps(measure(*args.one, args)))
         return
     base = checkpoint.locate(args.base)
     with tempfile.TemporaryDirectory() as directory:
-        wide = inflate(base, Path(directory) / "wide")
         told = {
             "environment": environment(),
             "facts": args.facts * len(RELATIONS),
             "runs": args.runs,
-            "narrow": compare(base, args),
-            "wide": compare(wide, args),
-            "embedded_world": ask_self(args, base, "all", "float32"),
+            **(on_gpu if args.device != "cpu" else on_cpu)(base, Path(directory), args),
         }
     files.write_json(args.output_path, told)
     report(told)
 
 
-def inflate(base: Path, output: Path) -> Path:
-    """Writes a Llama with the same logits and about 30 M parameters."""
+def on_cpu(base: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    wide = inflate(base, work, WIDE)
+    return {
+        "narrow": compare(base, args, MODES),
+        "wide": compare(wide, args, MODES),
+        "embedded_world": ask_self(args, base, "all"),
+    }
+
+
+def on_gpu(base: Path, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    return {"large": compare(inflate(base, work, QWEN_1_5B, "bfloat16"), args, GPU_MODES)}
+
+
+def inflate(base: Path, output: Path, shape: tuple[int, int, int], dtype: str = "float32") -> Path:
+    """Writes a larger Llama with the same logits: what is added changes nothing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     small = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    config = small.config
-    layers, inner = config.num_hidden_layers, config.intermediate_size
-    config.num_hidden_layers, config.intermediate_size = WIDE_LAYERS, WIDE_FEED_FORWARD
+    config = copy.deepcopy(small.config)
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = shape
+    config.num_attention_heads = config.num_key_value_heads = config.hidden_size // HEAD_SIZE
     config.layer_types = None
+    # A norm divides by the mean square, which shrinks with every zero that is appended.
+    share = small.config.hidden_size / config.hidden_size
+    config.rms_norm_eps *= share
     torch.manual_seed(0)
-    wide = AutoModelForCausalLM.from_config(config).float()
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        wide = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
+        wide.model.embed_tokens.weight.zero_()
         for layer in wide.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        for ours, theirs in zip(wide.model.layers[:layers], small.model.layers, strict=True):
-            ours.self_attn.load_state_dict(theirs.self_attn.state_dict())
-            ours.input_layernorm.load_state_dict(theirs.input_layernorm.state_dict())
-            norm = theirs.post_attention_layernorm.state_dict()
-            ours.post_attention_layernorm.load_state_dict(norm)
-            ours.mlp.gate_proj.weight[:inner] = theirs.mlp.gate_proj.weight
-            ours.mlp.up_proj.weight[:inner] = theirs.mlp.up_proj.weight
-            ours.mlp.down_proj.weight[:, :inner] = theirs.mlp.down_proj.weight
-        wide.model.embed_tokens.load_state_dict(small.model.embed_tokens.state_dict())
-        wide.model.norm.load_state_dict(small.model.norm.state_dict())
-    wide.save_pretrained(output)
+        theirs = dict(small.named_parameters())
+        for name, ours in wide.named_parameters():
+            if name in theirs:
+                corner = tuple(map(slice, theirs[name].shape))
+                ours[corner] = theirs[name] * (share**0.5 if "norm" in name else 1)
+    wide.to(getattr(torch, dtype)).save_pretrained(output)
     AutoTokenizer.from_pretrained(base).save_pretrained(output)
     return output
 
@@ -116,14 +133,16 @@ class WholeAnswers:
         return self._engine.answer(groups, max_new_tokens)
 
 
-def compare(base: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Runs all modes in fp32 on one base."""
-    found = {mode: ask_self(args, base, mode, "float32") for mode in MODES}
-    graded = [found[mode].pop("correct") for mode in MODES]
+def compare(base: Path, args: argparse.Namespace, modes: Sequence[str]) -> dict[str, Any]:
+    """Runs modes on one base."""
+    found = {mode: ask_self(args, base, mode) for mode in modes}
+    graded = [found[mode].pop("correct") for mode in modes]
     reference = found["lm-eval"]
-    for mode, correct in zip(MODES, graded, strict=True):
+    for mode, correct in zip(modes, graded, strict=True):
         found[mode]["verdicts_differing"] = differing(graded[0], correct)
-        found[mode]["cpu_ratio"] = reference["cpu_seconds"] / found[mode]["cpu_seconds"]
+        for clock in ("cpu", "wall"):
+            told = found[mode][f"{clock}_seconds"]
+            found[mode][f"{clock}_ratio"] = reference[f"{clock}_seconds"] / told
     return found
 
 
@@ -135,21 +154,23 @@ def differing(reference: dict[str, str], other: dict[str, str]) -> int:
     )
 
 
-def ask_self(args: argparse.Namespace, base: Path, mode: str, dtype: str) -> dict[str, Any]:
+def ask_self(args: argparse.Namespace, base: Path, mode: str) -> dict[str, Any]:
     """Measures one mode in a process of its own, so that peak memory is its own."""
-    sizes = ["--facts", str(args.facts), "--runs", str(args.runs)]
-    command = [sys.executable, __file__, *sizes, "--one", str(base), mode, dtype]
+    given = ["--facts", str(args.facts), "--runs", str(args.runs), "--device", args.device]
+    command = [sys.executable, __file__, *given, "--one", str(base), mode]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
-def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str, Any]:
-    asked = world() if mode == "all" else [f for r in RELATIONS for f in some(r, facts)]
-    settings = SlickConfig(runs=20 if mode == "all" else runs, retire="retiring" in mode)
+def measure(base: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
+    asked = world() if mode == "all" else [f for r in RELATIONS for f in some(r, args.facts)]
+    settings = SlickConfig(runs=20 if mode == "all" else args.runs, retire="retiring" in mode)
     name = "lm-eval" if mode.startswith("lm-eval") else "prefix"
-    batch = "64" if name == "lm-eval" else "auto"
-    engine = open_engine(name, "hf", {"pretrained": base, "dtype": dtype}, batch, "cpu")
+    dtype, batch = ("float32", "64") if args.device == "cpu" else ("bfloat16", "256")
+    given = {"pretrained": base, "dtype": dtype}
+    engine = open_engine(name, "hf", given, batch if name == "lm-eval" else "auto", args.device)
+    warm_up(engine, asked[0])
     counted = count_answer_tokens()
     with tempfile.TemporaryDirectory() as directory:
         cpu, wall = time.process_time(), time.perf_counter()
@@ -171,6 +192,12 @@ def measure(base: str, mode: str, dtype: str, facts: int, runs: int) -> dict[str
         told |= {"tokens": engine.computed, "least_tokens": least}  # type: ignore[attr-defined]
         told["tokens_over_least"] = round(told["tokens"] / least, 3)
     return told
+
+
+def warm_up(engine: Engine, fact: Fact) -> None:
+    """A GPU's libraries load with the first batch."""
+    query = Query(prompts.question_prompt(fact.question), fact.accepted)
+    engine.answer([Group("", [query])], SlickConfig().max_new_tokens)
 
 
 def some(relation: str, number: int) -> Sequence[Fact]:
@@ -213,19 +240,20 @@ def shared(one: list[int], other: list[int]) -> int:
 
 
 def report(told: dict[str, Any]) -> None:
-    for base in ("narrow", "wide"):
-        for mode, row in told[base].items():
+    for base in ("narrow", "wide", "large"):
+        for mode, row in told.get(base, {}).items():
             print(
                 f"{base:7} {mode:21} {row['cpu_seconds']:8.1f} CPU s  x{row['cpu_ratio']:<5.2f}"
+                f"{row['wall_seconds']:8.1f} s  x{row['wall_ratio']:<5.2f}"
                 f"{row['queries']:7} queries  {row['peak_memory_mib']:5} MiB  "
                 f"{row['verdicts_differing']} verdicts differ"
                 + (f"  tokens/least {row['tokens_over_least']}" if "tokens" in row else "")
             )
-    whole = told["embedded_world"]
-    print(
-        f"the embedded world, 20 runs: {whole['queries']} queries in {whole['cpu_seconds']} CPU s, "
-        f"tokens/least {whole['tokens_over_least']}"
-    )
+    if whole := told.get("embedded_world"):
+        print(
+            f"the almanac's world: {whole['queries']} queries in {whole['cpu_seconds']} CPU s "
+            f"and {whole['wall_seconds']} s, tokens/least {whole['tokens_over_least']}"
+        )
 
 
 if __name__ == "__main__":

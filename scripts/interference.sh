@@ -6,32 +6,23 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh hf
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-ff=.venv/bin/factual-forgetting
 out=leaderboard/interference
-bases=${BASES:-interference-bases}
 read -ra seeds <<< "${SEEDS:-0 1 2}"
-interfere() { "$ff" interference --output_path "$out" --seeds "${seeds[@]}" "$@" > /dev/null; }
+interfere() {
+    .venv/bin/factual-forgetting interference --output_path "$out" --seeds "${seeds[@]}" "$@" \
+        > /dev/null
+}
 
 interfere --facts 100 1000 --methods sft self_distillation --rivals
 interfere --facts 1000 --keys name identifier --values shuffled new
 # Ten thousand take a model of this size many passes: they are compared half way.
 interfere --plasticity 0.5 --facts 10000 --methods sft self_distillation
 
-# The same world in smaller bases.
+# The same world in smaller bases; in fp32, which every CPU computes fast.
 for width in 128 192; do
-    base=$bases/$width
-    if [ ! -e "$base/bundle" ]; then
-        mkdir -p "$bases"
-        sed -e "s/^hidden_size: .*/hidden_size: $width/" \
-            -e "s/^intermediate_size: .*/intermediate_size: $((width * 11 / 4))/" \
-            benchmark/factual_forgetting/lab/almanac-base.yaml > "$bases/$width.yaml"
-        "$ff" pretrain --facts almanac --config "$bases/$width.yaml" --output_path "$base/model"
-        "$ff" classify --facts almanac --model_args "pretrained=$base/model" \
-            --output_path "$base/labels"
-        "$ff" bundle build "$base/labels" --known 300 --unknown 300 --heldout 360 --validation 60 \
-            --replay 60 --other_relations shelf --output_path "$base/bundle"
-    fi
+    [ -e "$out/bundles/$width" ] || bash scripts/almanac_base.sh "interference-bases/$width" \
+        "$out/bundles/$width" hidden_size="$width" intermediate_size=$((width * 11 / 4)) bf16=false
 done
-every=(--bundle almanac "$bases/128/bundle" "$bases/192/bundle" --keys name identifier --report)
+every=(--bundle almanac "$out/bundles/128" "$out/bundles/192" --keys name identifier --report)
 interfere "${every[@]}" --facts 100 1000
 interfere "${every[@]}" --facts 100 1000 --plasticity 0.5

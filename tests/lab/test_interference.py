@@ -294,6 +294,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     found = findings(results, {b.sha256: b for b in (bundle, larger)}, 0.5)
     draw_all(found, tmp_path)
     write_report(found, [bundle, larger], settings, tmp_path)
+    assert {path.stem for path in tmp_path.glob("c*.png")} == {"capacity"}
     text = (tmp_path / "report.md").read_text()
     assert "at most 2.00% of capacity" in text
     assert "differ by up to 1.000" in text
@@ -323,7 +324,9 @@ def test_the_command_writes_table_figures_and_report(
     table = capsys.readouterr().out
     assert table.count("\n") == 2 + 8 + 4
     output = output / "at-0.3"
-    for name in ("forgetting.png", "drift.png", "overlap.png", "rivals.png"):
+    drawn = {path.name for path in output.glob("*.png")}
+    assert drawn == {"forgetting.png", "drift.png", "overlap.png", "cloning.png"}
+    for name in drawn:
         with Image.open(output / name) as image:
             assert min(image.size) > 300
     text = (output / "report.md").read_text()

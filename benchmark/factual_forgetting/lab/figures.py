@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 
 _COLORS = {"name": "#c0392b", "matched": "#e67e22", "identifier": "#2471a3", "known": "#7d3c98"}
 _LINES = {"sft": "-", "self_distillation": "--"}
+_MARKERS = "v^os"
 
-
-FORGETTING, DRIFT, OVERLAP, RIVALS = "forgetting.png", "drift.png", "overlap.png", "rivals.png"
+FORGETTING, DRIFT, OVERLAP = "forgetting.png", "drift.png", "overlap.png"
+CLONING, CAPACITY = "cloning.png", "capacity.png"
 
 
 def draw_all(found: Row, folder: Path) -> None:
     """Draws what the findings have: the grid of the first base, and the rival hypotheses."""
-    main = grid_of(found)
+    main, cloning, bases = grid_of(found), cloning_of(found), bases_of(found)
     draw_forgetting(main, found["level"], folder / FORGETTING)
     draw_drift(main, folder / DRIFT)
     draw_overlap(main, folder / OVERLAP)
-    if cloning_of(found) or len(bases_of(found)) > 1:
-        draw_rivals(found, folder / RIVALS)
+    if cloning:
+        draw_cloning(cloning, folder / CLONING)
+    if bases:
+        draw_capacity(bases, folder / CAPACITY)
 
 
 def draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:
@@ -109,9 +112,8 @@ def draw_overlap(arms: Sequence[Row], path: Path) -> None:
     figure, (panel,) = _figure(1, 1)
     for place, arm in enumerate(shown):
         row = arm["overlap"]["controlled"]
-        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
         color = _COLORS[arm["keys"]]
-        panel.errorbar(row["value"], place, xerr=error, fmt="o", color=color, capsize=3)
+        panel.errorbar(row["value"], place, xerr=_error(row), fmt="o", color=color, capsize=3)
     names = [f"{a['keys']}, {a['facts']:,}, {a['method'].replace('_', '-')}" for a in shown]
     panel.set_yticks(range(len(shown)), names)
     panel.invert_yaxis()
@@ -120,34 +122,57 @@ def draw_overlap(arms: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_rivals(found: Row, path: Path) -> None:
-    """Draws the controls of behaviour cloning, and forgetting against capacity."""
-    figure, (cloning, capacity) = _figure(1, 2)
-    for place, arm in enumerate(cloning_of(found)):
+def draw_cloning(arms: Sequence[Row], path: Path) -> None:
+    """Draws what as many targets cost, with new associations and without."""
+    figure, (panel,) = _figure(1, 1)
+    for place, arm in enumerate(arms):
         row = arm["at_end"][SAME]
-        error = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-        cloning.errorbar(row["value"], place, xerr=error, fmt="o", color=_COLORS[arm["keys"]])
-    names = [f"{arm['keys']} keys, {arm['values']} answers" for arm in cloning_of(found)]
-    cloning.set_yticks(range(len(names)), names)
-    cloning.invert_yaxis()
-    cloning.set(xlabel="forgotten, same relation", title="After equally many passes")
-    for keys, group in bases_of(found).items():
-        shown = sorted(group, key=lambda arm: arm["share_of_capacity"])
-        capacity.plot(
-            [arm["share_of_capacity"] for arm in shown],
-            [arm["at_level"][SAME]["value"] for arm in shown],
-            "o",
-            color=_COLORS[keys],
-            label=f"{keys} keys",
-        )
-    capacity.set(xscale="log", xlabel="share of capacity that the new facts take", title="Bases")
-    capacity.set_ylabel("forgotten, same relation")
-    capacity.xaxis.set_minor_formatter("")
-    if bases_of(found):
-        capacity.legend(fontsize=8)
-    for panel in (cloning, capacity):
-        panel.grid(alpha=0.25)
+        color = _COLORS[arm["keys"]]
+        panel.errorbar(row["value"], place, xerr=_error(row), fmt="o", color=color, capsize=3)
+    panel.set_yticks(
+        range(len(arms)), [f"{arm['keys']} keys,\n{arm['values']} answers" for arm in arms]
+    )
+    panel.invert_yaxis()
+    panel.set(xlabel="forgotten, same relation", title="After equally many passes")
+    panel.grid(alpha=0.25)
     _save(figure, path)
+
+
+def draw_capacity(bases: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Draws forgetting against the share of capacity, a marker for each size of base."""
+    figure, (panel,) = _figure(1, 1)
+    sizes = sorted({arm["parameters"] for group in bases.values() for arm in group})
+    for keys, group in bases.items():
+        for arm in group:
+            row, size = arm["at_level"][SAME], arm["parameters"]
+            panel.errorbar(
+                arm["share_of_capacity"],
+                row["value"],
+                yerr=_error(row),
+                fmt=_MARKERS[sizes.index(size) % len(_MARKERS)],
+                color=_COLORS[keys],
+                label=f"{keys} keys, {size / 1e6:.1f} M parameters",
+                capsize=3,
+            )
+    panel.set(xscale="log", xlabel="share of capacity that the new facts take")
+    panel.set_ylabel("forgotten, same relation")
+    panel.xaxis.set_minor_formatter("")
+    panel.legend(*_distinct(panel), fontsize=7)
+    panel.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def _distinct(panel: Any) -> tuple[list[Any], list[str]]:
+    """Returns the entries of a legend, each once."""
+    entries = {
+        label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    return list(entries.values()), list(entries)
+
+
+def _error(row: Row) -> list[list[float]]:
+    """Returns an interval as the lengths of its arms."""
+    return [[row["value"] - row["low"]], [row["high"] - row["value"]]]
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, Any]:

@@ -265,14 +265,18 @@ def cloning_of(found: Row) -> list[Row]:
 
 
 def bases_of(found: Row) -> dict[str, list[Row]]:
-    """Returns the arms of plain SFT that reach the level, of all bases, by kind of keys."""
+    """Returns the arms of plain SFT that reach the level, by kind of keys.
+
+    Nothing, unless there are bases of several sizes.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     values = found["arms"][0]["values"]
     for arm in found["arms"]:
         trained = arm["at_level"] and arm["method"] == "sft" and arm["passes"] is None
         if trained and arm["values"] == values:
             groups[arm["keys"]].append(arm)
-    return groups
+    sizes = {arm["parameters"] for group in groups.values() for arm in group}
+    return groups if len(sizes) > 1 else {}
 
 
 def markdown(found: Row) -> str:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 CONDITIONS, _LOGS = "conditions", "logs"
 _WORK, _POINTS, _RESUME = "work", "points.jsonl", "resume"
 _NEAREST = 5
+_SUBJECTS_AT_ONCE = 512
 _NUMBERS = ("step", "plasticity", "stability", "stability_other")
 Point = dict[str, Any]
 States = NDArray[np.float32]
@@ -291,15 +292,16 @@ class _Watch:
     def describe_held(self, synthetic: Synthetic) -> list[dict[str, Any]]:
         """Describes the facts of D_Held of the relation, before training."""
         middle, count = middle_layer(self.base), self.experiment.condition.facts
-        new = subject_states(self.base, self.tokenizer, synthetic.facts(count), [middle])
+        facts = synthetic.facts(count)
+        new = subject_states(self.base, self.tokenizer, facts, [middle], _SUBJECTS_AT_ONCE)
         near = nearness(
             self.before[SAME][middle], (batch[0] for batch in new), min(_NEAREST, count)
         )
-        facts = self.experiment.held()[SAME]
-        rows = _subject_ids(self.tokenizer, facts)
+        held = self.experiment.held()[SAME]
+        rows = _subject_ids(self.tokenizer, held)
         return [
             {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
-            for fact, ids, value in zip(facts, rows, near, strict=True)
+            for fact, ids, value in zip(held, rows, near, strict=True)
         ]
 
     def done(self) -> bool:

@@ -195,7 +195,7 @@ are about. It predicts that the same number of such targets costs the same with 
 without new associations: abstentions, or the answers of known facts shuffled. After
 {arms[0]["passes"]} passes each:
 
-![Rivals]({figures.RIVALS})
+![Behaviour cloning]({figures.CLONING})
 
 {_table(rows, headers)}
 
@@ -206,7 +206,7 @@ the relation are."""
 
 def _capacity(found: Row) -> str:
     groups = bases_of(found)
-    if len({arm["parameters"] for arms in groups.values() for arm in arms}) < 2:
+    if not groups:
         return ""
     rows = [
         [
@@ -227,6 +227,8 @@ The hypothesis: old facts make room for new ones. It predicts that forgetting gr
 of capacity that the new facts take, whatever their keys, and is small while the share is. The
 share is the bits of the new answers over {BITS_PER_PARAMETER} bits a parameter (Allen-Zhu & Li
 2024, arXiv 2404.05405). Bases of several sizes were taught the same world:
+
+![Capacity]({figures.CAPACITY})
 
 {_table(rows, headers)}
 

@@ -36,12 +36,15 @@ def write_store(
     stream, end = iter(facts), 0
     with (folder / _TOKENS).open("wb") as tokens, (folder / _ROWS).open("wb") as rows:
         while chunk := list(islice(stream, _CHUNK)):
-            for fact, example in zip(chunk, encode(chunk, tokenizer, longest), strict=True):
-                end += len(example["input_ids"])
-                start = sum(label == IGNORE for label in example["labels"])
-                np.asarray(example["input_ids"], dtype=np.int32).tofile(tokens)
-                np.asarray([end, start], dtype=np.int64).tofile(rows)
-                yield fact
+            examples = encode(chunk, tokenizer, longest)
+            lengths = [len(example["input_ids"]) for example in examples]
+            starts = [example["labels"].count(IGNORE) for example in examples]
+            ends = end + np.cumsum(lengths, dtype=np.int64)
+            end = int(ends[-1])
+            ids = [token for example in examples for token in example["input_ids"]]
+            np.asarray(ids, dtype=np.int32).tofile(tokens)
+            np.column_stack([ends, starts]).tofile(rows)
+            yield from chunk
 
 
 class Store:
@@ -60,8 +63,9 @@ class Store:
             steps: Optimizer steps of the longest run.
             seed: Decides the order of each pass.
         """
-        self._tokens = np.memmap(folder / _TOKENS, dtype=np.int32, mode="r")
-        self._rows = np.memmap(folder / _ROWS, dtype=np.int64, mode="r").reshape(-1, 2)
+        # As plain arrays: a slice of a memmap costs ten times as much.
+        self._tokens = np.asarray(np.memmap(folder / _TOKENS, dtype=np.int32, mode="r"))
+        self._rows = np.asarray(np.memmap(folder / _ROWS, dtype=np.int64, mode="r")).reshape(-1, 2)
         self._batch_size, self._steps, self._seed = batch_size, steps, seed
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._counts = lru_cache(maxsize=2)(self._count)

@@ -151,18 +151,18 @@ def collate(rows: Sequence[Example], pad: int) -> dict[str, Any]:
     """Pads examples on the right to tensors of shape (batch, longest); counts are (batch,)."""
     import torch
 
-    width = max(len(row["input_ids"]) for row in rows)
-    size = (len(rows), width)
-    batch = {
-        "input_ids": torch.full(size, pad),
-        "attention_mask": torch.zeros(size, dtype=torch.long),
-        "labels": torch.full(size, IGNORE),
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    held = torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        whole = torch.full(held.shape, fill)
+        whole[held] = torch.tensor([item for row in rows for item in row[name]])
+        return whole
+
+    counts = rows[0].keys() - {"input_ids", "labels"}
+    return {
+        "input_ids": padded("input_ids", pad),
+        "attention_mask": held.long(),
+        "labels": padded("labels", IGNORE),
+        **{name: torch.tensor([row[name] for row in rows]) for name in counts},
     }
-    for index, row in enumerate(rows):
-        length = len(row["input_ids"])
-        batch["input_ids"][index, :length] = torch.tensor(row["input_ids"])
-        batch["attention_mask"][index, :length] = 1
-        batch["labels"][index, :length] = torch.tensor(row["labels"])
-    for name in rows[0].keys() - {"input_ids", "labels"}:
-        batch[name] = torch.tensor([row[name] for row in rows])
-    return batch
