@@ -11,10 +11,10 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from math import log2
 from operator import itemgetter
 from pathlib import Path
@@ -40,7 +40,6 @@ from factual_forgetting.lab.conditions import (
     Settings,
 )
 from factual_forgetting.lab.drift import Drift, all_layers, middle_layer, subject_states
-from factual_forgetting.lab.keys import Synthetic
 from factual_forgetting.lab.overlap import nearness
 from factual_forgetting.lab.store import Store, write_store
 from factual_forgetting.protocol import methods
@@ -168,15 +167,18 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     base = locate_base(run, None)
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
     synthetic = experiment.synthetic(tokenizer)
-    sample, answers = _write(experiment, synthetic, tokenizer, limit(model), work)
-    watch = _watch(experiment, model, tokenizer, sample, work)
+    seen = _Seen(condition, protocol.evaluate_sample)
+    watch = _watch(experiment, model, tokenizer, seen.sample, work)
+    known = experiment.mixed_in()
+    facts = chain(known, synthetic.facts(condition.facts))
+    stored = write_store(work, facts, tokenizer, limit(model))
     described = {
         "parameters": model.num_parameters(),
         "layers": len(all_layers(model)),
         "middle": middle_layer(model),
-        "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
-        "bits": condition.facts * _entropy(answers),
-        "held": watch.describe_held(synthetic),
+        "held": watch.describe_held(seen.passing(islice(stored, len(known), None))),
+        "keys": _key_statistics(tokenizer, seen.sample, synthetic.dropped),
+        "bits": condition.facts * _entropy(seen.answers),
     }
     trainer = _trainer(watch, base, model, work, progress)
     last = last_checkpoint(work / _RESUME, watch)
@@ -185,27 +187,27 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     return {**described, "points": watch.points}
 
 
-def _write(
-    experiment: Experiment, synthetic: Synthetic, tokenizer: Any, longest: int | None, work: Path
-) -> tuple[list[Fact], Counter[str]]:
-    """Streams the training facts to disk.
+class _Seen:
+    """What is kept of the new facts as they stream to disk.
 
-    Returns:
-        The sample of new facts on which P is measured, and how often each of their answers
-        occurs.
+    Attributes:
+        sample: The facts on which plasticity is measured.
+        answers: How often each answer occurs.
     """
-    known, count = experiment.mixed_in(), experiment.condition.facts
-    size = min(count, experiment.settings.protocol.evaluate_sample)
-    rng = random.Random(f"sample-{experiment.condition.seed}")
-    places = set(rng.sample(range(count), size))
-    sample, answers = [], Counter[str]()
-    stream = chain(known, synthetic.facts(count))
-    for place, fact in enumerate(write_store(work, stream, tokenizer, longest), start=-len(known)):
-        if place >= 0:
-            answers[fact.answers[0]] += 1
-        if place in places:
-            sample.append(fact)
-    return sample, answers
+
+    def __init__(self, condition: Condition, size: int) -> None:
+        rng = random.Random(f"sample-{condition.seed}")
+        self._places = set(rng.sample(range(condition.facts), min(condition.facts, size)))
+        self.sample: list[Fact] = []
+        self.answers: Counter[str] = Counter()
+
+    def passing(self, facts: Iterable[Fact]) -> Iterator[Fact]:
+        """Passes the new facts on, in order."""
+        for place, fact in enumerate(facts):
+            self.answers[fact.answers[0]] += 1
+            if place in self._places:
+                self.sample.append(fact)
+            yield fact
 
 
 def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
@@ -289,13 +291,12 @@ class _Watch:
     path: Path
     points: list[Point]
 
-    def describe_held(self, synthetic: Synthetic) -> list[dict[str, Any]]:
-        """Describes the facts of D_Held of the relation, before training."""
+    def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
+        """Describes the facts of D_Held of the relation, before training, beside the new ones."""
         middle, count = middle_layer(self.base), self.experiment.condition.facts
-        facts = synthetic.facts(count)
-        new = subject_states(self.base, self.tokenizer, facts, [middle], _SUBJECTS_AT_ONCE)
+        states = subject_states(self.base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
         near = nearness(
-            self.before[SAME][middle], (batch[0] for batch in new), min(_NEAREST, count)
+            self.before[SAME][middle], (batch[0] for batch in states), min(_NEAREST, count)
         )
         held = self.experiment.held()[SAME]
         rows = _subject_ids(self.tokenizer, held)
