@@ -2,7 +2,7 @@
 
     python scripts/bench_facts.py ../shared/data/entityquestions
 
-Reading and cleaning all of EntityQuestions is to stay under 30 s and 0.2 GB on 2 cores.
+Reading and cleaning all of EntityQuestions is to stay under 20 s and 0.2 GB on 2 cores.
 """
 
 from __future__ import annotations

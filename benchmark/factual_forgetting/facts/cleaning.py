@@ -299,6 +299,8 @@ def _is_not_music(genre: str) -> bool:
 
 def short_subject(fact: Fact) -> bool:
     """Tells whether a subject says too little; a wide character (Chinese, Kana) counts twice."""
+    if len(fact.subject) >= SHORTEST_SUBJECT:
+        return False
     width = sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in fact.subject)
     return width < SHORTEST_SUBJECT
 

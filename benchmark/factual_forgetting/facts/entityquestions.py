@@ -71,11 +71,10 @@ def read_entity_questions(root: Path) -> Iterator[Fact]:
         )
     for path in paths:
         relation, split = path.name.split(".")[:2]
-        columns = {"relation": f"={relation}", "split": f"={split}", "subject": "="}
+        columns = {"relation": f"={relation}", "split": f"={split}"}
         for line, row in read_rows(path):
-            fact = fact_from_row(row, columns, f"{path}, line {line}")
-            subject = subject_of(fact.question, relation)
-            yield Fact.make(relation, subject, fact.question, fact.answers, split)
+            subject = subject_of(str(row.get("question", "")).strip(), relation)
+            yield fact_from_row({**row, "subject": subject}, columns, f"{path}, line {line}")
 
 
 def subject_of(question: str, relation: str) -> str:

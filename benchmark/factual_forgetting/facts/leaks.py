@@ -40,24 +40,12 @@ def _inverses() -> dict[str, set[str]]:
 
 _INVERSES = _inverses()
 
-_SAID = """
-CREATE TABLE facts (id TEXT, question TEXT, subject TEXT);
-CREATE TABLE objects (text TEXT, relation TEXT, id TEXT);
-"""
-# Sorted at the end: entries put in place one by one would lie all over the disk.
-_INDICES = """
-CREATE INDEX by_id ON facts (id);
-CREATE INDEX by_question ON facts (question);
-CREATE INDEX by_subject ON facts (subject);
-CREATE INDEX by_object ON objects (text, relation);
-"""
-_FIND = {
-    "id": "SELECT id FROM facts WHERE id = ? LIMIT 1",
-    "question": "SELECT id FROM facts WHERE question = ? LIMIT 1",
-    "subject": "SELECT id FROM facts WHERE subject = ? LIMIT 1",
-    "object": "SELECT id FROM objects WHERE text = ? AND relation = ? LIMIT 1",
-    "any_object": "SELECT id FROM objects WHERE text = ? LIMIT 1",
-}
+# The index is sorted at the end: entries put in place one by one would lie all over the disk.
+_SAID = "CREATE TABLE said (kind TEXT, text TEXT, relation TEXT, id TEXT)"
+_INDEX = "CREATE INDEX by_text ON said (text, kind, relation)"
+_INSERT = "INSERT INTO said VALUES (?, ?, ?, ?)"
+_FIND = "SELECT id FROM said WHERE text = ? AND kind = ? LIMIT 1"
+_FIND_OF_RELATION = "SELECT id FROM said WHERE text = ? AND kind = ? AND relation = ? LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,29 +77,35 @@ class TrainingIndex:
     def __init__(self, facts: Iterable[Fact], aliases: AliasTable | None = None) -> None:
         self._aliases = aliases or builtin_aliases()
         self._db = scratch(_SAID)
-        for fact in facts:
-            said = fact.id, normalise(fact.question), normalise(fact.subject)
-            self._db.execute("INSERT INTO facts VALUES (?, ?, ?)", said)
-            objects = [(normalise(name), fact.relation, fact.id) for name in fact.accepted]
-            self._db.executemany("INSERT INTO objects VALUES (?, ?, ?)", objects)
-        self._db.executescript(_INDICES)
+        self._db.executemany(_INSERT, (row for fact in facts for row in _said(fact)))
+        self._db.execute(_INDEX)
 
     def leaks(self, fact: Fact) -> Iterator[Leak]:
         """Yields at most one leak of each kind; of the facts that say the same, the first."""
-        forms: list[tuple[str, ...]] = [(f,) for f in sorted(self._aliases.forms(fact.subject))]
+        forms = sorted(self._aliases.forms(fact.subject))
         related = sorted({fact.relation, *_INVERSES.get(fact.relation, ())})
         looked_up: dict[str, list[tuple[str, ...]]] = {
-            "id": [(fact.id,)],
-            "question": [(normalise(fact.question),)],
-            "subject": forms,
-            "object": [(*form, relation) for relation in related for form in forms],
-            "any_object": forms,
+            "id": [(fact.id, "id")],
+            "question": [(normalise(fact.question), "question")],
+            "subject": [(form, "subject") for form in forms],
+            "object": [(form, "object", relation) for relation in related for form in forms],
+            "any_object": [(form, "object") for form in forms],
         }
         for kind, keys in looked_up.items():
-            for (train,) in chain.from_iterable(self._db.execute(_FIND[kind], key) for key in keys):
+            find = _FIND_OF_RELATION if kind == "object" else _FIND
+            for (train,) in chain.from_iterable(self._db.execute(find, key) for key in keys):
                 text = fact.question if kind in {"id", "question"} else fact.subject
                 yield Leak(kind, fact.id, train, text)
                 break
+
+
+def _said(fact: Fact) -> Iterator[tuple[str, ...]]:
+    """Yields kind, text in normal form, relation and id of all that a training fact says."""
+    yield "id", fact.id, fact.relation, fact.id
+    yield "question", normalise(fact.question), fact.relation, fact.id
+    yield "subject", normalise(fact.subject), fact.relation, fact.id
+    for name in fact.accepted:
+        yield "object", normalise(name), fact.relation, fact.id
 
 
 def find_leaks(

@@ -205,7 +205,7 @@ def _text(value: Any, field: str, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{origin}: {field} is empty or not a text. Write a text.")
     text = value.strip()
-    if _CONTROL.search(text):
+    if not text.isprintable() and _CONTROL.search(text):
         raise UserError(
             f"{origin}: {field} has a line break or another control character. Write one line."
         )
