@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from json.scanner import make_scanner
 from typing import Any
 
 from factual_forgetting.errors import UserError, reason_of
@@ -27,8 +26,8 @@ _INSERT = """
 INSERT INTO rows (id, relation, subject, question, split, names) VALUES (?, ?, ?, ?, ?, ?)
 """
 _KIBIBYTES = 8 << 10
-# What json.loads calls once it has looked for white space and other things that aren't here.
-_decode = make_scanner(json.JSONDecoder())
+# What json.loads calls once it has looked for white space, which isn't here.
+_decode = json.JSONDecoder().raw_decode
 
 
 class Scratch(sqlite3.Connection):
@@ -79,7 +78,7 @@ class FactStore:
         for number, identity, relation, subject, question, split, names, *_ in self.db.execute(
             query, values
         ):
-            (golds, aliases), _ = _decode(names, 0)
+            (golds, aliases), _ = _decode(names)
             yield (
                 number,
                 Fact(identity, relation, subject, question, tuple(golds), split, tuple(aliases)),
