@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factual_forgetting.lab.conditions import OTHER, SAME
-from factual_forgetting.lab.findings import Row, bases_of, cloning_of, grid_of
+from factual_forgetting.lab.findings import Row, bases_of, cloning_of, grid_of, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,14 +144,14 @@ def draw_capacity(bases: Mapping[str, Sequence[Row]], path: Path) -> None:
     sizes = sorted({arm["parameters"] for group in bases.values() for arm in group})
     for keys, group in bases.items():
         for arm in group:
-            row, size = arm["at_level"][SAME], arm["parameters"]
+            row, parameters = arm["at_level"][SAME], arm["parameters"]
             panel.errorbar(
                 arm["share_of_capacity"],
                 row["value"],
                 yerr=_error(row),
-                fmt=_MARKERS[sizes.index(size) % len(_MARKERS)],
+                fmt=_MARKERS[sizes.index(parameters) % len(_MARKERS)],
                 color=_COLORS[keys],
-                label=f"{keys} keys, {size / 1e6:.1f} M parameters",
+                label=f"{keys} keys, {size(parameters)} parameters",
                 capsize=3,
             )
     panel.set(xscale="log", xlabel="share of capacity that the new facts take")

@@ -280,10 +280,14 @@ def bases_of(found: Row) -> dict[str, list[Row]]:
 
 
 def markdown(found: Row) -> str:
-    """Returns the table of all arms, at the level and at the end."""
+    """Returns the table of all arms, at the level or at the end; several bases by their size."""
     headers = ["keys", "values", "new facts", "method", "seeds", "passes", "P"]
     headers += ["forgotten, same relation", "other relations", "drift"]
     rows = [_cells(arm, found["level"]) for arm in found["arms"]]
+    if len({arm["bundle_sha256"] for arm in found["arms"]}) > 1:
+        headers = ["base", *headers]
+        sizes = [size(arm["parameters"]) for arm in found["arms"]]
+        rows = [[told, *row] for told, row in zip(sizes, rows, strict=True)]
     return str(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
 
 
@@ -304,6 +308,11 @@ def _cells(arm: Row, level: float) -> list[str]:
         cell(place[OTHER]),
         "-" if drift is None else f"{drift:.3f}",
     ]
+
+
+def size(parameters: int) -> str:
+    """Writes the size of a base."""
+    return f"{parameters / 1e6:.2f} M"
 
 
 def cell(estimate: Row | None) -> str:

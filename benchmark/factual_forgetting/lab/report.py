@@ -20,6 +20,7 @@ from factual_forgetting.lab.findings import (
     cloning_of,
     grid_of,
     markdown,
+    size,
     values_of,
 )
 from factual_forgetting.protocol.config import protocol_sha256
@@ -210,7 +211,7 @@ def _capacity(found: Row) -> str:
         return ""
     rows = [
         [
-            f"{arm['parameters'] / 1e6:.2f} M",
+            size(arm["parameters"]),
             keys,
             f"{arm['facts']:,}",
             f"{arm['share_of_capacity']:.2e}",
