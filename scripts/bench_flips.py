@@ -5,11 +5,7 @@
 Labels the same facts of the almanac, 20 configurations each, by lm-eval's hf class at several
 batch sizes and by the prefix engine, in bf16 and (prefix) fp32. bf16 sums depend on the shapes
 that are computed together, so no engine agrees with itself at another batch size. Labels flip
-where a base is unsure, as one is that was told less:
-
-    sed 's/^exposures_high: .*/exposures_high: 64/' \\
-        benchmark/factual_forgetting/lab/almanac-base.yaml > marginal.yaml
-    factual-forgetting pretrain --facts almanac --config marginal.yaml --output_path marginal
+where a base is unsure, as a smaller one is (`scripts/almanac_base.sh`).
 """
 
 from __future__ import annotations
