@@ -56,18 +56,18 @@ def test_rows_lie_in_a_nameless_file_that_is_closed_after_an_error(monkeypatch):
     if not Path("/proc/self/fd").exists():
         pytest.skip("open files are read from /proc")
     monkeypatch.setattr(store, "_KIBIBYTES", 64)
+    gc.collect()  # what earlier tests left open may close while this one runs
     before = opened()
 
     def torn():
         yield from (fact(f"Subject {n}") for n in range(5000))
-        ((_, name),) = opened() - before
-        assert name.endswith("(deleted)")
+        assert any(name.endswith("(deleted)") for _, name in opened() - before)
         raise UserError("the last row is malformed")
 
     with pytest.raises(UserError, match="malformed"):
         clean(torn())
     gc.collect()
-    assert opened() == before
+    assert not opened() - before
 
 
 def test_a_full_disk_is_told_in_one_line(monkeypatch):
