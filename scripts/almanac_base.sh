@@ -4,7 +4,7 @@
 # Keys are those of almanac-base.yaml. BASE gets the checkpoint (model) and its labels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-base=$1 bundle=$2
+base=${1:?BASE, BUNDLE and then KEY=VALUE} bundle=${2:?BUNDLE is missing}
 shift 2
 ff=.venv/bin/factual-forgetting
 mkdir -p "$base"
