@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _COLORS = {"name": "#c0392b", "matched": "#e67e22", "identifier": "#2471a3", "known": "#7d3c98"}
 _LINES = {"sft": "-", "self_distillation": "--"}
+_METHODS = {"sft": "SFT", "self_distillation": "self-distillation"}
 _MARKERS = "v^os"
 
 FORGETTING, DRIFT, OVERLAP = "forgetting.png", "drift.png", "overlap.png"
@@ -35,7 +36,7 @@ def draw_all(found: Row, folder: Path) -> None:
 
 def draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:
     """Draws forgetting against the number of new facts, as the paper's figure does."""
-    figure, axes = _figure(1, 2)
+    figure, axes = _figure(2)
     for name, panel, title in zip(
         (SAME, OTHER),
         axes,
@@ -49,7 +50,7 @@ def draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.grid(alpha=0.25)
     axes[0].set_ylabel(f"forgotten since the peak, where P = {level}")
-    axes[0].legend(fontsize=8)
+    _legend_below(figure, axes[0])
     _save(figure, path)
 
 
@@ -79,7 +80,7 @@ def _line(
         linestyle=_LINES[method],
         marker="o" if method == "sft" else "s",
         capsize=3,
-        label=f"{keys} keys, {method.replace('_', '-')}",
+        label=f"{keys} keys, {_METHODS[method]}",
     )
     for facts, row in shown:
         panel.plot([facts] * len(row["seeds"]), row["seeds"], ".", color=_COLORS[keys], alpha=0.5)
@@ -87,21 +88,21 @@ def _line(
 
 def draw_drift(arms: Sequence[Row], path: Path) -> None:
     """Draws drift of the middle layer over training, and of every layer where P is reached."""
-    figure, (over, layers) = _figure(1, 2)
+    figure, (over, layers) = _figure(2)
     most = max(arm["facts"] for arm in arms)
     for arm in (arm for arm in arms if arm["facts"] == most):
         style = {"color": _COLORS[arm["keys"]], "linestyle": _LINES[arm["method"]]}
-        label = f"{arm['keys']} keys, {arm['method'].replace('_', '-')}"
+        label = f"{arm['keys']} keys, {_METHODS[arm['method']]}"
         curve = arm["drift_curve"]
         over.plot([p["passes"] for p in curve], [p["cosine"] for p in curve], label=label, **style)
         depths = (arm["at_level"] or arm["at_end"])["layers"]
-        layers.plot(range(len(depths)), depths, marker="o", label=label, **style)
+        layers.plot(range(len(depths)), depths, marker="o", **style)
     over.set(xlabel="passes over the facts", ylabel="drift (1 - cosine)", title="Middle layer")
     layers.set(xlabel="layer (0: embeddings)", title="By layer, at equal plasticity")
     layers.xaxis.get_major_locator().set_params(integer=True)
     for panel in (over, layers):
         panel.grid(alpha=0.25)
-    over.legend(fontsize=8)
+    _legend_below(figure, over)
     figure.suptitle(f"Subjects of D_Held, same relation, {most:,} new facts")
     _save(figure, path)
 
@@ -109,12 +110,12 @@ def draw_drift(arms: Sequence[Row], path: Path) -> None:
 def draw_overlap(arms: Sequence[Row], path: Path) -> None:
     """Draws how forgetting rises with nearness, for each condition where it can be said."""
     shown = [arm for arm in arms if arm["overlap"]]
-    figure, (panel,) = _figure(1, 1)
+    figure, (panel,) = _figure(1)
     for place, arm in enumerate(shown):
         row = arm["overlap"]["controlled"]
         color = _COLORS[arm["keys"]]
         panel.errorbar(row["value"], place, xerr=_error(row), fmt="o", color=color, capsize=3)
-    names = [f"{a['keys']}, {a['facts']:,}, {a['method'].replace('_', '-')}" for a in shown]
+    names = [f"{a['keys']}, {a['facts']:,}, {_METHODS[a['method']]}" for a in shown]
     panel.set_yticks(range(len(shown)), names)
     panel.invert_yaxis()
     panel.axvline(0, color="grey", linewidth=0.8)
@@ -124,7 +125,7 @@ def draw_overlap(arms: Sequence[Row], path: Path) -> None:
 
 def draw_cloning(arms: Sequence[Row], path: Path) -> None:
     """Draws what as many targets cost, with new associations and without."""
-    figure, (panel,) = _figure(1, 1)
+    figure, (panel,) = _figure(1)
     for place, arm in enumerate(arms):
         row = arm["at_end"][SAME]
         color = _COLORS[arm["keys"]]
@@ -140,7 +141,7 @@ def draw_cloning(arms: Sequence[Row], path: Path) -> None:
 
 def draw_capacity(bases: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Draws forgetting against the share of capacity, a marker for each size of base."""
-    figure, (panel,) = _figure(1, 1)
+    figure, (panel,) = _figure(1)
     sizes = sorted({arm["parameters"] for group in bases.values() for arm in group})
     for keys, group in bases.items():
         for arm in group:
@@ -162,6 +163,13 @@ def draw_capacity(bases: Mapping[str, Sequence[Row]], path: Path) -> None:
     _save(figure, path)
 
 
+def _legend_below(figure: Figure, panel: Axes) -> None:
+    """Explains a panel's lines under the figure, where no line is covered."""
+    figure.legend(
+        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
+
+
 def _distinct(panel: Any) -> tuple[list[Any], list[str]]:
     """Returns the entries of a legend, each once."""
     entries = {
@@ -175,7 +183,7 @@ def _error(row: Row) -> list[list[float]]:
     return [[row["value"] - row["low"]], [row["high"] - row["value"]]]
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
+def _figure(columns: int) -> tuple[Figure, Any]:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -183,7 +191,12 @@ def _figure(rows: int, columns: int) -> tuple[Figure, Any]:
 
     mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
     figure, axes = plt.subplots(
-        rows, columns, figsize=(5.5 * columns, 4.5), layout="constrained", squeeze=False
+        1,
+        columns,
+        figsize=(5.5 * columns, 4.5),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
     return figure, axes[0]
 
