@@ -266,8 +266,9 @@ def test_abstentions_are_told_apart(bundle: Bundle, settings: Settings) -> None:
 
 
 def test_an_answered_abstention_is_marked(bundle: Bundle, settings: Settings, root: Path) -> None:
-    declining = NAMES.model_copy(update={"values": "abstention", "passes": 15, "mixed": False})
+    declining = NAMES.model_copy(update={"values": "abstention", "passes": 30, "mixed": False})
     last = run_condition(bundle, declining, settings, root, progress=False)["points"][-1]
+    assert last["plasticity"] == 1  # half of the passes are too few on some processors
     assert "a" in last["outcomes"]["same"]
 
 
