@@ -19,12 +19,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from factual_forgetting import checkpoint
+from factual_forgetting.engines.engine import Engine
+from factual_forgetting.engines.lm_eval import LMEvalEngine
+from factual_forgetting.engines.models import load_causal_lm, quiet
+from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.facts.almanac import world
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.classify import classify
-from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm, quiet
 from factual_forgetting.slick.labelling import Label, SlickConfig, load_labels
-from factual_forgetting.slick.prefix import PrefixEngine
 
 RELATIONS = ("country", "place_of_birth", "author")
 

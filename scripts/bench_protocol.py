@@ -29,13 +29,15 @@ from transformers.trainer_utils import SaveStrategy
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
+from factual_forgetting.engines.models import quiet
+from factual_forgetting.engines.zero_shot import ask_zero_shot
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Execution, load_protocol
-from factual_forgetting.protocol.curve import ask_zero_shot
-from factual_forgetting.protocol.finishing import as_checkpoint
+from factual_forgetting.protocol.context import Context
+from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
-from factual_forgetting.slick.engines import quiet
+from factual_forgetting.protocol.weights import as_checkpoint
 
 HELD = {"almanac-v1": 500, "paper-v1": 2000}
 QWEN_1_5B = {
@@ -73,7 +75,7 @@ class Arms:
         self.facts = [item.fact for name in (KNOWN, UNKNOWN) for item in self.bundle.splits[name]]
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         rows = schedule.encode(self.facts, tokenizer, None)
-        order = schedule.order(methods.TrainingData(range(len(rows))), protocol, steps, 0)
+        order = schedule.order(schedule.TrainingData(range(len(rows))), protocol, steps, 0)
         self.data = schedule.Schedule(order, rows, protocol.batch_size)
         self.pad = partial(schedule.collate, pad=tokenizer.pad_token_id or 0)
 
@@ -99,12 +101,12 @@ class Arms:
 
     def distilled(self) -> None:
         missing = self.work / "none"
-        context = methods.Context(
+        context = Context(
             self.bundle, self.tokenizer, self.model, self.base, missing, 0, self.steps,
             self.facts, missing,
         )  # fmt: skip
-        _, config = methods.resolve("self_distillation", {})
-        self.ours(methods.METHODS["self_distillation"].penalty(context, config))
+        settings = resolve("self_distillation", {})
+        self.ours(methods.METHODS["self_distillation"].penalty(context, settings))
 
     def evaluated(self) -> None:
         size = self.protocol.evaluate_sample

@@ -23,9 +23,9 @@ from tabulate import tabulate
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
-from factual_forgetting.scoring.prompts import FEWSHOT
+from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
+from factual_forgetting.scoring.styles import FEWSHOT
 from factual_forgetting.scoring.task import documents
-from factual_forgetting.slick.prompts import MAX_NEW_TOKENS
 from factual_forgetting.tasks import tasks_dir
 
 GENERATION = {"until": ["\n"], "do_sample": False, "max_gen_toks": MAX_NEW_TOKENS}

@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.engines import prefix, prompts
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query
+from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.environment import environment
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick import prefix, prompts
-from factual_forgetting.slick.answers import Answer, Engine, Group, Query
 from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.configurations import draw
-from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
 from factual_forgetting.slick.planning import peak_memory
 

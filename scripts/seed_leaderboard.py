@@ -22,7 +22,7 @@ from factual_forgetting.board.record import make_record
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle, locate_bundle
 from factual_forgetting.checkpoint import ALMANAC
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.train import RUN
+from factual_forgetting.protocol.run import RUN
 
 CHOSEN = "chosen.json"
 

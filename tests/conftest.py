@@ -13,8 +13,9 @@ from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.pretrain import build_tokenizer
 from factual_forgetting.protocol.config import Protocol, load_protocol
-from factual_forgetting.protocol.methods import NoSettings
-from factual_forgetting.protocol.train import Run, finetune
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.settings import MethodSettings
+from factual_forgetting.protocol.train import finetune
 from factual_forgetting.scoring.score import score
 from small import RELATIONS, make_labels, make_model
 
@@ -64,7 +65,7 @@ def protocol() -> Protocol:
 def sft(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     output = tmp_path_factory.mktemp("runs") / "sft"
-    finetune(Run(bundle, protocol, "sft", NoSettings(), seed=0), output, progress=False)
+    finetune(Run(bundle, protocol, "sft", MethodSettings(), seed=0), output, progress=False)
     return output
 
 

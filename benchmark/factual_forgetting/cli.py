@@ -12,12 +12,18 @@ from factual_forgetting.bundle import command as bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import command as facts
 from factual_forgetting.lab import command as lab
+from factual_forgetting.mechanism import drift_command, interference_command
 from factual_forgetting.protocol import command as protocol
 from factual_forgetting.scoring import command as scoring
 from factual_forgetting.scoring import frontier
 from factual_forgetting.slick import command as slick
 
 INTERRUPTED = 130
+# In the order of the help.
+_COMMANDS = (
+    lab, drift_command, interference_command, facts, slick, bundle, protocol, scoring, frontier,
+    board,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=__version__)
     subparsers = main_parser.add_subparsers(required=True, metavar="COMMAND")
-    for room in (lab, facts, slick, bundle, protocol, scoring, frontier, board):
-        room.add_parser(subparsers)
+    for commands in _COMMANDS:
+        commands.add_parser(subparsers)
     return main_parser
 
 

@@ -22,7 +22,7 @@ from factual_forgetting.bundle.manifest import (
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.config import load_protocol, protocol_sha256
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.train import RUN
+from factual_forgetting.protocol.run import RUN
 
 EVERY = 8
 RELATIONS = ("country", "place_of_birth")

@@ -24,7 +24,7 @@ from factual_forgetting.board.record import (
 from factual_forgetting.board.validate import CHECKS, Finding, report, validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
-from factual_forgetting.protocol.methods import METHODS
+from factual_forgetting.protocol.settings import SETTINGS
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_one_checkpoint_under_two_methods(
     path = next(p for p in find_records(root) if files.read_json(p)["method"]["name"] == "sft")
     content = files.read_json(path)
     rows = list(files.read_jsonl(outcomes_of(path)))
-    config = METHODS[method].config()
+    config = SETTINGS[method]()
     content["method"] = {"name": method, "settings": config.model_dump(mode="json")}
     content["id"] = record_id(content)
     content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"

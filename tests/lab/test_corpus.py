@@ -2,11 +2,11 @@ from collections import Counter
 
 import pytest
 
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.facts.almanac import RELATIONS, world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.corpus import documents, exposures
 from factual_forgetting.lab.pretrain import build_tokenizer
-from factual_forgetting.slick.prompts import question_prompt
 
 
 @pytest.fixture(scope="module")

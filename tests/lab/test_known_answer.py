@@ -9,11 +9,12 @@ import pytest
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import load_yaml, parse
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.lab.command import ALMANAC_RECIPE
 from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain
 from factual_forgetting.slick.classify import classify
-from factual_forgetting.slick.engines import load_causal_lm
 from factual_forgetting.slick.labelling import (
     HIGHLY_KNOWN,
     MAYBE_KNOWN,
@@ -22,7 +23,6 @@ from factual_forgetting.slick.labelling import (
     SlickConfig,
     load_labels,
 )
-from factual_forgetting.slick.prefix import PrefixEngine
 
 # Stated before the base was made: a fact told this often is HighlyKnown.
 TOLD_OFTEN = 64

@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.curve import CURVE
-from factual_forgetting.protocol.train import Run, finetune
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.settings import resolve
+from factual_forgetting.protocol.train import finetune
 
 
 def make_run(bundle: Bundle, protocol: Protocol, method: str, **settings: Any) -> Run:
-    _, config = methods.resolve(method, settings)
-    return Run(bundle, protocol, method, config, seed=0)
+    return Run(bundle, protocol, method, resolve(method, settings), seed=0)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -14,9 +14,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from factual_forgetting.protocol import losses
+from factual_forgetting.protocol.context import Step
 from factual_forgetting.protocol.data import IGNORE, collate
-from factual_forgetting.protocol.methods import SelfDistillation
-from factual_forgetting.protocol.penalties import Frozen, Step, _taught, save_whole
+from factual_forgetting.protocol.penalties import _taught
+from factual_forgetting.protocol.settings import SelfDistillation
+from factual_forgetting.protocol.weights import Frozen, save_whole
 from small import make_model
 
 VOCABULARY = 300

@@ -8,7 +8,7 @@ from runs import make_run
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import grid, methods
+from factual_forgetting.protocol import grid
 from factual_forgetting.protocol.config import (
     Execution,
     Protocol,
@@ -17,7 +17,8 @@ from factual_forgetting.protocol.config import (
     protocol_sha256,
     recipe_names,
 )
-from factual_forgetting.protocol.train import Run
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.settings import SETTINGS, MethodSettings, SelfDistillation
 
 # How a run is computed, not what: told in run.json, outside its identity.
 OUTSIDE_IDENTITY = {"device_batch_size", "gradient_checkpointing", "report_to"}
@@ -29,7 +30,7 @@ def test_every_field_of_a_run_is_part_of_its_identity(bundle: Bundle, protocol: 
         "bundle": dataclasses.replace(bundle, manifest={**bundle.manifest, "sha256": "0" * 64}),
         "protocol": protocol.model_copy(update={"epochs": 41}),
         "method": "freeze_self_distillation",
-        "settings": methods.SelfDistillation(tau=2.0),
+        "settings": SelfDistillation(tau=2.0),
         "seed": 1,
         "foreign_base": {"pretrained": "other"},
     }
@@ -52,7 +53,7 @@ def test_every_field_of_a_protocol_changes_its_hash(protocol: Protocol) -> None:
         assert protocol_sha256(other) != protocol_sha256(protocol), name
 
 
-@pytest.mark.parametrize("method", sorted(methods.METHODS))
+@pytest.mark.parametrize("method", sorted(SETTINGS))
 def test_every_setting_of_a_method_is_part_of_the_identity(
     bundle: Bundle, protocol: Protocol, method: str
 ) -> None:
@@ -96,23 +97,23 @@ def test_run_json_says_what_was_resolved(sft: Path) -> None:
     assert run["track"] == "open"  # the test's protocol is none of the package
 
 
-@pytest.mark.parametrize("method", sorted(methods.METHODS))
+@pytest.mark.parametrize("method", sorted(SETTINGS))
 def test_every_method_has_the_same_number_of_trials(method: str) -> None:
     standard = load_protocol("standard-v1")
     tried = grid.trials(standard, method)
     assert len(tried) == len(set(tried)) == 9
     assert {trial.learning_rate for trial in tried} <= set(standard.learning_rates)
-    if methods.METHODS[method].strength:
+    if SETTINGS[method].strength:
         assert sorted({trial.strength for trial in tried}) == [0.2, 1.0, 5.0]
         assert sorted({trial.learning_rate for trial in tried}) == [5e-6, 5e-5, 5e-4]
     for trial in tried:
-        recipe, settings = trial.apply(standard, method, methods.METHODS[method].config())
+        recipe, settings = trial.apply(standard, SETTINGS[method]())
         assert grid.track(recipe, method, settings, None) == "closed"
 
 
 def test_the_closed_track_is_a_recipe_throughout() -> None:
     paper, standard = load_protocol("paper-v1"), load_protocol("standard-v1")
-    plain, distil = methods.NoSettings(), methods.SelfDistillation
+    plain, distil = MethodSettings(), SelfDistillation
     assert grid.track(paper, "sft", plain, None) == "closed"
     assert grid.track(paper, "sft", plain, {"pretrained": "other"}) == "open"
     faster = paper.model_copy(update={"learning_rate": 1e-4})

@@ -7,13 +7,16 @@ import torch
 from runs import curve, distance, make_run, same, train, weights
 
 from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
+from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import curve as curves
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import losses, methods, penalties
+from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.curve import selection_score
-from factual_forgetting.slick.engines import load_causal_lm
+from factual_forgetting.protocol.settings import L2, ContextDistillation, resolve
 from small import make_model
 
 
@@ -32,9 +35,8 @@ def plain(
     return train(make_run(bundle, brief, "sft"), tmp_path_factory.mktemp("plain") / "sft")
 
 
-def data_of(bundle: Bundle, method: str, **settings: Any) -> methods.TrainingData:
-    entry, config = methods.resolve(method, settings)
-    return entry.data(bundle, config)
+def data_of(bundle: Bundle, method: str, **settings: Any) -> schedule.TrainingData:
+    return methods.METHODS[method].data(bundle, resolve(method, settings))
 
 
 def ids(facts: Any) -> set[str]:
@@ -94,7 +96,7 @@ def test_the_teacher_stays_what_its_file_says(
     terms: dict[int, float] = {}
     original = penalties._taught
 
-    def watched(frozen: penalties.Frozen, step: penalties.Step, inputs: Any) -> torch.Tensor:
+    def watched(frozen: weights_of.Frozen, step: Step, inputs: Any) -> torch.Tensor:
         taught = original(frozen, step, inputs)
         model, stored = frozen.at(step), weights(frozen.path)
         assert not model.training
@@ -148,16 +150,16 @@ def test_l2_holds_the_weights_where_it_says(
     tmp_path: Path,
 ) -> None:
     anchors: list[dict[str, torch.Tensor]] = []
-    original = penalties.Frozen.at
+    original = weights_of.Frozen.at
 
-    def watched(self: penalties.Frozen, step: penalties.Step) -> Any:
+    def watched(self: weights_of.Frozen, step: Step) -> Any:
         model = original(self, step)
         if not anchors:
             anchors.append({n: p.clone() for n, p in model.named_parameters()})
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(penalties.Frozen, "at", watched)
+        patch.setattr(weights_of.Frozen, "at", watched)
         held = train(make_run(bundle, brief, "l2", to=to, weight=100.0), tmp_path / "l2")
     anchor = anchors[0]
     assert distance(held, anchor) < distance(plain, anchor) / 2
@@ -169,7 +171,7 @@ def test_the_pull_is_half_lambda_times_the_squared_distance(
 ) -> None:
     model, _ = load_causal_lm(base, "float32")
     context = fake_context(bundle, base, tokenizer, model)
-    penalty = penalties.l2(context, methods.L2(weight=3.0))
+    penalty = penalties.l2(context, L2(weight=3.0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
@@ -178,19 +180,19 @@ def test_the_pull_is_half_lambda_times_the_squared_distance(
     assert sum(shares) == pytest.approx(3.0 / 2 * 0.01 * count, rel=1e-4)
 
 
-def fake_context(bundle: Bundle, base: Path, tokenizer: Any, model: Any) -> methods.Context:
+def fake_context(bundle: Bundle, base: Path, tokenizer: Any, model: Any) -> Context:
     facts = [item.fact for item in bundle.splits["unknown"]]
     missing = base / "none"
-    return methods.Context(bundle, tokenizer, model, base, missing, 0, 10, facts, missing)
+    return Context(bundle, tokenizer, model, base, missing, 0, 10, facts, missing)
 
 
-def fake_step(model: Any, share: float = 1.0, **values: Any) -> penalties.Step:
+def fake_step(model: Any, share: float = 1.0, **values: Any) -> Step:
     empty = torch.zeros((1, 2), dtype=torch.long)
     fields: dict[str, Any] = {
         "number": 0, "inputs": {}, "logits": torch.zeros(1, 2, 3), "labels": empty,
         "facts": empty[0], "answers": empty.sum(), "positions": empty.sum(),
     }  # fmt: skip
-    return penalties.Step(model=model, share=share, save=lambda path: None, **{**fields, **values})
+    return Step(model=model, share=share, save=lambda path: None, **{**fields, **values})
 
 
 def test_fisher_is_the_mean_squared_gradient_on_replay_facts(
@@ -285,7 +287,7 @@ def test_the_teacher_of_context_distillation_reads_the_fact(
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(penalties, "_taught", watched)
-        penalty = penalties.context_distillation(context, methods.ContextDistillation())
+        penalty = penalties.context_distillation(context, ContextDistillation())
         term = penalty.term(step)
     once = f"Q: {fact.question}\nA: {fact.answers[0]}"
     assert read[0] == f"{once}\n\n{once}"
@@ -395,7 +397,7 @@ def test_lora_needs_no_second_copy_to_distil_from_the_base(
         return taught
 
     monkeypatch.setattr(penalties, "_taught", watched)
-    monkeypatch.setattr(penalties.Frozen, "at", lambda *a: pytest.fail("loaded a second copy"))
+    monkeypatch.setattr(weights_of.Frozen, "at", lambda *a: pytest.fail("loaded a second copy"))
     distilled = make_run(bundle, brief, "lora_self_distillation", weight=3)
     held = train(distilled, tmp_path / "held")
     monkeypatch.undo()
@@ -408,7 +410,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(base: Path, tmp_path: Path) 
     make_model("llama", 77).save_pretrained(tmp_path / "other")
     student, _ = load_causal_lm(base, "float32")
     with pytest.raises(UserError, match="77 tokens"):
-        penalties.Frozen(tmp_path / "other").at(fake_step(student))
+        weights_of.Frozen(tmp_path / "other").at(fake_step(student))
 
 
 def test_costs_count_what_the_teacher_reads(

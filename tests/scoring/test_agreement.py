@@ -14,11 +14,11 @@ import pytest
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
-from factual_forgetting.scoring.prompts import STYLES, TASK
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prefix import stop_ids
 from factual_forgetting.scoring.results import read_results
 from factual_forgetting.scoring.score import score
-from factual_forgetting.slick.engines import load_causal_lm
-from factual_forgetting.slick.prefix import stop_ids
+from factual_forgetting.scoring.styles import STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
 pytestmark = pytest.mark.slow

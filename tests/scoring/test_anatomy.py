@@ -8,13 +8,13 @@ import pytest
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle, write_bundle
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prompts import exemplar_prefix, question_prompt
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.scoring.anatomy import anatomy
 from factual_forgetting.scoring.report import Report, make_report
 from factual_forgetting.scoring.results import read_results
 from factual_forgetting.scoring.score import score
-from factual_forgetting.slick.engines import load_causal_lm
-from factual_forgetting.slick.prompts import exemplar_prefix, question_prompt
 
 pytestmark = pytest.mark.slow
 RELATIONS = ("country", "spouse")

@@ -13,7 +13,7 @@ from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
-from factual_forgetting.scoring.answers import judge
+from factual_forgetting.scoring.judging import judge
 from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
 from factual_forgetting.scoring.transitions import majority_answers

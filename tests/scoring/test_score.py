@@ -12,9 +12,12 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.curve import OUTCOMES
-from factual_forgetting.protocol.methods import NoSettings
-from factual_forgetting.protocol.train import Run, finetune
-from factual_forgetting.scoring.prompts import (
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.settings import MethodSettings
+from factual_forgetting.protocol.train import finetune
+from factual_forgetting.scoring.results import read_results, styles_in
+from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.styles import (
     CHAT,
     FEWSHOT,
     SPLIT_OF_TASK,
@@ -23,8 +26,6 @@ from factual_forgetting.scoring.prompts import (
     TASK_VERSION,
     parse_task,
 )
-from factual_forgetting.scoring.results import read_results, styles_in
-from factual_forgetting.scoring.score import score
 from factual_forgetting.scoring.task import load_split, process_results
 from factual_forgetting.tasks import tasks_dir
 
@@ -34,7 +35,7 @@ def halfway(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPat
     """A run that stopped with some facts learned and some not."""
     output = tmp_path_factory.mktemp("runs") / "halfway"
     short = protocol.model_copy(update={"epochs": 20})
-    finetune(Run(bundle, short, "sft", NoSettings(), seed=0), output, progress=False)
+    finetune(Run(bundle, short, "sft", MethodSettings(), seed=0), output, progress=False)
     score(bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16")
     return output
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from factual_forgetting.engines.engine import Answer, Group, Query, Sampling
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.slick.answers import Answer, Group, Query, Sampling
 
 
 def many_facts(relations: int = 2, subjects: int = 200) -> list[Fact]:

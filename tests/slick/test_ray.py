@@ -11,10 +11,10 @@ from stub import StubEngine, many_facts
 from tiny import WORLD, checkpoint_of
 
 import factual_forgetting
+from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick import on_ray
 from factual_forgetting.slick.classify import LOG, ask, classify, prepare
-from factual_forgetting.slick.engines import open_engine
 from factual_forgetting.slick.labelling import SlickConfig
 
 ray = pytest.importorskip("ray")

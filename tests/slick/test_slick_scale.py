@@ -8,8 +8,8 @@ from stub import StubEngine
 
 from factual_forgetting import files
 from factual_forgetting.cli import main
+from factual_forgetting.engines.engine import Answer, Group
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.answers import Answer, Group
 from factual_forgetting.slick.classify import ask, merge, prepare
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.planning import plan

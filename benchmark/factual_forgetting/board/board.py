@@ -25,8 +25,8 @@ from factual_forgetting.board.form import LEVELS, Record
 from factual_forgetting.board.record import Outcome
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
+from factual_forgetting.protocol.settings import describe, resolve
 from factual_forgetting.scoring.metrics import COARSE_BELOW
 from factual_forgetting.scoring.statistics import Estimate, proportion
 
@@ -194,8 +194,7 @@ def arm_of(record: Record) -> tuple[str, str]:
     """Returns method and protocol of a record as they are shown; seeds of an arm share them."""
     name, settings = record.method.name, record.method.settings
     try:
-        _, config = methods.resolve(name, settings)
-        label = methods.describe(name, config)
+        label = describe(name, resolve(name, settings))
     except UserError:
         told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
         label = f"{name}({told})" if told else name

@@ -27,7 +27,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, SPLITS, UNKNOWN, 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import grid, methods
+from factual_forgetting.protocol import grid
 from factual_forgetting.protocol.config import (
     Protocol,
     is_recipe,
@@ -41,7 +41,8 @@ from factual_forgetting.protocol.curve import (
     OUTCOMES,
     share_correct,
 )
-from factual_forgetting.protocol.train import LOG, RUN
+from factual_forgetting.protocol.run import LOG, RUN
+from factual_forgetting.protocol.settings import SETTINGS, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results, read_results
 
@@ -247,10 +248,10 @@ def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> s
     Closed is a recipe of the package, known by its hash, with one of the method's trials.
     """
     recipe = _recipe(protocol) if protocol else None
-    if recipe is None or method["name"] not in methods.METHODS:
+    if recipe is None or method["name"] not in SETTINGS:
         return "open"
     try:
-        _, settings = methods.resolve(method["name"], method["settings"])
+        settings = resolve(method["name"], method["settings"])
     except UserError:
         return "open"
     return grid.track(recipe, method["name"], settings, None)
@@ -326,10 +327,11 @@ def _cost(found: _Evidence, bundle: Bundle) -> dict[str, Any]:
 
 
 def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
-    if method["name"] not in methods.METHODS:  # A run of another version.
+    from factual_forgetting.protocol.methods import METHODS
+
+    if method["name"] not in METHODS:  # A run of another version.
         return None
-    found, settings = methods.resolve(method["name"], method["settings"])
-    data = found.data(bundle, settings)
+    data = METHODS[method["name"]].data(bundle, resolve(method["name"], method["settings"]))
     seen = {fact.id for facts in (data.repeated, data.first, data.last) for fact in facts}
     return len(seen - {item.fact.id for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]})
 

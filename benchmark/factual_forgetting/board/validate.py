@@ -22,7 +22,7 @@ from factual_forgetting.board.record import (
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.protocol.methods import METHODS
+from factual_forgetting.protocol.settings import SETTINGS
 
 Severity = Literal["error", "warning"]
 MOST_DISAGREEING = 0.02
@@ -346,7 +346,7 @@ def _may_be_equal(first: Record, second: Record) -> bool:
     checkpoint of the same seed.
     """
     names = {first.method.name, second.method.name}
-    chooses = any(name in METHODS and METHODS[name].finish for name in names)
+    chooses = any(name in SETTINGS and SETTINGS[name].chooses for name in names)
     alike = first.seed == second.seed and first.protocol == second.protocol
     return alike and chooses and len(names) == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
-from factual_forgetting.slick.prompts import question_prompt
+from factual_forgetting.engines.prompts import question_prompt
 
 
 def export_training_data(bundle: Bundle, path: Path) -> int:

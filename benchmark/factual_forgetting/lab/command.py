@@ -1,4 +1,4 @@
-"""`factual-forgetting demo | pretrain | drift | interference`."""
+"""`factual-forgetting demo | pretrain`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from factual_forgetting import files
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
-from factual_forgetting.lab import drift_command, interference_command
 
 ALMANAC_RECIPE = Path(__file__).parent / "almanac-base.yaml"
 
@@ -34,8 +33,6 @@ def add_parser(subparsers: Any) -> None:
     )
     pretrain.add_argument("--output_path", type=Path, required=True)
     pretrain.set_defaults(run=_pretrain)
-    drift_command.add_parser(subparsers)
-    interference_command.add_parser(subparsers)
 
 
 def _demo(args: argparse.Namespace) -> None:

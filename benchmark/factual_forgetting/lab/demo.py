@@ -21,8 +21,8 @@ from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
 from factual_forgetting.facts.sources import load_facts
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.slick.labelling import SlickConfig
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,17 +110,17 @@ def _one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from factual_forgetting.slick.engines import quiet
+    from factual_forgetting.engines.models import quiet
 
     torch.set_num_threads(1)
     quiet()
 
 
 def _prepare(output: Path, plan: Plan) -> None:
+    from factual_forgetting.engines.models import load_causal_lm
+    from factual_forgetting.engines.prefix import PrefixEngine
     from factual_forgetting.slick.classify import classify
-    from factual_forgetting.slick.engines import load_causal_lm
     from factual_forgetting.slick.labelling import load_labels
-    from factual_forgetting.slick.prefix import PrefixEngine
 
     labels, bundle = output / "labels", output / "bundle"
     if (bundle / MANIFEST).exists():
@@ -133,11 +133,12 @@ def _prepare(output: Path, plan: Plan) -> None:
 
 
 def _arm(output: Path, plan: Plan, name: str, seed: int) -> Path:
-    from factual_forgetting.protocol.train import Run, finetune
+    from factual_forgetting.protocol.run import Run
+    from factual_forgetting.protocol.train import finetune
 
     bundle = load_bundle(output / "bundle")
     method, settings = ARMS[name]
-    _, config = methods.resolve(method, settings)
+    config = resolve(method, settings)
     run = output / "runs" / f"{name}-{seed}"
     finetune(Run(bundle, plan.protocol, method, config, seed), run, progress=False)
     results = _score_once(bundle, run, output / "results" / run.name)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.bf16 import hasten_bf16
 from factual_forgetting.config import Config
+from factual_forgetting.engines.bf16 import hasten_bf16
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab import corpus

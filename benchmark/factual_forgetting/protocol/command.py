@@ -13,8 +13,8 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Execution, load_protocol, recipe_names
+from factual_forgetting.protocol.settings import SETTINGS, resolve
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.sweep import Job
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds `finetune` and `sweep`."""
     parser = subparsers.add_parser("finetune", help="train a bundle's base by a method")
     parser.add_argument("--bundle", required=True, help="directory, or almanac")
-    parser.add_argument("--method", required=True, help=", ".join(methods.METHODS))
+    parser.add_argument("--method", required=True, help=", ".join(SETTINGS))
     parser.add_argument("--method_args", default="", help="its settings, key=value,key=value")
     parser.add_argument(
         "--protocol", default="paper-v1", help=f"{', '.join(recipe_names())}, or a .yaml file"
@@ -75,7 +75,7 @@ def _execution(args: argparse.Namespace) -> Execution:
 def _finetune(args: argparse.Namespace) -> None:
     """Trains, and prints the curve."""
     protocol = load_protocol(args.protocol)
-    _, config = methods.resolve(args.method, parse_pairs(args.method_args))
+    settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
     pretrained = parse_model_args(args.model_args)["pretrained"] if args.model_args else None
     foreign = None
@@ -84,10 +84,11 @@ def _finetune(args: argparse.Namespace) -> None:
 
     from factual_forgetting.protocol.curve import CURVE
     from factual_forgetting.protocol.processes import is_main_process
-    from factual_forgetting.protocol.train import Run, finetune
+    from factual_forgetting.protocol.run import Run
+    from factual_forgetting.protocol.train import finetune
 
     finetune(
-        Run(bundle, protocol, args.method, config, args.seed, foreign),
+        Run(bundle, protocol, args.method, settings, args.seed, foreign),
         args.output_path,
         pretrained=pretrained,
         execution=_execution(args),

@@ -5,16 +5,31 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.config import Protocol
-from factual_forgetting.protocol.methods import TrainingData
-from factual_forgetting.slick.prompts import question_prompt
 
 IGNORE = -100  # the label of a token that no loss counts
 Example = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The facts of a run.
+
+    Attributes:
+        repeated: Seen in every epoch.
+        first: Seen once before, in an epoch of their own; whole batches only.
+        last: Seen once at the end; whole batches only.
+    """
+
+    repeated: Sequence[Fact]
+    first: Sequence[Fact] = ()
+    last: Sequence[Fact] = ()
 
 
 def total_steps(protocol: Protocol, d_train: int) -> int:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import Curve, selection_score
-from factual_forgetting.protocol.methods import Context
+from factual_forgetting.protocol.settings import EarlyStop, WiseFT
+from factual_forgetting.protocol.weights import as_checkpoint, averaged
 
 
-def interpolate(model: Any, curve: Curve, context: Context, points: int) -> Any:
+def interpolate(model: Any, curve: Curve, context: Context, settings: WiseFT) -> Any:
     """Makes the curve the line from the base to the model, and returns the best average on it.
 
     The last point is the returned average, on all facts; it stands one step after the others.
     """
+    points = settings.points
     base = AutoModelForCausalLM.from_pretrained(
         context.base, dtype=torch.float32, use_safetensors=True
     ).to(model.device)
@@ -39,17 +41,7 @@ def interpolate(model: Any, curve: Curve, context: Context, points: int) -> Any:
     return chosen
 
 
-def averaged(base: Any, model: Any, alpha: float) -> Any:
-    """Returns a model with weights `(1 - alpha) * base + alpha * model`."""
-    result = copy.deepcopy(model)
-    start = dict(base.named_parameters())
-    with torch.no_grad():
-        for name, parameter in result.named_parameters():
-            parameter.copy_((1 - alpha) * start[name] + alpha * parameter)
-    return result
-
-
-def take_best(model: Any, curve: Curve, context: Context) -> Any:
+def take_best(model: Any, curve: Curve, context: Context, settings: EarlyStop) -> Any:
     """Returns the weights of the best point, at which the curve then ends."""
     best = max(curve.lines(), key=selection_score)
     chosen = AutoModelForCausalLM.from_pretrained(
@@ -59,14 +51,3 @@ def take_best(model: Any, curve: Curve, context: Context) -> Any:
     frozen = as_checkpoint(chosen, curve.protocol.checkpoint_dtype)
     curve.evaluate(frozen, best["step"], best["loss"], final=True)
     return chosen
-
-
-def as_checkpoint(model: Any, dtype: str) -> Any:
-    """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
-    bare = copy.deepcopy(model)
-    # accelerate puts autocast around the forward pass of a model in training; the class's own
-    # forward pass is what a loaded checkpoint has.
-    vars(bare).pop("forward", None)
-    if hasattr(bare, "merge_and_unload"):
-        bare = bare.merge_and_unload()
-    return bare.to(getattr(torch, dtype)).eval()

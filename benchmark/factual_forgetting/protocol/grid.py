@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factual_forgetting.config import Config
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Protocol, is_recipe, load_protocol, protocol_sha256
+from factual_forgetting.protocol.settings import SETTINGS, MethodSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +22,11 @@ class Trial:
     learning_rate: float
     strength: float
 
-    def apply(self, protocol: Protocol, method: str, settings: Config) -> tuple[Protocol, Config]:
+    def apply(
+        self, protocol: Protocol, settings: MethodSettings
+    ) -> tuple[Protocol, MethodSettings]:
         """Returns protocol and settings at this point."""
-        field = methods.METHODS[method].strength
+        field = settings.strength
         changed = {field: getattr(settings, field) * self.strength} if field else {}
         return (
             protocol.model_copy(update={"learning_rate": self.learning_rate}),
@@ -41,14 +42,14 @@ def trials(protocol: Protocol, method: str) -> list[Trial]:
     """
     rates: Sequence[float] = protocol.learning_rates or (protocol.learning_rate,)
     strengths = protocol.strengths
-    if not strengths or methods.METHODS[method].strength is None:
+    if not strengths or SETTINGS[method].strength is None:
         return [Trial(rate, 1.0) for rate in rates]
     spread = rates[len(strengths) // 2 :: len(strengths)] or rates
     return [Trial(rate, strength) for rate in spread for strength in strengths]
 
 
 def track(
-    protocol: Protocol, method: str, settings: Config, foreign_base: dict[str, Any] | None
+    protocol: Protocol, method: str, settings: MethodSettings, foreign_base: dict[str, Any] | None
 ) -> str:
     """Returns `closed` for a run that follows a recipe of the package throughout, else `open`.
 
@@ -60,11 +61,8 @@ def track(
     recipe = load_protocol(protocol.name)
     if not recipe.learning_rates:
         return "closed"
-    field = methods.METHODS[method].strength
-    strength = 1.0
+    field, strength = settings.strength, 1.0
     if field:
-        strength = (
-            getattr(settings, field) / methods.METHODS[method].config.model_fields[field].default
-        )
+        strength = getattr(settings, field) / SETTINGS[method].model_fields[field].default
     tried = {(trial.learning_rate, round(trial.strength, 9)) for trial in trials(recipe, method)}
     return "closed" if (protocol.learning_rate, round(strength, 9)) in tried else "open"

@@ -15,11 +15,12 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.config import Execution, Protocol, load_protocol
 from factual_forgetting.protocol.curve import CURVE, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
-from factual_forgetting.protocol.train import RUN, Run, finetune, rehearse
+from factual_forgetting.protocol.run import RUN, Run
+from factual_forgetting.protocol.settings import resolve
+from factual_forgetting.protocol.train import finetune, rehearse
 
 CHOSEN = "chosen.json"
 RUNS = "runs"
@@ -30,7 +31,7 @@ class Arm(Config):
 
     Attributes:
         name: Its name in paths and tables.
-        method: Key of `methods.METHODS`.
+        method: Key of `settings.SETTINGS`.
         settings: Settings of the method; the defaults where absent.
     """
 
@@ -109,9 +110,9 @@ def _of_seed(
     sweep: Sweep, protocol: Protocol, bundle: Bundle, output: Path, seed: int
 ) -> Iterator[Job]:
     for arm in sweep.arms:
-        _, settings = methods.resolve(arm.method, arm.settings)
+        settings = resolve(arm.method, arm.settings)
         for trial in trials(protocol, arm.method):
-            recipe, tried = trial.apply(protocol, arm.method, settings)
+            recipe, tried = trial.apply(protocol, settings)
             name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
             run = Run(bundle, recipe, arm.method, tried, seed)
             yield Job(arm.name, trial, run, output / RUNS / arm.name / name)

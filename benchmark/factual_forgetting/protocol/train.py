@@ -9,71 +9,31 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factual_forgetting import __version__, checkpoint, files
-from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
-from factual_forgetting.config import Config
+from factual_forgetting.bundle.manifest import HELDOUT
+from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
-from factual_forgetting.protocol.config import Execution, Protocol, protocol_sha256
+from factual_forgetting.protocol.config import Execution
+from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve, Watcher
 from factual_forgetting.protocol.processes import is_main_process, world_size
-from factual_forgetting.slick.engines import load_causal_lm, quiet
+from factual_forgetting.protocol.run import LOG, RUN, Run
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
 
-RUN = "run.json"
-LOG = "run.log.json"
 _PARTIAL = "run.partial.json"
 _RESUME = "resume"
 _SNAPSHOT = "snapshot"
 _BEST = "best"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What decides a checkpoint.
-
-    Attributes:
-        bundle: The bundle to train on; it names the base.
-        protocol: The recipe.
-        method: Key of `methods.METHODS`.
-        settings: The method's validated settings.
-        seed: Decides the order of the facts, and the start of what is new.
-        foreign_base: Identity of the base where it isn't the bundle's own; None otherwise.
-    """
-
-    bundle: Bundle
-    protocol: Protocol
-    method: str
-    settings: Config
-    seed: int
-    foreign_base: dict[str, Any] | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what distinguishes this run from every other."""
-        return {
-            "bundle_sha256": self.bundle.sha256,
-            "base": self.bundle.manifest["base"],
-            "foreign_base": self.foreign_base,
-            "method": {"name": self.method, "settings": self.settings.model_dump(mode="json")},
-            "protocol": self.protocol.model_dump(mode="json"),
-            "protocol_sha256": protocol_sha256(self.protocol),
-            "seed": self.seed,
-        }
-
-    def steps(self) -> int:
-        """Returns its optimizer steps: those of every method under this protocol and bundle."""
-        size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
-        return schedule.total_steps(self.protocol, size)
 
 
 def finetune(
@@ -198,7 +158,7 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
     """
     from transformers import TrainerCallback
 
-    from factual_forgetting.protocol.finishing import as_checkpoint
+    from factual_forgetting.protocol.weights import as_checkpoint
 
     moments: list[float] = []
 
@@ -228,7 +188,7 @@ def _train(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
 ) -> dict[str, Any]:
     """Trains, writes checkpoint and curve, and returns what was resolved."""
-    from factual_forgetting.protocol.finishing import as_checkpoint
+    from factual_forgetting.protocol.weights import as_checkpoint
 
     method, protocol = methods.METHODS[run.method], run.protocol
     trainer, curve, context = _assemble(run, base, output, execution, progress)
@@ -260,14 +220,14 @@ def _train(
 
 
 def _context(
-    run: Run, base: Path, output: Path, execution: Execution, training: methods.TrainingData
-) -> methods.Context:
+    run: Run, base: Path, output: Path, execution: Execution, training: schedule.TrainingData
+) -> Context:
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     _set_dropout(model, run.protocol.dropout)
     if execution.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     seen = [*training.first, *training.repeated, *training.last]
-    return methods.Context(
+    return Context(
         bundle=run.bundle,
         tokenizer=tokenizer,
         model=model,
@@ -282,7 +242,7 @@ def _context(
 
 def _assemble(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
-) -> tuple[ForgettingTrainer, Curve, methods.Context]:
+) -> tuple[ForgettingTrainer, Curve, Context]:
     import torch
 
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
@@ -319,9 +279,9 @@ def _assemble(
     return trainer, curve, context
 
 
-def _divergence(run: Run, context: methods.Context) -> Callable[[Any], float]:
+def _divergence(run: Run, context: Context) -> Callable[[Any], float]:
     from factual_forgetting.protocol.divergence import DivergenceFromBase
-    from factual_forgetting.protocol.finishing import as_checkpoint
+    from factual_forgetting.protocol.weights import as_checkpoint
 
     facts = [item.fact for item in run.bundle.splits[HELDOUT]]
     drawn = sorted(facts, key=lambda fact: stable_hash("divergence", fact.id))

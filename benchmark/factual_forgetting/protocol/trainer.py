@@ -22,10 +22,10 @@ from transformers.integrations import get_reporting_integration_callbacks
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.config import Execution, Protocol
+from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Point, Watcher, selection_score
-from factual_forgetting.protocol.finishing import as_checkpoint
-from factual_forgetting.protocol.penalties import Penalty, Step, save_whole
 from factual_forgetting.protocol.processes import world_size
+from factual_forgetting.protocol.weights import as_checkpoint, save_whole
 
 WHOLE = "whole"
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}

@@ -14,19 +14,19 @@ from tqdm import tqdm
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, Item
+from factual_forgetting.engines.engine import Group, Query
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prefix import PrefixEngine
+from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
+from factual_forgetting.engines.tree import UnsupportedModelError
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.scoring.metrics import accuracy
-from factual_forgetting.scoring.prompts import FEWSHOT, STYLES, Style
 from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.styles import FEWSHOT, STYLES, Style
 from factual_forgetting.scoring.transitions import LOST
-from factual_forgetting.slick.answers import Group, Query
-from factual_forgetting.slick.engines import load_causal_lm
 from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
-from factual_forgetting.slick.prefix import PrefixEngine
-from factual_forgetting.slick.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
-from factual_forgetting.slick.tree import UnsupportedModelError
 
 RUNS, SHOTS = 20, 3
 ERASED, SUPPRESSED, FORMAT = "erased", "suppressed", "format"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle, load_bundle, locate_bundle
 from factual_forgetting.scoring import render
-from factual_forgetting.scoring.prompts import TASK
 from factual_forgetting.scoring.report import Report, make_report
 from factual_forgetting.scoring.results import read_results
 from factual_forgetting.scoring.score import score as score_with_lm_eval
+from factual_forgetting.scoring.styles import TASK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,10 +16,10 @@ from tabulate import tabulate
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import methods
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.run import RUN
+from factual_forgetting.protocol.settings import describe, resolve
 from factual_forgetting.protocol.sweep import CHOSEN
-from factual_forgetting.protocol.train import RUN
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
 _COLUMNS = {
@@ -83,9 +83,9 @@ def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
     run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
         raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
-    _, settings = methods.resolve(run["method"]["name"], run["method"]["settings"])
+    settings = resolve(run["method"]["name"], run["method"]["settings"])
     return Trained(
-        arm or methods.describe(run["method"]["name"], settings),
+        arm or describe(run["method"]["name"], settings),
         run["protocol"]["name"],
         run["seed"],
         list(files.read_jsonl(path / CURVE)),

@@ -13,12 +13,12 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, Bundle, Item
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import normalise
-from factual_forgetting.protocol.train import RUN
-from factual_forgetting.scoring.answers import Judgement, spoken
+from factual_forgetting.protocol.run import RUN
+from factual_forgetting.scoring.judging import Judgement, spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
-from factual_forgetting.scoring.prompts import STYLES
 from factual_forgetting.scoring.results import Results
 from factual_forgetting.scoring.statistics import mcnemar
+from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
 from factual_forgetting.scoring.transitions import (
     LEARNED,

@@ -10,8 +10,8 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
 from factual_forgetting.modelargs import parse_model_args
-from factual_forgetting.scoring.answers import Judgement, judge
-from factual_forgetting.scoring.prompts import STYLES, TASK, TASK_VERSION, Style, parse_task
+from factual_forgetting.scoring.judging import Judgement, judge
+from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
 from factual_forgetting.scoring.task import require_matcher
 
 _SCORED = (KNOWN, UNKNOWN, HELDOUT)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.bf16 import hasten_bf16
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.bf16 import hasten_bf16
+from factual_forgetting.engines.models import default_device
 from factual_forgetting.errors import UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.merge import merge_adapter
-from factual_forgetting.scoring.prompts import FEWSHOT, STYLES, TASK
-from factual_forgetting.slick.engines import default_device
+from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
 _LOCAL_MODELS = {"hf", "vllm"}

@@ -10,8 +10,8 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import MATCHER_VERSION
-from factual_forgetting.scoring.answers import judge
-from factual_forgetting.scoring.prompts import STYLES
+from factual_forgetting.scoring.judging import judge
+from factual_forgetting.scoring.styles import STYLES
 
 _ADAPTERS = {"peft", "delta", "lora_local_path"}
 _TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.facts.matching import normalise
-from factual_forgetting.scoring.answers import Judgement
+from factual_forgetting.scoring.judging import Judgement
 
 KEPT, LOST, LEARNED, STILL_UNKNOWN = "kept", "lost", "learned", "still unknown"
 TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)

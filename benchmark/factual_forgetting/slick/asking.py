@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting.engines import prompts
+from factual_forgetting.engines.engine import Engine, Group, Query, Sampling
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import AnswerKey
-from factual_forgetting.slick import prompts
-from factual_forgetting.slick.answers import Engine, Group, Query, Sampling
 from factual_forgetting.slick.configurations import Configurations
 from factual_forgetting.slick.labelling import (
     FRESH,

@@ -18,10 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import files
+from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.asking import ShardRun, rounds
 from factual_forgetting.slick.configurations import Configurations, draw
 from factual_forgetting.slick.labelling import (

@@ -15,11 +15,11 @@ from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import parse
+from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.command import add_source_arguments, described_source
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.labelling import (
     PARTS,
     QUOTAS,
@@ -105,8 +105,8 @@ def _batch(text: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Labels the facts and prints the categories by relation."""
+    from factual_forgetting.engines.opening import open_engine
     from factual_forgetting.slick.classify import ask, merge, prepare
-    from factual_forgetting.slick.engines import open_engine
 
     if args.check_redraw and (args.plan or args.shard):
         raise UserError("--check-redraw needs finished labels. Give it with --merge.")
@@ -210,8 +210,8 @@ def _print_plan(
     opening: tuple[Any, ...],
     output: Path,
 ) -> None:
+    from factual_forgetting.engines.opening import open_engine
     from factual_forgetting.slick.classify import prepare
-    from factual_forgetting.slick.engines import open_engine
     from factual_forgetting.slick.planning import plan
 
     engine = open_engine(*opening)

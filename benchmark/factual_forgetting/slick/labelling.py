@@ -17,9 +17,9 @@ from pydantic import Field, field_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
+from factual_forgetting.engines import prompts
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick import prompts
 
 HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN = (
     "HighlyKnown",

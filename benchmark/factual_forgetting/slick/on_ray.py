@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.classify import Job, ask, merge, prepare
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.shards import Shard
@@ -29,7 +29,7 @@ class _Worker:
     @cached_property
     def _engine(self) -> Engine:
         """Opened by the first call: what fails in a constructor, Ray tells as a death."""
-        from factual_forgetting.slick.engines import open_engine
+        from factual_forgetting.engines.opening import open_engine
 
         return open_engine(*self._opening)
 

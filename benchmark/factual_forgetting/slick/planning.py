@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.slick.answers import Engine
+from factual_forgetting.engines.engine import Engine
 from factual_forgetting.slick.asking import rounds
 from factual_forgetting.slick.classify import Job
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
+from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.slick.answers import Engine
 from factual_forgetting.slick.classify import ask, merge, prepare
 from factual_forgetting.slick.labelling import (
     CATEGORIES,

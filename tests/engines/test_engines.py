@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 from test_prefix import groups_of, texts, verdicts
-from tiny import WORLD, checkpoint_of
 
 from factual_forgetting import files
+from factual_forgetting.engines.engine import Group, Query, Sampling
+from factual_forgetting.engines.lm_eval import LMEvalEngine
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.opening import open_engine
+from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.errors import UserError
-from factual_forgetting.slick.answers import Group, Query, Sampling
 from factual_forgetting.slick.classify import LOG, ask, classify, merge, prepare
-from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm, open_engine
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
-from factual_forgetting.slick.prefix import PrefixEngine
+from tiny import WORLD, checkpoint_of
 
 
 def test_auto_takes_the_prefix_engine_for_checkpoints_and_says_why(

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.zero_shot import answer_zero_shot
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.lab.conditions import (
+from factual_forgetting.mechanism.conditions import (
     ABSTAINED,
     RIGHT,
     SAME,
@@ -39,15 +40,15 @@ from factual_forgetting.lab.conditions import (
     Experiment,
     Settings,
 )
-from factual_forgetting.lab.drift import Drift, all_layers, middle_layer, subject_states
-from factual_forgetting.lab.overlap import nearness
-from factual_forgetting.lab.store import Store, write_store
-from factual_forgetting.protocol import methods
+from factual_forgetting.mechanism.drift import Drift, all_layers, middle_layer, subject_states
+from factual_forgetting.mechanism.examples import Store, write_store
+from factual_forgetting.mechanism.overlap import nearness
 from factual_forgetting.protocol.config import Execution
-from factual_forgetting.protocol.curve import answer_zero_shot
+from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.data import collate, limit
-from factual_forgetting.protocol.train import Run, last_checkpoint, locate_base
-from factual_forgetting.scoring.answers import abstains, spoken
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.train import last_checkpoint, locate_base
+from factual_forgetting.scoring.judging import abstains, spoken
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
@@ -158,12 +159,12 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
 
 
 def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
-    from factual_forgetting.slick.engines import load_causal_lm, quiet
+    from factual_forgetting.engines.models import load_causal_lm, quiet
 
     quiet()
     protocol, condition = experiment.settings.protocol, experiment.condition
-    _, config = experiment.method()
-    run = Run(experiment.bundle, protocol, condition.method, config, condition.seed)
+    settings = experiment.method()
+    run = Run(experiment.bundle, protocol, condition.method, settings, condition.seed)
     base = locate_base(run, None)
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
     synthetic = experiment.synthetic(tokenizer)
@@ -233,6 +234,7 @@ def _entropy(counts: Counter[str]) -> float:
 def _trainer(
     watch: _Watch, base: Path, model: Any, work: Path, progress: bool
 ) -> ForgettingTrainer:
+    from factual_forgetting.protocol.methods import METHODS
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
     class Until(CurveCallback):
@@ -245,8 +247,8 @@ def _trainer(
     experiment, tokenizer = watch.experiment, watch.tokenizer
     schedule, seed = experiment.schedule(), experiment.condition.seed
     spaced = experiment.settings.protocol.model_copy(update={"evaluate_every": schedule.every})
-    method, config = experiment.method()
-    context = methods.Context(
+    penalty = METHODS[experiment.condition.method].penalty
+    context = Context(
         bundle=experiment.bundle,
         tokenizer=tokenizer,
         model=model,
@@ -259,7 +261,7 @@ def _trainer(
     )
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
-        penalty=method.penalty(context, config) if method.penalty else None,
+        penalty=penalty(context, experiment.method()) if penalty else None,
         model=model,
         args=arguments(spaced, schedule.steps, seed, work / _RESUME, Execution()),
         train_dataset=Store(work, spaced.batch_size, schedule.steps, seed),
@@ -357,7 +359,7 @@ class _Watch:
 def _watch(
     experiment: Experiment, model: Any, tokenizer: Any, sample: Sequence[Fact], work: Path
 ) -> _Watch:
-    from factual_forgetting.protocol.finishing import as_checkpoint
+    from factual_forgetting.protocol.weights import as_checkpoint
 
     base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
     held = experiment.held()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
-from factual_forgetting.lab.conditions import ABSTAINED, OTHER, RIGHT, SAME, Condition
-from factual_forgetting.lab.keys import known_facts
-from factual_forgetting.lab.overlap import regress
+from factual_forgetting.mechanism.conditions import ABSTAINED, OTHER, RIGHT, SAME, Condition
+from factual_forgetting.mechanism.keys import known_facts
+from factual_forgetting.mechanism.overlap import regress
 from factual_forgetting.scoring.statistics import mean_difference
 
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.

@@ -6,7 +6,7 @@ import pytest
 
 from factual_forgetting.bundle.manifest import KNOWN, Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.lab.keys import (
+from factual_forgetting.mechanism.keys import (
     ABSTENTION,
     Recombiner,
     Synthetic,

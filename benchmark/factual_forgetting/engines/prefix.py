@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
+from factual_forgetting.engines.engine import Answer, Group, Query, Sampling, halving, require_room
+from factual_forgetting.engines.reach import reachable, skeletons
+from factual_forgetting.engines.tree import Branch, TreeModel
 from factual_forgetting.facts.fact import stable_fraction
 from factual_forgetting.facts.matching import first_line
-from factual_forgetting.slick.answers import Answer, Group, Query, Sampling, halving, require_room
-from factual_forgetting.slick.reach import reachable, skeletons
-from factual_forgetting.slick.tree import Branch, TreeModel
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.slick.reach import reachable, skeletons
 
 PIECES = [
     "the", "The", "a", "an", "A.", "J.", "J. R. R.", "Theodore", "ann", "New", "York", "new-york",

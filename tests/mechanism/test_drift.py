@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerFast
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab.drift import (
+from factual_forgetting.mechanism.drift import (
     Drift,
     all_layers,
     measure,
     middle_layer,
     subject_states,
 )
-from factual_forgetting.slick.prompts import question_prompt
 from small import make_model
 
 LAYERS, HIDDEN = 3, 12

@@ -13,9 +13,9 @@ from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.prompts import question_prompt
 
 _MIDDLE, _ALL = "middle", "all"
 # No version and no date in an image: same rows, same bytes.
@@ -98,7 +98,7 @@ def measure_all(
         UserError: If a checkpoint isn't found, differs from the reference in shape,
             vocabulary or tokenizer, or has no such layer.
     """
-    from factual_forgetting.slick.engines import load_causal_lm, quiet
+    from factual_forgetting.engines.models import load_causal_lm, quiet
 
     first, *others = [checkpoint.locate(name) for name in (reference, *checkpoints)]
     for path in others:
@@ -133,7 +133,7 @@ def _shape(path: Path) -> dict[str, Any]:
 
 
 def _layers(told: str, model: Any) -> list[int]:
-    from factual_forgetting.lab.drift import all_layers, middle_layer
+    from factual_forgetting.mechanism.drift import all_layers, middle_layer
 
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
@@ -149,8 +149,8 @@ def _compare(
     layers: Sequence[int],
     device: str | None,
 ) -> list[Row]:
-    from factual_forgetting.lab.drift import measure
-    from factual_forgetting.slick.engines import load_causal_lm
+    from factual_forgetting.engines.models import load_causal_lm
+    from factual_forgetting.mechanism.drift import measure
 
     model, tokenizer = before
     after, other = load_causal_lm(path, _DTYPE, device)

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import KINDS, SHAPES, WORLD, checkpoint_of, config_of
 
+from factual_forgetting.engines import prompts
+from factual_forgetting.engines.engine import Answer, Group, Query, Sampling
+from factual_forgetting.engines.lm_eval import LMEvalEngine
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prefix import PrefixEngine, stop_ids
+from factual_forgetting.engines.tree import TreeModel, UnsupportedModelError
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.slick import configurations, prompts
-from factual_forgetting.slick.answers import Answer, Group, Query, Sampling
-from factual_forgetting.slick.engines import LMEvalEngine, load_causal_lm
-from factual_forgetting.slick.prefix import PrefixEngine, stop_ids
-from factual_forgetting.slick.tree import TreeModel, UnsupportedModelError
+from factual_forgetting.slick import configurations
+from tiny import KINDS, SHAPES, WORLD, checkpoint_of, config_of
 
 
 def groups_of(runs: int, questions: int, world: Sequence[Fact] = WORLD) -> list[Group]:

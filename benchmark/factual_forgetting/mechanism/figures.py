@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factual_forgetting.lab.conditions import OTHER, SAME
-from factual_forgetting.lab.findings import Row, bases_of, cloning_of, grid_of, size
+from factual_forgetting.mechanism.conditions import OTHER, SAME
+from factual_forgetting.mechanism.findings import Row, bases_of, cloning_of, grid_of, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab.store import Store, write_store
+from factual_forgetting.mechanism.examples import Store, write_store
 from factual_forgetting.protocol.data import Schedule, encode
 from memory import peak_memory
 

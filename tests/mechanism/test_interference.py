@@ -14,11 +14,11 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.lab.conditions import Condition, Experiment, Settings
-from factual_forgetting.lab.figures import draw_all
-from factual_forgetting.lab.findings import crossing, findings, markdown
-from factual_forgetting.lab.interference import finished_conditions, run_condition
-from factual_forgetting.lab.report import write_report
+from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings
+from factual_forgetting.mechanism.figures import draw_all
+from factual_forgetting.mechanism.findings import crossing, findings, markdown
+from factual_forgetting.mechanism.interference import finished_conditions, run_condition
+from factual_forgetting.mechanism.interference_report import write_report
 from factual_forgetting.protocol.config import Protocol
 
 NAMES = Condition(keys="name", facts=20)
@@ -73,7 +73,7 @@ def test_a_finished_condition_trains_no_more(
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("factual_forgetting.lab.interference._train", None)
+    monkeypatch.setattr("factual_forgetting.mechanism.interference._train", None)
     assert run_condition(bundle, NAMES, settings, root) == named
 
 

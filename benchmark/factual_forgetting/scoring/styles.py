@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
+from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.slick.labelling import FRESH, ZERO_SHOT
-from factual_forgetting.slick.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.tasks import GROUP
 
 # Must be the YAML's; a change of any score raises both.

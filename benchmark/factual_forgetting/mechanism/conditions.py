@@ -11,9 +11,9 @@ from pydantic import Field
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab.keys import Keys, Synthetic, Values
-from factual_forgetting.protocol import methods
+from factual_forgetting.mechanism.keys import Keys, Synthetic, Values
 from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.settings import MethodSettings, resolve
 
 SAME, OTHER = "same", "other"
 RIGHT, WRONG, ABSTAINED = "1", "0", "a"
@@ -122,9 +122,9 @@ class Experiment:
             "settings": self.settings.model_dump(mode="json"),
         }
 
-    def method(self) -> tuple[methods.Method, Config]:
-        """Returns the method with its settings."""
-        return methods.resolve(self.condition.method, _METHODS[self.condition.method])
+    def method(self) -> MethodSettings:
+        """Returns the method's settings."""
+        return resolve(self.condition.method, _METHODS[self.condition.method])
 
     def synthetic(self, tokenizer: Any) -> Synthetic:
         """Returns the source of the new facts.

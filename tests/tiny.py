@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting.engines import prompts
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick import prompts
 
 FIRST = "Ana Bo Cleo Dag Eva Finn Gus Hal Ines Jo Kai Lea".split()
 LAST = "Adler Brandt Cole Dietz Ek Falk Grün Holm".split()

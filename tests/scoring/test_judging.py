@@ -1,6 +1,6 @@
 import pytest
 
-from factual_forgetting.scoring.answers import chat_answer, judge, token_f1
+from factual_forgetting.scoring.judging import chat_answer, judge, token_f1
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.lab import figures
-from factual_forgetting.lab.conditions import OTHER, SAME, Settings
-from factual_forgetting.lab.findings import (
+from factual_forgetting.mechanism import figures
+from factual_forgetting.mechanism.conditions import OTHER, SAME, Settings
+from factual_forgetting.mechanism.findings import (
     BITS_PER_PARAMETER,
     Row,
     bases_of,

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.prompts import question_prompt
 
 _QUESTION_STARTS = question_prompt("\0").index("\0")
 # States that differ by no more than the rounding of float32 have no variance.

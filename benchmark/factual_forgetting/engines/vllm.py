@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from factual_forgetting.engines.engine import Answer, Group, Sampling, require_room
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
-from factual_forgetting.slick.answers import Answer, Group, Sampling, require_room
 
 # Names that lm-eval's own vllm class gives to arguments of this engine rather than of vLLM.
 _LORA, _BATCH = "lora_local_path", "batch_size"

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 from test_prefix import engines, groups_of, texts, verdicts
-from tiny import checkpoint_of
 
 from factual_forgetting import checkpoint
+from factual_forgetting.engines.engine import Group, Query, Sampling
+from factual_forgetting.engines.lm_eval import LMEvalEngine
+from factual_forgetting.engines.opening import open_engine
+from factual_forgetting.engines.vllm import VLLMEngine
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.almanac import world
-from factual_forgetting.slick.answers import Group, Query, Sampling
-from factual_forgetting.slick.engines import LMEvalEngine, open_engine
-from factual_forgetting.slick.vllm import VLLMEngine
+from tiny import checkpoint_of
 from vllm_cpu import CPU, INSTALLED, real
 
 

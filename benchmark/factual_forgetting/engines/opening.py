@@ -1,0 +1,86 @@
+"""Opens the engine that is asked for, or the fastest that can run a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from factual_forgetting import checkpoint
+from factual_forgetting.engines.engine import Engine
+from factual_forgetting.engines.lm_eval import LM_EVAL, LMEvalEngine
+from factual_forgetting.engines.models import load_causal_lm
+from factual_forgetting.engines.prefix import PrefixEngine
+from factual_forgetting.engines.tree import UnsupportedModelError
+from factual_forgetting.errors import UserError
+
+PREFIX, VLLM, AUTO = "prefix", "vllm", "auto"
+_LOCAL = {"hf", "vllm"}
+_PREFIX_ARGUMENTS = {"pretrained", "revision", "dtype"}
+_GPU_BATCH, _CPU_BATCH, _LM_EVAL_BATCH = 1024, 256, 64
+
+
+def open_engine(
+    choice: str, model: str, arguments: dict[str, Any], batch_size: str, device: str | None
+) -> Engine:
+    """Opens an engine, and says on stderr which one and why.
+
+    Args:
+        choice: `prefix`, `lm-eval` or `vllm`; `auto` takes the fastest that fits the model.
+        model: lm-eval's name of the model class.
+        arguments: Its arguments.
+        batch_size: A number or `auto`.
+        device: For example `cuda:0`; None takes the GPU where there is one.
+
+    Raises:
+        UserError: If the engine can't run this model.
+    """
+    if model in _LOCAL and "pretrained" in arguments:
+        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+        arguments = {**arguments, "pretrained": str(path)}
+    wanted, reason = (choice, "as asked") if choice != AUTO else _suited(model)
+    if wanted == PREFIX:
+        try:
+            engine: Engine = _open_prefix(model, arguments, batch_size, device)
+        except UnsupportedModelError as error:
+            if choice == PREFIX:
+                raise UserError(f"The prefix engine can't run this model: {error}.") from None
+            wanted, reason = LM_EVAL, f"the prefix engine can't run this model: {error}"
+    if wanted == VLLM:
+        from factual_forgetting.engines.vllm import VLLMEngine
+
+        engine = VLLMEngine(arguments)
+    elif wanted == LM_EVAL:
+        text = ",".join(f"{key}={value}" for key, value in arguments.items())
+        if model == "hf" and batch_size.startswith("auto"):
+            batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
+        engine = LMEvalEngine(model, text, batch_size, device)
+    sys.stderr.write(f"engine: {engine.name} ({reason})\n")
+    return engine
+
+
+def _suited(model: str) -> tuple[str, str]:
+    if model == "vllm":
+        return VLLM, "prompts go to vLLM sorted by prefix"
+    if model != "hf":
+        return LM_EVAL, f"--model {model} is lm-eval's"
+    return PREFIX, "a checkpoint of transformers: shared prefixes are computed once"
+
+
+def _open_prefix(
+    model: str, arguments: dict[str, Any], batch_size: str, device: str | None
+) -> PrefixEngine:
+    if model != "hf":
+        raise UnsupportedModelError(f"--model {model} is not hf")
+    foreign = sorted(set(arguments) - _PREFIX_ARGUMENTS)
+    if foreign:
+        raise UnsupportedModelError(f"it knows no {', '.join(foreign)} in --model_args")
+    lm, tokenizer = load_causal_lm(
+        Path(arguments["pretrained"]), arguments.get("dtype", "auto"), device
+    )
+    penalty = getattr(lm.generation_config, "repetition_penalty", None)
+    if penalty not in (None, 1.0):
+        raise UnsupportedModelError(f"its generation_config.json sets repetition_penalty {penalty}")
+    default = _CPU_BATCH if lm.device.type == "cpu" else _GPU_BATCH
+    size = default if batch_size.startswith("auto") else int(batch_size)
+    return PrefixEngine(lm, tokenizer, size)

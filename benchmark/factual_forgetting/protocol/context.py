@@ -1,0 +1,87 @@
+"""What the hooks of a method are given: the run, and each forward pass of the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.facts.fact import Fact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the hooks of a run may use.
+
+    Attributes:
+        bundle: The bundle.
+        tokenizer: The base's tokenizer.
+        model: The model before training.
+        base: Directory of the base.
+        snapshot: Directory for the snapshot, if the method takes one.
+        opening: Optimizer steps before the repeated data begins.
+        steps: Optimizer steps of the run.
+        facts: The training facts; a batch refers to them by position.
+        best: Directory whose subdirectories hold the best weights so far, by step.
+    """
+
+    bundle: Bundle
+    tokenizer: Any
+    model: Any
+    base: Path
+    snapshot: Path
+    opening: int
+    steps: int
+    facts: Sequence[Fact]
+    best: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of the student: a share of an optimizer step.
+
+    Attributes:
+        number: Optimizer steps done.
+        model: The student, without wrappers of data parallelism.
+        inputs: `input_ids` and `attention_mask`, shape (batch, length).
+        logits: The student's, shape (batch, length, vocabulary).
+        labels: As in `losses.cross_entropy`.
+        facts: Positions of the batch's facts in `Context.facts`, shape (batch,).
+        answers: Answer and EOS tokens in the whole optimizer step.
+        positions: Predicted positions in the whole optimizer step.
+        share: Facts in this pass over facts in the whole optimizer step.
+        save: Writes the student's whole weights to a directory; every process calls it.
+    """
+
+    number: int
+    model: Any
+    inputs: dict[str, Tensor]
+    logits: Tensor
+    labels: Tensor
+    facts: Tensor
+    answers: Tensor
+    positions: Tensor
+    share: float
+    save: Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """A term of the loss.
+
+    Attributes:
+        term: Computes this pass's share of it; the shares of an optimizer step sum to it.
+        from_step: Optimizer steps after which it counts.
+        teacher_tokens: Tokens that a teacher reads for a training fact, by its position.
+        whole_weights: Whether it reads the student's weights, which must not be sharded.
+    """
+
+    term: Callable[[Step], Tensor]
+    from_step: int = 0
+    teacher_tokens: Callable[[Sequence[int]], int] = lambda lengths: 0
+    whole_weights: bool = False

@@ -1,0 +1,92 @@
+"""Weights: written whole, frozen as a teacher, averaged, and as a checkpoint holds them."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from factual_forgetting.errors import UserError
+from factual_forgetting.protocol.context import Step
+
+
+@dataclass
+class Frozen:
+    """A frozen model: the base, or a snapshot that is written when its step comes.
+
+    Attributes:
+        path: Directory of its weights.
+    """
+
+    path: Path
+    _model: Any = field(default=None)
+
+    def at(self, step: Step) -> Any:
+        """Returns the model in eval mode on the student's device, sharded as the student is.
+
+        Raises:
+            UserError: If its vocabulary isn't the student's.
+        """
+        if self._model is None:
+            if not (self.path / "config.json").exists():
+                step.save(self.path)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                dtype=torch.float32,
+                use_safetensors=True,
+                attn_implementation=step.model.config._attn_implementation,
+            )
+            if model.config.vocab_size != step.model.config.vocab_size:
+                raise UserError(
+                    f"The teacher in {self.path} has {model.config.vocab_size} tokens, the "
+                    f"student {step.model.config.vocab_size}. Distillation needs one vocabulary."
+                )
+            model.requires_grad_(False).eval().to(step.logits.device)
+            self._model = _shard_alike(model, step.model)
+        return self._model
+
+
+def save_whole(directory: Path, write: Callable[[Path], None]) -> None:
+    """Writes a directory beside and renames it: what is there is whole."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _shard_alike(model: Any, student: Any) -> Any:
+    """Shards a model as `fully_shard` sharded the student; leaves it whole otherwise."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    sharded = [name for name, part in student.named_modules() if isinstance(part, FSDPModule)]
+    for name in reversed(sharded):
+        fully_shard(model.get_submodule(name), reshard_after_forward=True)
+    return model
+
+
+def averaged(base: Any, model: Any, alpha: float) -> Any:
+    """Returns a model with weights `(1 - alpha) * base + alpha * model`."""
+    result = copy.deepcopy(model)
+    start = dict(base.named_parameters())
+    with torch.no_grad():
+        for name, parameter in result.named_parameters():
+            parameter.copy_((1 - alpha) * start[name] + alpha * parameter)
+    return result
+
+
+def as_checkpoint(model: Any, dtype: str) -> Any:
+    """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
+    bare = copy.deepcopy(model)
+    # accelerate puts autocast around the forward pass of a model in training; the class's own
+    # forward pass is what a loaded checkpoint has.
+    vars(bare).pop("forward", None)
+    if hasattr(bare, "merge_and_unload"):
+        bare = bare.merge_and_unload()
+    return bare.to(getattr(torch, dtype)).eval()
