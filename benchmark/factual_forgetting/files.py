@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
-import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import jsonlines
 
 from factual_forgetting.errors import UserError
 
@@ -32,7 +35,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def loads(text: str) -> Any:
+def loads(text: str | bytes) -> Any:
     """Parses strict JSON.
 
     Raises:
@@ -51,24 +54,42 @@ def loads(text: str) -> Any:
     return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes beside, syncs, renames: a reader sees the old file or the whole new one."""
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file beside a path, which takes the path's name only when it is whole and synced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
+        beside = Path(out.name)
+        try:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+            beside.chmod(0o644)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Gives a directory beside a path, which takes the path's place when all in it is written."""
+    beside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    yield beside
+    shutil.rmtree(path, ignore_errors=True)
+    beside.rename(path)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file that a reader sees whole or not at all."""
+    with atomic(path) as stream:
+        stream.write(content)
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what `write_atomic` left beside a path when it was killed."""
+    """Removes what `atomic` left beside a path when it was killed."""
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
         stray.unlink(missing_ok=True)
 
@@ -83,13 +104,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
     The gzip header carries no time and no name, so equal rows give equal bytes.
     """
-    content = "".join(dumps(row) + "\n" for row in rows).encode()
-    if path.suffix == ".gz":
-        buffer = io.BytesIO()
-        with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as stream:
-            stream.write(content)
-        content = buffer.getvalue()
-    write_atomic(path, content)
+    with ExitStack() as stack:
+        stream: Any = stack.enter_context(atomic(path))
+        if path.suffix == ".gz":
+            stream = stack.enter_context(gzip.GzipFile("", "wb", fileobj=stream, mtime=0))
+        jsonlines.Writer(stream, dumps=dumps).write_all(rows)
 
 
 def read_json(path: Path) -> Any:
@@ -112,21 +131,16 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     Raises:
         UserError: If the file is missing, or a line isn't JSON; the message names the line.
     """
-    for number, line in _numbered_lines(path):
-        try:
-            yield loads(line.decode("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}). Mend that line.") from None
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            lines = jsonlines.Reader(stream, loads=loads)
+            yield from lines.iter(allow_none=True, skip_empty=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. Check the path.") from None
+    except jsonlines.InvalidLineError as error:
+        reason = error.__cause__ or error
+        raise UserError(
+            f"{path}, line {error.lineno}: not JSON ({reason}). Mend that line."
+        ) from None
     except (OSError, EOFError) as error:
         raise UserError(f"{path} is not readable ({error}). Restore it.") from None

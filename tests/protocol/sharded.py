@@ -13,12 +13,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from factual_forgetting import files
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Step
 from factual_forgetting.protocol.data import IGNORE, collate
 from factual_forgetting.protocol.penalties import _taught
 from factual_forgetting.protocol.settings import SelfDistillation
-from factual_forgetting.protocol.weights import Frozen, save_whole
+from factual_forgetting.protocol.weights import Frozen
 from small import make_model
 
 VOCABULARY = 300
@@ -56,7 +57,8 @@ def save_sharded(model: Any, directory: Path) -> None:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     if distributed.get_rank() == 0:
-        save_whole(directory, partial(model.save_pretrained, state_dict=state))
+        with files.atomic_directory(directory) as beside:
+            model.save_pretrained(beside, state_dict=state)
     distributed.barrier()
 
 
@@ -89,7 +91,7 @@ def work(rank: int, world: int, port: int, teacher: str, snapshot: str, results:
     gradient = weight.grad.full_tensor()
     reference = whole.model.layers[0].mlp.up_proj.weight.grad
     # A snapshot is written whole, and taught from sharded: the student is then its own teacher.
-    again = Frozen(Path(snapshot))
+    again = Frozen(Path(snapshot), snapshot=True)
     loss_of(sharded, again, slice(rank * size, (rank + 1) * size), partial(save_sharded, sharded))
     if rank == 0:
         results["loss"] = (total.item(), expected.item())

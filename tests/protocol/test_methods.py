@@ -166,6 +166,17 @@ def test_l2_holds_the_weights_where_it_says(
     assert (to == "base") == (same(anchor, weights(base)) == set(anchor))
 
 
+def test_every_process_takes_part_in_saving_a_snapshot_that_another_has_written_already(
+    base: Path,
+) -> None:
+    """A process that looked for itself would leave the others waiting for it."""
+    model, _ = load_causal_lm(base, "float32")
+    saved: list[Path] = []
+    step = replace(fake_step(model), save=saved.append)
+    weights_of.Frozen(base, snapshot=True).at(step)
+    assert saved == [base]
+
+
 def test_the_pull_is_half_lambda_times_the_squared_distance(
     bundle: Bundle, base: Path, tokenizer: Any
 ) -> None:

@@ -55,7 +55,8 @@ class Step:
         answers: Answer and EOS tokens in the whole optimizer step.
         positions: Predicted positions in the whole optimizer step.
         share: Facts in this pass over facts in the whole optimizer step.
-        save: Writes the student's whole weights to a directory; every process calls it.
+        save: Writes the student's whole weights to a directory, unless they are there since
+            before an interruption; every process calls it.
     """
 
     number: int

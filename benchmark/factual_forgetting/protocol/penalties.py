@@ -42,7 +42,7 @@ def _taught(frozen: Frozen, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
 def self_distillation(context: Context, config: SelfDistillation) -> Penalty:
     """The term of `settings.SelfDistillation`."""
     from_base = config.teacher == "base"
-    frozen = Frozen(context.base if from_base else context.snapshot)
+    frozen = Frozen(context.base) if from_base else Frozen(context.snapshot, snapshot=True)
 
     def term(step: Step) -> Tensor:
         marked = losses.distilled_positions(
@@ -106,7 +106,7 @@ def _half_squared_distance(step: Step, anchor: Mapping[str, Tensor], fisher: Any
 def l2(context: Context, config: L2) -> Penalty:
     """The term of `settings.L2`."""
     from_base = config.to == "base"
-    frozen = Frozen(context.base if from_base else context.snapshot)
+    frozen = Frozen(context.base) if from_base else Frozen(context.snapshot, snapshot=True)
 
     def term(step: Step) -> Tensor:
         anchor = dict(frozen.at(step).named_parameters())

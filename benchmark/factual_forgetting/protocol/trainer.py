@@ -19,13 +19,14 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
+from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Point, Watcher, selection_score
 from factual_forgetting.protocol.processes import world_size
-from factual_forgetting.protocol.weights import as_checkpoint, save_whole
+from factual_forgetting.protocol.weights import as_checkpoint
 
 WHOLE = "whole"
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
@@ -116,9 +117,11 @@ class ForgettingTrainer(Trainer):
         return whole.to(self.accelerator.device)
 
     def _save_whole(self, directory: Path) -> None:
+        # Only the main process looks whether it is there: to others it may appear at any moment.
         whole = self.whole_model()
-        if self.accelerator.is_main_process:
-            save_whole(directory, whole.save_pretrained)
+        if self.accelerator.is_main_process and not directory.exists():
+            with files.atomic_directory(directory) as beside:
+                whole.save_pretrained(beside)
         self.accelerator.wait_for_everyone()
 
 
@@ -204,7 +207,8 @@ class CurveCallback(TrainerCallback):
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
         self._tell(point)
         if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
-            save_whole(self.best / str(point["step"]), whole.save_pretrained)
+            with files.atomic_directory(self.best / str(point["step"])) as beside:
+                whole.save_pretrained(beside)
 
     def _tell(self, point: Point) -> None:
         told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ class Frozen:
 
     Attributes:
         path: Directory of its weights.
+        snapshot: Whether it is written when it is first asked for.
     """
 
     path: Path
+    snapshot: bool = False
     _model: Any = field(default=None)
 
     def at(self, step: Step) -> Any:
@@ -34,7 +34,7 @@ class Frozen:
             UserError: If its vocabulary isn't the student's.
         """
         if self._model is None:
-            if not (self.path / "config.json").exists():
+            if self.snapshot:
                 step.save(self.path)
             model = AutoModelForCausalLM.from_pretrained(
                 self.path,
@@ -50,15 +50,6 @@ class Frozen:
             model.requires_grad_(False).eval().to(step.logits.device)
             self._model = _shard_alike(model, step.model)
         return self._model
-
-
-def save_whole(directory: Path, write: Callable[[Path], None]) -> None:
-    """Writes a directory beside and renames it: what is there is whole."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
 
 
 def _shard_alike(model: Any, student: Any) -> Any:

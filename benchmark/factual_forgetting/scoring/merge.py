@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,7 @@ def _merge(base: Path, adapter: Path, merged: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
     dtype = model.dtype
     whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
-    beside = merged.with_name(f".{merged.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    whole.save_pretrained(beside)
     owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
-    shutil.rmtree(merged, ignore_errors=True)
-    beside.rename(merged)
+    with files.atomic_directory(merged) as beside:
+        whole.save_pretrained(beside)
+        AutoTokenizer.from_pretrained(owner).save_pretrained(beside)

@@ -39,7 +39,6 @@ from factual_forgetting.slick.shards import (
     INDEX,
     Shard,
     append,
-    atomic_stream,
     order,
     read_journal,
     read_shards,
@@ -279,8 +278,8 @@ def merge(job: Job, *, some_right: bool = True) -> dict[str, Any]:
         return dict(files.read_json(job.output / MANIFEST))
     tally, categories, right = Tally(job.settings.quota), Counter[str](), False
     with (
-        atomic_stream(job.output / FACTS) as facts,
-        atomic_stream(job.output / LABELS) as labels,
+        files.atomic(job.output / FACTS) as facts,
+        files.atomic(job.output / LABELS) as labels,
     ):
         for label in _ordered_labels(job):
             if tally.full:

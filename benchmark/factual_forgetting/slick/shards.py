@@ -97,7 +97,7 @@ class Spool:
             UserError: If nothing is left to ask.
         """
         shards: list[Shard] = []
-        with atomic_stream(parts / QUESTIONS) as stream:
+        with files.atomic(parts / QUESTIONS) as stream:
             for (block, relation), lines in groupby(self._ordered(size), itemgetter(0, 1)):
                 start, count = stream.tell(), 0
                 for *_, line in lines:
@@ -135,21 +135,6 @@ def spooled(parts: Path, seed: int) -> Iterator[Spool]:
 def read_shards(parts: Path) -> list[Shard]:
     """Reads the index of a prepared labelling."""
     return [Shard(**row) for row in files.read_json(parts / INDEX)]
-
-
-@contextmanager
-def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes its name only when it is whole and synced."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
-        try:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-            Path(out.name).chmod(0o644)
-            Path(out.name).replace(path)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
 
 
 def append(path: Path, row: Any) -> None:
