@@ -14,9 +14,9 @@ from factual_forgetting.facts.cleaning import (
     answer_in_subject,
     clean,
     short_subject,
-    template_misfit,
 )
-from factual_forgetting.facts.fact import SPLITS, Fact, stable_hash
+from factual_forgetting.facts.entityquestions import template_misfit
+from factual_forgetting.facts.fact import FACT_SPLITS, Fact, stable_hash
 from factual_forgetting.facts.matching import normalise
 
 TEMPLATES = {
@@ -295,7 +295,7 @@ def identified(rows, dropped):
             continue
         for identity in {row.id for row in same}:
             copies = [row for row in same if row.id == identity]
-            copies.sort(key=lambda row: (SPLITS.index(row.split), row.answers, row.aliases))
+            copies.sort(key=lambda row: (FACT_SPLITS.index(row.split), row.answers, row.aliases))
             for copy in copies[1:]:
                 earlier = copy.split != copies[0].split
                 dropped["several_splits" if earlier else "duplicates"].append(copy)

@@ -64,11 +64,15 @@ def test_a_folder_takes_facts_report_and_plot(source, tmp_path, capsys):
 def test_other_commands_share_the_arguments(tmp_path):
     parser = argparse.ArgumentParser()
     command.add_source_arguments(parser)
-    assert len(command.facts_from_arguments(parser.parse_args(["--limit", "1"]))) == 16
+    facts, source = command.facts_from_arguments(parser.parse_args(["--limit", "1"]))
+    assert len(facts) == 16
+    assert (source["facts"], source["limit"]) == ("almanac", 1)
+    assert source["dropped"] == {"limit": 3664}
     path = tmp_path / "a.csv"
     path.write_text("q,a\nWhere is Aberdeen?,Here\n")
     words = ["--facts", str(path), "--column", "question=q", "answers=a", "relation==R"]
-    (fact,) = command.facts_from_arguments(parser.parse_args(words))
+    (fact,), source = command.facts_from_arguments(parser.parse_args(words))
+    assert source["facts"] == "a.csv"
     assert (fact.relation, fact.answers) == ("R", ("Here",))
 
 

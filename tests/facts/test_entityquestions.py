@@ -9,7 +9,7 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import entityquestions
 from factual_forgetting.facts.entityquestions import (
-    TEMPLATES,
+    ENTITYQUESTIONS_TEMPLATES,
     cache_folder,
     fetch_entity_questions,
     read_entity_questions,
@@ -110,16 +110,18 @@ def test_the_shipped_checksums_cover_every_relation_and_split():
     assert set(checksums) == {
         f"{split}/{relation}.{split}.json"
         for split in ("train", "dev", "test")
-        for relation in TEMPLATES
+        for relation in ENTITYQUESTIONS_TEMPLATES
     }
     assert all(len(sha256) == 64 for sha256 in checksums.values())
 
 
 def test_a_subject_is_what_the_template_leaves():
-    assert subject_of("Who is Ada's child?", "P40") == "Ada"
-    assert subject_of("Who is Ada's child?'s child?", "P40") == "Ada's child?"
-    assert subject_of("Something else?", "P40") == "Something else?"
-    assert subject_of("Where was Ada born?", "unknown") == "Where was Ada born?"
+    template = ENTITYQUESTIONS_TEMPLATES["P40"]
+    assert subject_of("Who is Ada's child?", template) == "Ada"
+    assert subject_of("Who is Ada's child?'s child?", template) == "Ada's child?"
+    assert subject_of("Who is 's child?", template) == ""
+    for question in ("Something else?", "Who is Ada?", "Ada's child?", "Who is's child?"):
+        assert subject_of(question, template) is None
 
 
 def test_malformed_rows_name_file_and_line(tmp_path):

@@ -9,7 +9,7 @@ from factual_forgetting.facts import aliases, cleaning, leaks, store
 from factual_forgetting.facts.cleaning import clean
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
-from factual_forgetting.facts.sources import SourceOptions, prepare
+from factual_forgetting.facts.sources import SourceOptions, clean_source
 from factual_forgetting.files import dumps
 from memory import peak_memory
 
@@ -90,7 +90,7 @@ def read_and_clean(number: int, path: Path) -> None:
     # The matcher keeps up to 65,536 texts, which would look like growth.
     for module in (aliases, cleaning, leaks):
         module.normalise = normalise.__wrapped__
-    assert sum(1 for _ in prepare(SourceOptions(facts=str(path))).facts) == number
+    assert sum(1 for _ in clean_source(SourceOptions(facts=str(path))).facts) == number
 
 
 def test_memory_of_reading_and_cleaning_does_not_grow_with_the_facts(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import sources
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.popqa import TEMPLATES
+from factual_forgetting.facts.popqa import POPQA_TEMPLATES
 from factual_forgetting.facts.sources import load_facts, read_source
 
 UPSTREAM = {
@@ -71,5 +71,5 @@ def test_a_foreign_question_names_file_and_line(tmp_path):
 
 
 def test_templates_tell_relations_apart():
-    questions = [template.replace("[X]", "Ada Quill") for template in TEMPLATES.values()]
-    assert len(set(questions)) == len(TEMPLATES) == 16
+    questions = [template.replace("[X]", "Ada Quill") for template in POPQA_TEMPLATES.values()]
+    assert len(set(questions)) == len(POPQA_TEMPLATES) == 16

@@ -7,7 +7,7 @@ import pytest
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import almanac
-from factual_forgetting.facts.sources import SourceOptions, load_facts, prepare
+from factual_forgetting.facts.sources import SourceOptions, clean_source, load_facts
 
 
 def write(path, rows):
@@ -38,7 +38,7 @@ def test_relations_and_limits_choose_facts():
     assert len(facts) == 28
     assert facts == load_facts("almanac", ["spouse", "country"], limit=7, seed=3)
     assert facts != load_facts("almanac", ["spouse", "country"], limit=7, seed=4)
-    cleaned = prepare(SourceOptions(relations=("country",), limit=7))
+    cleaned = clean_source(SourceOptions(relations=("country",), limit=7))
     assert len(cleaned.dropped["limit"]) == len(cleaned.read) - 14
 
 
