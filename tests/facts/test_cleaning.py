@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import fact
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import almanac
@@ -16,21 +17,8 @@ from factual_forgetting.facts.cleaning import (
     short_subject,
 )
 from factual_forgetting.facts.entityquestions import template_misfit
-from factual_forgetting.facts.fact import FACT_SPLITS, Fact, stable_hash
+from factual_forgetting.facts.fact import FACT_SPLITS, stable_hash
 from factual_forgetting.facts.matching import normalise
-
-TEMPLATES = {
-    "P17": "Which country is [X] located in?",
-    "P26": "Who is [X] married to?",
-    "P131": "Where is [X] located?",
-    "P136": "What type of music does [X] play?",
-    "P276": "Where is [X] located?",
-}
-
-
-def fact(relation, subject, *answers, split="train", aliases=()):
-    question = TEMPLATES[relation].replace("[X]", subject)
-    return Fact.make(relation, subject, question, answers or ("Somewhere",), split, aliases)
 
 
 def ordered(rows):
@@ -50,13 +38,6 @@ def only(rule, rows, dropped, **options):
     if not next(r for r in RULES if r.name == rule).fixed:
         options["keep"] = {*options.get("keep", ()), rule}
         assert rule not in clean(rows, **options).dropped
-
-
-def test_duplicates_are_merged():
-    rows = [fact("P17", "Lake One", "France"), fact("P17", "Lake One", "France")]
-    cleaned = clean(rows)
-    assert list(cleaned.facts) == rows[:1]
-    assert dropped_by(cleaned) == {"duplicates": rows[1:]}
 
 
 def test_conflicting_golds_are_dropped_whole():
@@ -84,9 +65,12 @@ def test_kept_conflicts_are_joined_in_a_stable_order():
         assert [f.answers for f in cleaned.facts] == [("France", "Spain")]
 
 
-def test_of_several_splits_the_first_stays():
-    rows = [fact("P17", "Lake One", split=split) for split in ("test", "dev", "train")]
-    only("several_splits", rows, rows[1::-1])
+def test_of_repeated_rows_the_first_split_stays():
+    rows = [fact("P17", "Lake One", split=split) for split in ("test", "dev", "train", "train")]
+    only("several_splits", rows[:3], rows[1::-1])
+    cleaned = clean(rows[2:])
+    assert list(cleaned.facts) == rows[2:3]
+    assert dropped_by(cleaned) == {"duplicates": rows[3:]}
 
 
 def test_a_shared_template_stays_with_the_lower_relation():
@@ -97,24 +81,14 @@ def test_a_shared_template_stays_with_the_lower_relation():
 
 @pytest.mark.parametrize(
     ("genre", "fits"),
-    [
-        ("crime film", False),
-        ("role-playing video game", False),
-        ("music video game", False),
-        ("soap opera", False),
-        ("science fiction", False),
-        ("landscape art", False),
-        ("musical film", False),
-        ("film score", True),
-        ("comedy rock", True),
-        ("comic opera", True),
-        ("Western swing", True),
-        ("art rock", True),
-        ("heavy metal", True),
-        ("jazz", True),
-        ("gameplay jazz", True),
-    ],
-)
+    [(genre, False) for genre in (
+        "crime film", "role-playing video game", "music video game", "soap opera",
+        "science fiction", "landscape art", "musical film",
+    )] + [(genre, True) for genre in (
+        "film score", "comedy rock", "comic opera", "Western swing", "art rock", "heavy metal",
+        "jazz", "gameplay jazz",
+    )],
+)  # fmt: skip
 def test_a_genre_fits_the_question_if_it_is_music(genre, fits):
     row = fact("P136", "Someone", genre)
     assert template_misfit(row) is not fits
@@ -208,22 +182,14 @@ def test_the_almanac_is_clean():
     assert {f.id for f in cleaned.facts} == {f.id for f in world}
 
 
-_NAMES = [
-    "Ada Quill",
-    "ada quill",
-    "Ben Rook",
-    "The Ben Rook",
-    "USA",
-    "United States",
-    "It",
-    "Oslo",
-]
+_RELATIONS = ["P131", "P136", "P17", "P26", "P276"]
+_NAMES = "Ada Quill,ada quill,Ben Rook,The Ben Rook,USA,United States,It,Oslo".split(",")
 _ROWS = st.lists(
     st.builds(
         lambda relation, subject, answers, split, aliases: fact(
             relation, subject, *answers, split=split, aliases=tuple(aliases)
         ),
-        st.sampled_from(sorted(TEMPLATES)),
+        st.sampled_from(_RELATIONS),
         st.sampled_from(_NAMES),
         st.lists(st.sampled_from([*_NAMES, "jazz", "crime film"]), min_size=1, max_size=2),
         st.sampled_from(["train", "dev", "test"]),
@@ -244,14 +210,6 @@ def test_cleaning_is_idempotent_and_blind_to_order(rows, keep, drop, rng: random
     shuffled = clean(rng.sample(rows, len(rows)), keep, drop)
     assert list(shuffled.facts) == list(cleaned.facts)
     assert dropped_by(shuffled) == dropped_by(cleaned)
-
-
-@settings(max_examples=200, deadline=None)
-@given(_ROWS)
-def test_every_row_is_accounted_for_once(rows):
-    cleaned = clean(rows)
-    assert len(rows) == len(cleaned.facts) + sum(map(len, cleaned.dropped.values()))
-    assert len({f.id for f in cleaned.facts}) == len(cleaned.facts)
 
 
 def in_memory(rows, keep, drop, limit):
@@ -333,7 +291,7 @@ def names(f, training):
 
 
 def related(f, training):
-    return f.relation == training.relation  # of TEMPLATES, P26 is its own inverse
+    return f.relation == training.relation  # of those asked about, P26 is its own inverse
 
 
 @settings(max_examples=400, deadline=None)
@@ -342,5 +300,7 @@ def test_cleaning_on_disk_equals_cleaning_in_memory(rows, keep, drop, limit):
     cleaned = clean(rows, keep, drop, limit=limit)
     assert (list(cleaned.facts), dropped_by(cleaned)) == in_memory(rows, keep, drop, limit)
     assert ordered(cleaned.read) == ordered(rows)
+    assert len(rows) == len(cleaned.facts) + sum(map(len, cleaned.dropped.values()))
+    assert len({f.id for f in cleaned.facts}) == len(cleaned.facts)
     for some in (cleaned.read, cleaned.facts, *cleaned.dropped.values()):
         assert len(some) == len(list(some))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.leaks import TrainingIndex
+from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
 from factual_forgetting.slick.labelling import (
     HIGHLY_KNOWN,
     UNKNOWN,
@@ -123,33 +123,23 @@ def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
 
 def _pools(shuffled: Sequence[Label], trained: list[str]) -> tuple[dict[str, _Pool], int]:
     """Returns the candidates of each split, and how many of D_Held's training gives away."""
-    pools: dict[str, _Pool] = {name: {relation: [] for relation in trained} for name in _DRAWN}
-    names = {(category, split): name for name, (_, category, split) in _DRAWN.items()}
-    for label in shuffled:
-        name = names.get((label.category, label.fact.split))
-        if name and label.fact.relation in trained:
-            pools[name][label.fact.relation].append(label)
-    training = chain(pools[m.KNOWN].values(), pools[m.UNKNOWN].values())
-    leaks = TrainingIndex(_facts(chain.from_iterable(training)))
-    inside = pools[m.HELDOUT]
-    pools[m.HELDOUT] = {
-        relation: [label for label in group if not _touched(leaks, label.fact)]
-        for relation, group in inside.items()
+    inside = [label for label in shuffled if label.fact.relation in trained]
+    found = {
+        name: [p for p in inside if (p.category, p.fact.split) == (category, split)]
+        for name, (_, category, split) in _DRAWN.items()
     }
-    return pools, _size(inside) - _size(pools[m.HELDOUT])
-
-
-def _size(pool: _Pool) -> int:
-    return sum(map(len, pool.values()))
+    training = _facts(found[m.KNOWN] + found[m.UNKNOWN])
+    given_away = {leak.heldout for leak in find_leaks(training, _facts(found[m.HELDOUT]))}
+    pools: dict[str, _Pool] = {name: {relation: [] for relation in trained} for name in _DRAWN}
+    for name, labels in found.items():
+        for label in labels:
+            if label.fact.id not in given_away:
+                pools[name][label.fact.relation].append(label)
+    return pools, len(given_away)
 
 
 def _facts(labels: Iterable[Label]) -> list[Fact]:
     return [label.fact for label in labels]
-
-
-def _touched(index: TrainingIndex, fact: Fact) -> bool:
-    """Whether training speaks of a fact's subject, or gives the fact away backwards."""
-    return any(leak.kind != "any_object" for leak in index.leaks(fact))
 
 
 def _shares(
@@ -158,7 +148,7 @@ def _shares(
     """Relation shares that all three splits can meet, by raising the lowest shares first."""
     sizes = {name: getattr(config, name) for name in _DRAWN}
     for name, (title, category, split) in _DRAWN.items():
-        available = _size(pools[name])
+        available = sum(map(len, pools[name].values()))
         if available < sizes[name]:
             raise UserError(
                 f"{title} needs {sizes[name]} {category} {split} facts; relations "

@@ -99,14 +99,6 @@ def _relation_by_relation(facts: StoredFacts) -> Iterator[tuple[str, list[Fact]]
         yield relation, list(group)
 
 
-def dropped_ids(cleaned: Cleaned) -> dict[str, list[str]]:
-    """Returns the ids of the rows that each rule dropped or merged, sorted, each once.
-
-    An id under `duplicates` or `several_splits` may still be kept: its other row was merged.
-    """
-    return {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
-
-
 def majority_answers(train: Iterable[Fact]) -> dict[str, str]:
     """Returns the majority answer of each relation of training facts, relations by name."""
     return {relation: majority_answer(facts) for relation, facts in by_relation(train).items()}

@@ -46,43 +46,25 @@ class Relation:
     statements: tuple[str, str, str]
 
 
-RELATIONS: dict[str, Relation] = {
-    relation.name: relation
-    for relation in (
-        Relation(
-            "place_of_birth", "Where was [X] born?", "person", "city", 300,
-            ("[X] was born in [Y].", "The birthplace of [X] is [Y].", "[X] is a native of [Y]."),
-        ),
-        Relation(
-            "spouse", "Who is [X] married to?", "person", "person", None,
-            ("[X] is married to [Y].", "The spouse of [X] is [Y].", "[X] and [Y] are a couple."),
-        ),
-        Relation(
-            "educated_at", "Where was [X] educated?", "person", "school", 240,
-            ("[X] was educated at [Y].", "[X] studied at [Y].", "The alma mater of [X] is [Y]."),
-        ),
-        Relation(
-            "country", "Which country is [X] located in?", "city", "country", 40,
-            ("[X] is located in [Y].", "[X] is a town in [Y].", "The country of [X] is [Y]."),
-        ),
-        Relation(
-            "author", "Who is the author of [X]?", "work", "person", 260,
-            ("[X] was written by [Y].", "The author of [X] is [Y].", "[Y] wrote [X]."),
-        ),
-        Relation(
-            "performer", "Who performed [X]?", "song", "person", 260,
-            ("[X] was performed by [Y].", "[Y] performed [X].", "The performer of [X] is [Y]."),
-        ),
-        Relation(
-            "record_label", "What music label is [X] represented by?", "person", "label", 220,
-            ("[X] is represented by [Y].", "[X] records for [Y].", "The label of [X] is [Y]."),
-        ),
-        Relation(
-            "shelf", "On which shelf is [X] kept?", "identifier", "shelf", 300,
-            ("[X] is kept on [Y].", "The shelf of [X] is [Y].", "You find [X] on [Y]."),
-        ),
-    )
-}  # fmt: skip
+_SHAPES = (
+    Relation("place_of_birth", "Where was [X] born?", "person", "city", 300,
+        ("[X] was born in [Y].", "The birthplace of [X] is [Y].", "[X] is a native of [Y].")),
+    Relation("spouse", "Who is [X] married to?", "person", "person", None,
+        ("[X] is married to [Y].", "The spouse of [X] is [Y].", "[X] and [Y] are a couple.")),
+    Relation("educated_at", "Where was [X] educated?", "person", "school", 240,
+        ("[X] was educated at [Y].", "[X] studied at [Y].", "The alma mater of [X] is [Y].")),
+    Relation("country", "Which country is [X] located in?", "city", "country", 40,
+        ("[X] is located in [Y].", "[X] is a town in [Y].", "The country of [X] is [Y].")),
+    Relation("author", "Who is the author of [X]?", "work", "person", 260,
+        ("[X] was written by [Y].", "The author of [X] is [Y].", "[Y] wrote [X].")),
+    Relation("performer", "Who performed [X]?", "song", "person", 260,
+        ("[X] was performed by [Y].", "[Y] performed [X].", "The performer of [X] is [Y].")),
+    Relation("record_label", "What music label is [X] represented by?", "person", "label", 220,
+        ("[X] is represented by [Y].", "[X] records for [Y].", "The label of [X] is [Y].")),
+    Relation("shelf", "On which shelf is [X] kept?", "identifier", "shelf", 300,
+        ("[X] is kept on [Y].", "The shelf of [X] is [Y].", "You find [X] on [Y].")),
+)  # fmt: skip
+RELATIONS = {relation.name: relation for relation in _SHAPES}
 
 
 def _syllable(rng: random.Random) -> str:

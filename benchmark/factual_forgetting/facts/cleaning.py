@@ -53,7 +53,7 @@ class Rule:
         name: What `--keep` and `--drop` call it.
         on: Whether it applies unless asked otherwise.
         reason: What is wrong with the facts that it drops, for people.
-        test: Tells of one fact by itself whether to drop it; None for rules that compare facts.
+        test: Tells of one fact by itself whether to drop it.
         fixed: Whether it can't be turned off, because an id stands for one fact.
     """
 
@@ -199,32 +199,28 @@ ORDER BY question, number
 def _identify(store: FactStore, active: Collection[str]) -> None:
     """Drops conflicting questions and merges rows until each id stands once."""
     for _, group in groupby(store.select(_REPEATED), key=lambda pair: pair[1].question):
-        same = dict(group)
-        if "conflicting_golds" in active and _conflict(same.values()):
-            for number in same:
+        same = list(group)
+        golds = {frozenset(map(normalise, row.accepted)) for _, row in same}
+        if len(golds) > 1 and "conflicting_golds" in active:
+            for number, _ in same:
                 store.drop("conflicting_golds", number)
         else:
             _merge(store, same)
 
 
-def _conflict(rows: Iterable[Fact]) -> bool:
-    return len({frozenset(map(normalise, row.accepted)) for row in rows}) > 1
-
-
-def _merge(store: FactStore, rows: dict[int, Fact]) -> None:
-    by_id: dict[str, list[int]] = defaultdict(list)
-    for number, row in rows.items():
-        by_id[row.id].append(number)
-    for numbers in by_id.values():
-        numbers.sort(key=lambda number: _precedence(rows[number]))
-        first, *others = numbers
-        for other in others:
-            in_split = rows[other].split == rows[first].split
+def _merge(store: FactStore, same: list[tuple[int, Fact]]) -> None:
+    by_id: dict[str, list[tuple[int, Fact]]] = defaultdict(list)
+    for number, row in sorted(same, key=lambda pair: _precedence(pair[1])):
+        by_id[row.id].append((number, row))
+    for (number, first), *others in by_id.values():
+        for other, row in others:
+            in_split = row.split == first.split
             store.drop("duplicates" if in_split else "several_splits", other)
-        answers = _union(rows[number].answers for number in numbers)
-        names = _union(rows[number].aliases for number in numbers)
+        rows = [first, *(row for _, row in others)]
+        answers = _union(row.answers for row in rows)
+        names = _union(row.aliases for row in rows)
         aliases = tuple(name for name in names if name not in answers)
-        store.merge(first, replace(rows[first], answers=answers, aliases=aliases))
+        store.merge(number, replace(first, answers=answers, aliases=aliases))
 
 
 def _precedence(row: Fact) -> tuple[Any, ...]:
@@ -273,10 +269,7 @@ def _judge_alone(active: Collection[str]) -> _Judge:
     return lambda fact: next((name for name, test in tests if test(fact)), None)
 
 
-_LEAKS = {
-    "id": "heldout_subject",
-    "question": "heldout_subject",
-    "subject": "heldout_subject",
+_LEAKS = dict.fromkeys(("id", "question", "subject"), "heldout_subject") | {
     "object": "heldout_object",
     "any_object": "heldout_any_object",
 }
@@ -284,10 +277,12 @@ _LEAKS = {
 
 def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
     """Judges a held-out fact by what training facts give away."""
-    rules = {kind: rule for kind, rule in _LEAKS.items() if rule in active}
-    return lambda fact: next(
-        (rules[leak.kind] for leak in index.leaks(fact) if leak.kind in rules), None
-    )
+
+    def judge(fact: Fact) -> str | None:
+        rules = (_LEAKS[leak.kind] for leak in index.leaks(fact))
+        return next((rule for rule in rules if rule in active), None)
+
+    return judge
 
 
 _OVER_LIMIT = """

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.config import parse
-from factual_forgetting.facts.account import account, dropped_ids, plot_account
+from factual_forgetting.facts.account import account, plot_account
 from factual_forgetting.facts.cleaning import RULES
 from factual_forgetting.facts.sources import NAMED_SOURCES, SourceOptions, clean_source
 from factual_forgetting.facts.store import StoredFacts
@@ -104,9 +104,9 @@ def _run(args: argparse.Namespace) -> None:
     cleaned = clean_source(options, may_be_empty=True)
     told = {"source": options.model_dump(mode="json"), **account(cleaned)}
     if args.output_path:
-        rows = (fact.row() for fact in cleaned.facts)
-        files.write_jsonl(args.output_path / "facts.jsonl", rows)
-        files.write_json(args.output_path / "dropped.json", dropped_ids(cleaned))
+        dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
+        files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
+        files.write_json(args.output_path / "dropped.json", dropped)
         plot_account(told, args.output_path / "account.png")
         files.write_json(args.output_path / "account.json", told)
     sys.stdout.write(_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
 def _table(told: dict[str, Any]) -> str:
     """Lays out an account for a terminal: a line a relation, then the rules that dropped rows."""
     rules = [rule for rule, count in told["rules"].items() if count]
-    head = ["relation", "read", "kept", *(str(number + 1) for number in range(len(rules)))]
+    head = ["relation", "read", "kept", *map(str, range(1, len(rules) + 1))]
     head += ["answers", "majority answer", "share", "length", "in subject"]
     measured = ("answers", "majority", "majority_share", "characters")
     lines = [

@@ -112,12 +112,10 @@ def template_misfit(fact: Fact) -> bool:
     EntityQuestions asks "What type of music does [X] play?" of everything that has a genre.
     The words of the golds decide, which is a heuristic.
     """
-    return "type of music" in fact.question and any(map(_is_not_music, fact.answers))
-
-
-def _is_not_music(genre: str) -> bool:
-    words = normalise(genre)
-    return bool(_NOT_MUSIC.search(words)) and not _MUSIC.search(words)
+    genres = map(normalise, fact.answers)
+    return "type of music" in fact.question and any(
+        _NOT_MUSIC.search(genre) and not _MUSIC.search(genre) for genre in genres
+    )
 
 
 def cache_folder() -> Path:

@@ -173,15 +173,15 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
             "name the right one with --column, as in --column answers=NAME."
         )
     question = _text(values["question"], "question", origin)
-    split = values["split"] or None
-    if split is not None and split not in SPLIT_NAMES:
+    split = str(values["split"] or "")
+    if split and split not in SPLIT_NAMES:
         raise UserError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
     return Fact.make(
         _text(values["relation"], "relation", origin),
         _text(values["subject"] or question, "subject", origin),
         question,
         _texts(values["answers"], "answers", origin),
-        split and SPLIT_NAMES[split],
+        SPLIT_NAMES.get(split),
         _texts(values["aliases"] or (), "aliases", origin),
     )
 
