@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
 from factual_forgetting.facts.almanac import world
@@ -75,10 +75,10 @@ def load_facts(source: str, relations: Sequence[str] = (), **options: Any) -> li
         **options: The other fields of `SourceOptions`.
 
     Raises:
-        UserError: As `clean_source` does.
+        UserError: If there is no such option, or it has a wrong value; and as `clean_source` does.
     """
-    chosen = SourceOptions(facts=source, relations=tuple(relations), **options)
-    return list(clean_source(chosen).facts)
+    values = {"facts": source, "relations": relations, **options}
+    return list(clean_source(parse(SourceOptions, values, "load_facts")).facts)
 
 
 def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Cleaned:
