@@ -17,7 +17,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.config import parse
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.command import add_source_arguments, described_source
+from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.slick.labelling import (
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--check-redraw needs finished labels. Give it with --merge.")
     arguments = parse_model_args(args.model_args)
     settings = _settings(args)
-    facts, source = described_source(args)
+    facts, source = facts_from_arguments(args)
     base = _base(args.model, arguments)
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
     if args.plan:
