@@ -1,4 +1,4 @@
-"""The one interface of all engines: questions in, answers out."""
+"""The one interface of all engines, questions in and answers out, and what several of them need."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import stable_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,17 @@ class Engine(Protocol):
         ...
 
 
-class Batched(Protocol):
-    """An engine whose batches may have to shrink."""
+def seed_number(seed: str) -> int:
+    """Turns a seed into the number that generators of other libraries take."""
+    return int(stable_hash("sample", seed)[:8], 16)
 
+
+class _Batched(Protocol):
     batch_size: int
 
 
 @contextmanager
-def halving(engine: Batched, size: int) -> Iterator[None]:
+def halving(engine: _Batched, size: int) -> Iterator[None]:
     """Halves the batch when memory runs out, so that the same work can be tried again.
 
     Args:
@@ -117,23 +121,20 @@ def halving(engine: Batched, size: int) -> Iterator[None]:
     """
     try:
         yield
+        return
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        told = str(error).lower()
+        lacking = "out of memory" in told or "allocate memory" in told
+        if not (lacking or isinstance(error, MemoryError)):
             raise
         if size == 1:
             raise UserError(
                 "Memory runs out with a single question. Use a smaller dtype (dtype=bfloat16 in "
                 "--model_args), fewer --shots, or a larger device."
             ) from None
-        engine.batch_size = size // 2
-    else:
-        return
+    # Only here is the error gone, whose frames hold what the batch computed.
+    engine.batch_size = size // 2
     gc.collect()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
 
 
 def require_room(tokens: int, context: float) -> None:

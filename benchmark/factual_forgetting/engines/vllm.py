@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Sampling, require_room
+from factual_forgetting.engines.engine import Answer, Group, Sampling, require_room, seed_number
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
@@ -40,7 +40,12 @@ class VLLMEngine:
                 "environment of its own, or use --model hf."
             ) from None
         rest = {k: v for k, v in arguments.items() if k not in {"pretrained", _LORA, _BATCH}}
-        self._lora = self._adapter(arguments.get(_LORA))
+        self._lora: Any = None
+        if (adapter := arguments.get(_LORA)) is not None:
+            from vllm.lora.request import LoRARequest
+
+            # The cache knows an adapter by its name: one name for two would mix their answers.
+            self._lora = LoRARequest(stable_hash("adapter", adapter)[:12], 1, adapter)
         try:
             self._llm = LLM(
                 model=arguments["pretrained"],
@@ -56,38 +61,29 @@ class VLLMEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self._context = self._llm.llm_engine.model_config.max_model_len
 
-    def _adapter(self, path: str | None) -> Any:
-        if path is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        # The cache knows an adapter by its name: one name for two would mix their answers.
-        return LoRARequest(stable_hash("adapter", path)[:12], 1, path)
-
     def answer(
         self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
     ) -> list[list[Answer]]:
         """See `Engine.answer`; vLLM can't stop early."""
-        outputs = self._generate(groups, max_new_tokens, temperature=0.0)
-        answers = (Answer(first_line(output.outputs[0].text)) for output in outputs)
-        return [list(islice(answers, len(group.queries))) for group in groups]
+        found = self._generate(groups, max_new_tokens, temperature=0.0)
+        return [[answers[0] for answers in group] for group in found]
 
     def sample(
         self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
     ) -> list[list[list[Answer]]]:
         """See `Engine.sample`; the draws depend on vLLM's version and device as well."""
-        outputs = self._generate(
+        return self._generate(
             groups,
             max_new_tokens,
             n=sampling.samples,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
-            seed=int(stable_hash("sample", sampling.seed)[:8], 16),
+            seed=seed_number(sampling.seed),
         )
-        answers = ([Answer(first_line(one.text)) for one in o.outputs] for o in outputs)
-        return [list(islice(answers, len(group.queries))) for group in groups]
 
-    def _generate(self, groups: Sequence[Group], max_new_tokens: int, **settings: Any) -> list[Any]:
+    def _generate(
+        self, groups: Sequence[Group], max_new_tokens: int, **settings: Any
+    ) -> list[list[list[Answer]]]:
         from vllm import SamplingParams
 
         texts = [group.prefix + query.text for group in groups for query in group.queries]
@@ -98,7 +94,6 @@ class VLLMEngine:
         params = SamplingParams(
             max_tokens=max_new_tokens, stop=["\n"], repetition_penalty=1.0, **settings
         )
-        found: list[Any] = self._llm.generate(
-            prompts, params, use_tqdm=False, lora_request=self._lora
-        )
-        return found
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
+        answers = ([Answer(first_line(one.text)) for one in each.outputs] for each in outputs)
+        return [list(islice(answers, len(group.queries))) for group in groups]
