@@ -35,7 +35,7 @@ from factual_forgetting.environment import environment
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.classify import classify
-from factual_forgetting.slick.configurations import draw
+from factual_forgetting.slick.configurations import draw_configurations
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
 from factual_forgetting.slick.planning import peak_memory
 
@@ -219,7 +219,7 @@ def count_answer_tokens() -> list[int]:
 
 def trie_nodes(facts: Sequence[Fact], settings: SlickConfig, engine: Engine) -> int:
     """Distinct beginnings of all prompts, in tokens."""
-    drawn = draw(facts, settings.runs, settings.shots, settings.seed)
+    drawn = draw_configurations(facts, settings.runs, settings.shots, settings.seed)
     exemplars = set().union(*(configs.ids for configs in drawn.values()))
     nodes = 0
     for relation, configs in drawn.items():

@@ -19,13 +19,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import answer_distance, majority_baseline, match_answers
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex
-from factual_forgetting.slick.labelling import (
-    HIGHLY_KNOWN,
-    UNKNOWN,
-    Label,
-    Labels,
-    relation_table,
-)
+from factual_forgetting.slick.labelling import Category, Label, Labels, relation_table
 
 MOST_OTHER = 1000
 
@@ -123,17 +117,21 @@ def _pools(labels: Sequence[Label], trained: list[str], seed: int) -> _Pools:
     shuffled = sorted(labels, key=lambda label: label.fact.id)
     random.Random(f"bundle-{seed}").shuffle(shuffled)
     train = [p for p in shuffled if p.fact.relation in trained and p.fact.split == "train"]
-    candidates = [p for p in train if p.category in (HIGHLY_KNOWN, UNKNOWN)]
+    candidates = [p for p in train if p.category in (Category.HIGHLY_KNOWN, Category.UNKNOWN)]
     leaks = TrainingIndex(label.fact for label in candidates)
-    known_dev = [p for p in shuffled if p.fact.split == "dev" and p.category == HIGHLY_KNOWN]
+    known_dev = [
+        p for p in shuffled if p.fact.split == "dev" and p.category == Category.HIGHLY_KNOWN
+    ]
     inside = [p for p in known_dev if p.fact.relation in trained]
     clean = [p for p in inside if not _touched(leaks, p.fact)]
     return _Pools(
-        known=_by_relation(p for p in candidates if p.category == HIGHLY_KNOWN),
-        unknown=_by_relation(p for p in candidates if p.category == UNKNOWN),
+        known=_by_relation(p for p in candidates if p.category == Category.HIGHLY_KNOWN),
+        unknown=_by_relation(p for p in candidates if p.category == Category.UNKNOWN),
         heldout=_by_relation(clean),
         other=[
-            p for p in shuffled if p.category == HIGHLY_KNOWN and p.fact.relation not in trained
+            p
+            for p in shuffled
+            if p.category == Category.HIGHLY_KNOWN and p.fact.relation not in trained
         ],
         overlapping=len(inside) - len(clean),
     )

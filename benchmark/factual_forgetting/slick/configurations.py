@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact, stable_fraction
@@ -30,17 +31,16 @@ class Configurations:
     @property
     def ids(self) -> set[str]:
         """Ids of all exemplars; these facts are asked in no split."""
-        runs = (*self.labelling, self.fresh)
-        return {fact.id for exemplars in runs for fact in exemplars}
+        return {fact.id for exemplars in (*self.labelling, self.fresh) for fact in exemplars}
 
     def for_question(self, fact: Fact, run: int, seed: int) -> tuple[Fact, ...]:
         """Draws exemplars of its own for one question and run, as Kaplan et al. 2026 do."""
-        pool = sorted({e.id: e for run in self.labelling for e in run}.items())
+        pool = sorted({e.id: e for exemplars in self.labelling for e in exemplars}.items())
         rng = random.Random(f"question-{seed}-{run}-{fact.id}")
         return tuple(exemplar for _, exemplar in rng.sample(pool, len(self.fresh)))
 
 
-def draw(
+def draw_configurations(
     facts: Iterable[Fact],
     runs: int,
     shots: int,
@@ -86,23 +86,22 @@ def draw(
 
 
 def _draw_relation(
-    relation: str, drawn: list[Fact], most: int, runs: int, shots: int, seed: int
+    relation: str, pool: list[Fact], most: int, runs: int, shots: int, seed: int
 ) -> Configurations:
-    size, least = min(len(drawn), most), min(runs + 1, 3) * shots
+    size, least = min(len(pool), most), min(runs + 1, 3) * shots
     if size < least:
         raise UserError(
             f"Relation {relation} can spare {size} training facts as exemplars and needs {least}: "
             "they may take a quarter, or the rest would go unasked. "
             f"Give it at least {int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
-    pool = drawn[-size:]
-    fresh, rest = tuple(pool[:shots]), pool[shots:]
+    fresh, rest = pool[-size:][:shots], pool[-size:][shots:]
     walk = _walk(rest, shots, random.Random(f"exemplars-{seed}-{relation}"))
-    return Configurations(tuple(next(walk) for _ in range(runs)), fresh)
+    return Configurations(tuple(islice(walk, runs)), tuple(fresh))
 
 
 def _walk(pool: list[Fact], shots: int, rng: random.Random) -> Iterator[tuple[Fact, ...]]:
     while True:
-        order = rng.sample(pool, len(pool))
-        for start in range(0, len(order) - shots + 1, shots):
-            yield tuple(order[start : start + shots])
+        shuffled = rng.sample(pool, len(pool))
+        for start in range(0, len(shuffled) - shots + 1, shots):
+            yield tuple(shuffled[start : start + shots])
