@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from factual_forgetting import files
 from factual_forgetting.engines.engine import Answer, Group, Query, Sampling
 from factual_forgetting.facts.fact import Fact, stable_fraction
+from factual_forgetting.slick.classify import CLASSIFY_LOG
+
+BASE: dict[str, Any] = {"pretrained": "stub"}
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """What a labelling consists of, without its log, which tells times."""
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.name != CLASSIFY_LOG}
+
+
+def exemplars(output: Path) -> list[dict[str, Any]]:
+    return [fact for row in files.read_jsonl(output / "exemplars.jsonl") for fact in row["facts"]]
 
 
 def many_facts(relations: int = 2, subjects: int = 200) -> list[Fact]:

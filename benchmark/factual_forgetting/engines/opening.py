@@ -47,29 +47,22 @@ def open_engine(
     if choice == _AUTO:
         wanted, reason = _SUITED.get(model, (LM_EVAL, f"--model {model} is lm-eval's"))
     engine: Engine | None = None
-    try:
-        engine = _open(wanted, model, arguments, batch_size, device)
-    except UnsupportedModelError as error:
-        reason = f"the prefix engine can't run this model: {error}"
-        if choice != _AUTO:
-            raise UserError(f"The prefix engine can't run this model: {error}.") from None
-    if engine is None:  # and the refused model is out of memory
-        engine = _open(LM_EVAL, model, arguments, batch_size, device)
+    if wanted == VLLMEngine.name:
+        engine = VLLMEngine(arguments)
+    elif wanted == PrefixEngine.name:
+        try:
+            engine = _open_prefix(model, arguments, batch_size, device)
+        except UnsupportedModelError as error:
+            if choice != _AUTO:
+                raise UserError(f"The prefix engine can't run this model: {error}.") from None
+            reason = f"the prefix engine can't run this model: {error}"
+    if engine is None:
+        if model == "hf" and batch_size.startswith("auto"):
+            batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
+        text = ",".join(f"{key}={value}" for key, value in arguments.items())
+        engine = LMEvalEngine(model, text, batch_size, device)
     sys.stderr.write(f"engine: {engine.name} ({reason})\n")
     return engine
-
-
-def _open(
-    wanted: str, model: str, arguments: dict[str, Any], batch_size: str, device: str | None
-) -> Engine:
-    if wanted == PrefixEngine.name:
-        return _open_prefix(model, arguments, batch_size, device)
-    if wanted == VLLMEngine.name:
-        return VLLMEngine(arguments)
-    text = ",".join(f"{key}={value}" for key, value in arguments.items())
-    if model == "hf" and batch_size.startswith("auto"):
-        batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
-    return LMEvalEngine(model, text, batch_size, device)
 
 
 def _open_prefix(

@@ -66,13 +66,21 @@ def rounds(settings: SlickConfig) -> list[_Round]:
 class ShardRun:
     """The labelling of one shard, as far as its journal tells."""
 
-    def __init__(self, shard: Shard, parts: Path, settings: SlickConfig) -> None:
-        """Reads the shard's questions and the finished rounds."""
-        self._settings, self._path = settings, shard.journal(parts)
+    def __init__(
+        self, shard: Shard, parts: Path, settings: SlickConfig, drawn: Configurations
+    ) -> None:
+        """Reads the shard's questions and the finished rounds.
+
+        Args:
+            shard: The shard.
+            parts: Directory of its questions and its journal.
+            settings: What decides the labels.
+            drawn: Exemplars of its relation.
+        """
+        self._settings, self._drawn = settings, drawn
+        self._journal, self._rounds, self._done = shard.journal(parts), rounds(settings), 0
         self._questions = [_Asked(fact, AnswerKey(fact.accepted)) for fact in shard.facts(parts)]
-        self._rounds = rounds(settings)
-        self._done = 0
-        for row in read_journal(self._path):
+        for row in read_journal(self._journal):
             self._take(row)
 
     @property
@@ -89,11 +97,11 @@ class ShardRun:
         """Returns the labels of a complete shard, in the order of its questions."""
         return [question.label(self._settings.runs) for question in self._questions]
 
-    def first_groups(self, drawn: Configurations, most: int) -> list[Group]:
+    def first_groups(self, most: int) -> list[Group]:
         """Returns what the first round asks of the first questions, `most` of them."""
-        return [self._group(drawn, run, self._questions[:most]) for run in self._rounds[0].runs]
+        return [self._group(run, self._questions[:most]) for run in self._rounds[0].runs]
 
-    def ask(self, engine: Engine, drawn: Configurations) -> Iterator[tuple[int, int]]:
+    def ask(self, engine: Engine) -> Iterator[tuple[int, int]]:
         """Asks what no finished round answers.
 
         Yields:
@@ -104,8 +112,8 @@ class ShardRun:
             alive = [i for i, q in enumerate(self._questions) if self._asks(planned.kind, q)]
             asked = [self._questions[i] for i in alive]
             answer = self._sample if planned.kind == _SAMPLED else self._answer
-            row = {"round": self._done, "asked": alive, **answer(engine, drawn, planned, asked)}
-            append(self._path, row)
+            row = {"round": self._done, "asked": alive, **answer(engine, planned, asked)}
+            append(self._journal, row)
             self._take(row)
             yield len(self._questions) * len(planned.runs), len(alive) * len(planned.runs)
 
@@ -115,10 +123,8 @@ class ShardRun:
         retired = Category.of(question.correct) is Category.MAYBE_KNOWN
         return not (self._settings.retire and retired)
 
-    def _answer(
-        self, engine: Engine, drawn: Configurations, planned: _Round, asked: list[_Asked]
-    ) -> dict[str, Any]:
-        groups = [self._group(drawn, run, asked) for run in planned.runs] if asked else []
+    def _answer(self, engine: Engine, planned: _Round, asked: list[_Asked]) -> dict[str, Any]:
+        groups = [self._group(run, asked) for run in planned.runs] if asked else []
         answers = engine.answer(groups, self._settings.max_new_tokens, verdict_only=True)
         columns = list(zip(*answers, strict=True))
         right = [
@@ -128,27 +134,25 @@ class ShardRun:
         margins = [_least([answer.margin for answer in column]) for column in columns]
         return {"correct": right, "margins": margins}
 
-    def _sample(
-        self, engine: Engine, drawn: Configurations, planned: _Round, asked: list[_Asked]
-    ) -> dict[str, Any]:
+    def _sample(self, engine: Engine, planned: _Round, asked: list[_Asked]) -> dict[str, Any]:
         s, right = self._settings, [0] * len(asked)
         for run in planned.runs if asked else ():
             sampling = Sampling(s.samples, s.temperature, s.top_k, f"{s.seed}-{run}")
-            groups = [self._group(drawn, run, asked)]
+            groups = [self._group(run, asked)]
             for place, answers in enumerate(engine.sample(groups, s.max_new_tokens, sampling)[0]):
                 right[place] += sum(asked[place].key.accepts(answer.text) for answer in answers)
         return {"right": right}
 
-    def _group(self, drawn: Configurations, run: int | str, asked: Sequence[_Asked]) -> Group:
+    def _group(self, run: int | str, asked: Sequence[_Asked]) -> Group:
         """The questions of one run; exemplars of their own stand in their texts."""
-        own, shared = False, drawn.fresh if run == FRESH else ()
-        if isinstance(run, int):
-            own = self._settings.exemplars == "question"
-            shared = () if own else drawn.labelling[run]
+        shared = self._drawn.fresh if run == FRESH else ()
+        own = isinstance(run, int) and self._settings.exemplars == "question"
+        if isinstance(run, int) and not own:
+            shared = self._drawn.labelling[run]
         queries = []
         for question in asked:
             fact, likely = question.fact, question.correct[-1:] == "1"
-            head = drawn.for_question(fact, int(run), self._settings.seed) if own else ()
+            head = self._drawn.for_question(fact, int(run), self._settings.seed) if own else ()
             text = exemplar_prefix(head) + question_prompt(fact.question)
             queries.append(Query(text, fact.accepted, likely))
         return Group(exemplar_prefix(shared), queries)

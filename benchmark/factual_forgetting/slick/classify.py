@@ -76,7 +76,7 @@ class Labelling:
 
     def run(self, shard: Shard) -> ShardRun:
         """Opens a shard."""
-        return ShardRun(shard, self.parts, self.settings)
+        return ShardRun(shard, self.parts, self.settings, self.drawn[shard.relation])
 
     def queries(self, shards: Sequence[Shard]) -> int:
         """Returns how often shards are asked a question, if none retires."""
@@ -85,15 +85,16 @@ class Labelling:
 
     def ask(self, engine: Engine, shards: Sequence[Shard]) -> None:
         """Asks shards, as far as they and a quota need it."""
-        bar = tqdm(total=self.queries(shards), desc="classify", unit="question", smoothing=0.1)
-        with bar:
+        with tqdm(
+            total=self.queries(shards), desc="classify", unit="question", smoothing=0.1
+        ) as bar:
             for shard in self._until_full(shards):
                 run = self.run(shard)
                 bar.update(run.answered)
                 if run.complete:
                     continue
                 started, queries = time.time(), 0
-                for passed, asked in run.ask(engine, self.drawn[shard.relation]):
+                for passed, asked in run.ask(engine):
                     bar.update(passed)
                     queries += asked
                 told = {
@@ -198,11 +199,7 @@ class Labelling:
 
 
 def classify(
-    facts: Iterable[Fact],
-    engine: Engine,
-    settings: SlickConfig,
-    base: dict[str, Any],
-    output: Path,
+    facts: Iterable[Fact], engine: Engine, settings: SlickConfig, base: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """Labels every fact that isn't an exemplar, or as many as a quota needs.
 
@@ -259,7 +256,7 @@ def begin(
         spool = Spool(stream, settings.seed)
         streamed = spool.fill(facts)
         drawn = draw_configurations(streamed, settings.runs, settings.shots, settings.seed, only)
-        identity = {
+        identity: dict[str, Any] = {
             "base": base,
             "engine": engine or _begun_with(output),
             "settings": settings.model_dump(mode="json"),

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,7 @@ def _launched() -> Any:
 
 
 def _print_plan(
-    facts: Iterable[Fact],
-    settings: SlickConfig,
-    base: dict[str, Any],
-    engine: Engine,
-    output: Path,
+    facts: Iterable[Fact], settings: SlickConfig, base: dict[str, Any], engine: Engine, output: Path
 ) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
         where = output if (output / PARTS).exists() else Path(elsewhere)

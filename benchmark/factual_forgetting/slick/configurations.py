@@ -41,11 +41,7 @@ class Configurations:
 
 
 def draw_configurations(
-    facts: Iterable[Fact],
-    runs: int,
-    shots: int,
-    seed: int,
-    questions: frozenset[str] = frozenset(),
+    facts: Iterable[Fact], runs: int, shots: int, seed: int, questions: frozenset[str] = frozenset()
 ) -> dict[str, Configurations]:
     """Draws the configurations of every relation from its training facts.
 

@@ -36,7 +36,7 @@ def estimate_labelling(labelling: Labelling, engine: Engine) -> dict[str, Any]:
 
 def _measure(labelling: Labelling, engine: Engine, left: int) -> dict[str, Any]:
     shard = max(labelling.shards, key=lambda shard: shard.questions)
-    groups = labelling.run(shard).first_groups(labelling.drawn[shard.relation], _MEASURED)
+    groups = labelling.run(shard).first_groups(_MEASURED)
     most = labelling.settings.max_new_tokens
     engine.answer(groups[:1], most, verdict_only=True)  # caches are filled once, not each time
     before, started = getattr(engine, "computed", None), time.perf_counter()
