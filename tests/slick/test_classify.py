@@ -84,12 +84,8 @@ def test_a_finished_labelling_asks_nothing(tmp_path: Path) -> None:
     assert engine.calls == 0
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_with_the_difference(tmp_path: Path, finished: bool) -> None:
-    if finished:
-        label_all(tmp_path)
-    else:
-        begin(many_facts(), "stub", SMALL, BASE, tmp_path)
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    label_all(tmp_path)
     with pytest.raises(UserError, match=r"settings.runs was 10, now 11. Use another directory"):
         label_all(tmp_path, SlickConfig(runs=11, shard_size=50))
 
@@ -223,12 +219,6 @@ def test_a_base_that_answers_nothing_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="answers none of"):
         label_all(tmp_path, engine=Mute())
-
-
-def test_a_relation_with_too_few_training_facts_is_refused(tmp_path: Path) -> None:
-    facts = many_facts(subjects=200) + many_facts(relations=3, subjects=20)
-    with pytest.raises(UserError, match=r"Relation R2 can spare \d+ .* Give it at least 36"):
-        classify(facts, StubEngine(), SMALL, BASE, tmp_path)
 
 
 def test_labels_that_were_changed_are_refused(tmp_path: Path) -> None:

@@ -86,7 +86,6 @@ class Engine(Protocol):
         Returns:
             One list a group, one answer a question.
         """
-        ...
 
     def sample(
         self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
@@ -96,7 +95,6 @@ class Engine(Protocol):
         Returns:
             One list a group, one list a question, one answer a sample.
         """
-        ...
 
 
 def seed_number(seed: str) -> int:

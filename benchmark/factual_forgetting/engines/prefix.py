@@ -214,7 +214,7 @@ class _Rules:
 
         Answers that end are left with the walk's question; what goes on is returned.
         """
-        branch, question = walk.branch, walk.question
+        branch, question, text = walk.branch, walk.question, walk.question.query.text
         nodes = enumerate(zip(branch.parents, branch.tokens, strict=True))
         children = {node: position for position, node in nodes}
         first = branch.wanted[0]
@@ -226,7 +226,7 @@ class _Rules:
             best, values = choices[position - first], logits[position - first]
             margin = min(margin, values[0] - values[1])
             path = [*path, branch.columns[position]]
-            for token, drawn in self._choose(question, samples, len(tokens), best, values):
+            for token, drawn in self._choose(text, samples, len(tokens), best, values):
                 grown = (*tokens, token)
                 ended = token in self.stops or len(grown) >= self.max_new_tokens
                 if not ended and (position, token) in children:
@@ -242,12 +242,7 @@ class _Rules:
         return following
 
     def _choose(
-        self,
-        question: _Question,
-        samples: Sequence[int],
-        step: int,
-        tokens: list[int],
-        logits: list[float],
+        self, text: str, samples: Sequence[int], step: int, tokens: list[int], logits: list[float]
     ) -> Iterable[tuple[int, Sequence[int]]]:
         """Pairs each chosen token with the samples that chose it."""
         if self.sampling is None:
@@ -257,7 +252,7 @@ class _Rules:
         sums = list(accumulate(weights))
         chosen: dict[int, list[int]] = defaultdict(list)
         for sample in samples:
-            drawn = stable_fraction(self.sampling.seed, question.query.text, sample, step)
+            drawn = stable_fraction(self.sampling.seed, text, sample, step)
             chosen[tokens[bisect_left(sums, drawn * sums[-1])]].append(sample)
         return chosen.items()
 

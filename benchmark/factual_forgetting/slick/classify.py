@@ -251,49 +251,43 @@ def begin(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{reason_of(error)}. Give another --output_path.") from None
-    parts, finished = output / PARTS, output / LABELS_MANIFEST
+    parts, manifest = output / PARTS, output / LABELS_MANIFEST
+    kept = manifest if manifest.exists() else parts / _IDENTITY
+    begun = files.read_json(kept) if kept.exists() else {}
     with tempfile.TemporaryFile(dir=output) as stream:
         spool = Spool(stream, settings.seed)
         streamed = spool.fill(facts)
         drawn = draw_configurations(streamed, settings.runs, settings.shots, settings.seed, only)
+        if not (engine or begun):
+            told = f"{output} holds no labelling that was begun. Run classify without --merge."
+            raise UserError(told)
         identity: dict[str, Any] = {
             "base": base,
-            "engine": engine or _begun_with(output),
+            "engine": engine or begun["engine"],
             "settings": settings.model_dump(mode="json"),
             "matcher": MATCHER_VERSION,
             "facts_sha256": spool.digest.hexdigest(),
         }
-        if finished.exists():
-            manifest = files.read_json(finished)
-            _require_same({key: manifest.get(key) for key in identity}, identity, output)
+        if kept == manifest:
+            _require_same(begun, identity, output)
             return Labelling(output, settings, identity, drawn, [])
         # Answers don't depend on a quota: it may be changed while they are collected.
-        begun = {**identity, "settings": {**identity["settings"], "quota": None}}
-        if (parts / _IDENTITY).exists():
-            _require_same(files.read_json(parts / _IDENTITY), begun, output)
+        collected = {**identity, "settings": {**identity["settings"], "quota": None}}
+        if begun:
+            _require_same(begun, collected, output)
         shards = read_shards(parts)
         if not shards:
             parts.mkdir(exist_ok=True)
             exemplars = set().union(*(configs.ids for configs in drawn.values()))
-            shards = spool.shards(
-                lambda fact: fact in only if only else fact not in exemplars,
-                settings.shard_size,
-                parts,
-            )
-            files.write_json(parts / _IDENTITY, begun)
+            asked = only.__contains__ if only else lambda fact: fact not in exemplars
+            shards = spool.shards(asked, settings.shard_size, parts)
+            files.write_json(parts / _IDENTITY, collected)
     return Labelling(output, settings, identity, drawn, shards)
 
 
-def _begun_with(output: Path) -> str:
-    for path in (output / LABELS_MANIFEST, output / PARTS / _IDENTITY):
-        if path.exists():
-            return str(files.read_json(path)["engine"])
-    raise UserError(f"{output} holds no labelling that was begun. Run classify without --merge.")
-
-
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
-    told = "; ".join(_differences(found, wanted, ""))
-    if told:
+def _require_same(begun: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
+    found = {key: begun.get(key) for key in wanted}
+    if told := "; ".join(_differences(found, wanted, "")):
         raise UserError(f"{output} was begun with other settings: {told}. Use another directory.")
 
 

@@ -68,32 +68,26 @@ def draw_configurations(
             entry = (-stable_fraction("exemplar", seed, fact.id), fact.id, fact)
             full = len(pool) >= (runs + 1) * shots
             (heapq.heappushpop if full else heapq.heappush)(pool, entry)
-    return {
-        relation: _draw_relation(
-            relation,
-            [fact for *_, fact in sorted(pool)],
-            int(training[relation] * (1 if questions else MAX_POOL_SHARE)),
-            runs,
-            shots,
-            seed,
-        )
-        for relation, pool in sorted(pools.items())
-    }
+    drawn = {}
+    for relation, pool in sorted(pools.items()):
+        most = int(training[relation] * (1 if questions else MAX_POOL_SHARE))
+        spared = [fact for *_, fact in sorted(pool)][max(0, len(pool) - most) :]
+        drawn[relation] = _draw_relation(relation, spared, runs, shots, seed)
+    return drawn
 
 
 def _draw_relation(
-    relation: str, pool: list[Fact], most: int, runs: int, shots: int, seed: int
+    relation: str, pool: list[Fact], runs: int, shots: int, seed: int
 ) -> Configurations:
-    size, least = min(len(pool), most), min(runs + 1, 3) * shots
-    if size < least:
+    least = min(runs + 1, 3) * shots
+    if len(pool) < least:
         raise UserError(
-            f"Relation {relation} can spare {size} training facts as exemplars and needs {least}: "
-            "they may take a quarter, or the rest would go unasked. "
-            f"Give it at least {int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
+            f"Relation {relation} can spare {len(pool)} training facts as exemplars and needs "
+            f"{least}: they may take a quarter, or the rest would go unasked. Give it at least "
+            f"{int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
-    fresh, rest = pool[-size:][:shots], pool[-size:][shots:]
-    walk = _walk(rest, shots, random.Random(f"exemplars-{seed}-{relation}"))
-    return Configurations(tuple(islice(walk, runs)), tuple(fresh))
+    walk = _walk(pool[shots:], shots, random.Random(f"exemplars-{seed}-{relation}"))
+    return Configurations(tuple(islice(walk, runs)), tuple(pool[:shots]))
 
 
 def _walk(pool: list[Fact], shots: int, rng: random.Random) -> Iterator[tuple[Fact, ...]]:
