@@ -29,7 +29,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.engines import prefix, prompts
-from factual_forgetting.engines.engine import Answer, Engine, Group, Query
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.environment import environment
 from factual_forgetting.facts.almanac import world
@@ -121,16 +121,16 @@ def inflate(base: Path, output: Path, shape: tuple[int, int, int], dtype: str = 
     return output
 
 
-class WholeAnswers:
+class WholeAnswers(Engine):
     """An engine that stops no answer early."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self._engine = engine.name, engine
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        return self._engine.answer(groups, max_new_tokens)
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        return self._engine._generate(groups, most, False, sampling)
 
 
 def compare(base: Path, args: argparse.Namespace, modes: Sequence[str]) -> dict[str, Any]:

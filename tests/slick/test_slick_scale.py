@@ -8,7 +8,7 @@ from stub import StubEngine
 
 from factual_forgetting import files
 from factual_forgetting.cli import main
-from factual_forgetting.engines.engine import Answer, Group
+from factual_forgetting.engines.engine import Answer, Group, Sampling
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.classify import begin
 from factual_forgetting.slick.labelling import SlickConfig
@@ -17,10 +17,10 @@ from memory import peak_memory
 
 
 class Quick(StubEngine):
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        return [[Answer("yes", 1.0)] * len(group.queries) for group in groups]
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        return [[[Answer("yes", 1.0)]] * len(group.queries) for group in groups]
 
 
 def streamed(number: int) -> Iterator[Fact]:

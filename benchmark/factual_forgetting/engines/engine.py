@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_hash
@@ -68,10 +68,16 @@ class Sampling:
     seed: str
 
 
-class Engine(Protocol):
-    """Answers questions until a newline or the end of the sequence."""
+class Engine(ABC):
+    """Answers questions until a newline or the end of the sequence.
+
+    Attributes:
+        name: What a labelling says that it was made with.
+        batch_size: Questions that are computed together, where the engine decides that.
+    """
 
     name: str
+    batch_size: int | None = None
 
     def answer(
         self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
@@ -86,6 +92,8 @@ class Engine(Protocol):
         Returns:
             One list a group, one answer a question.
         """
+        found = self._generate(groups, max_new_tokens, verdict_only, None)
+        return [[answers[0] for answers in group] for group in found]
 
     def sample(
         self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
@@ -95,44 +103,45 @@ class Engine(Protocol):
         Returns:
             One list a group, one list a question, one answer a sample.
         """
+        return self._generate(groups, max_new_tokens, True, sampling)
+
+    @abstractmethod
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        """Does what `sample` does; without sampling one greedy answer a question."""
+
+    @contextmanager
+    def _halving(self, size: int) -> Iterator[None]:
+        """Halves the batch when memory runs out, so that the same work can be tried again.
+
+        Args:
+            size: Questions in the batch that is tried.
+
+        Raises:
+            UserError: If there is no memory even for one question.
+        """
+        try:
+            yield
+            return
+        except (MemoryError, RuntimeError) as error:
+            told = str(error).lower()
+            lacking = "out of memory" in told or "allocate memory" in told
+            if not (lacking or isinstance(error, MemoryError)):
+                raise
+            if size == 1:
+                raise UserError(
+                    "Memory runs out with a single question. Use a smaller dtype (dtype=bfloat16 "
+                    "in --model_args), fewer --shots, or a larger device."
+                ) from None
+        # Only here is the error gone, whose frames hold what the batch computed.
+        self.batch_size = size // 2
+        gc.collect()
 
 
 def seed_number(seed: str) -> int:
     """Turns a seed into the number that generators of other libraries take."""
     return int(stable_hash("sample", seed)[:8], 16)
-
-
-class _Batched(Protocol):
-    batch_size: int
-
-
-@contextmanager
-def halving(engine: _Batched, size: int) -> Iterator[None]:
-    """Halves the batch when memory runs out, so that the same work can be tried again.
-
-    Args:
-        engine: Whose batch size is set.
-        size: Questions in the batch that is tried.
-
-    Raises:
-        UserError: If there is no memory even for one question.
-    """
-    try:
-        yield
-        return
-    except (MemoryError, RuntimeError) as error:
-        told = str(error).lower()
-        lacking = "out of memory" in told or "allocate memory" in told
-        if not (lacking or isinstance(error, MemoryError)):
-            raise
-        if size == 1:
-            raise UserError(
-                "Memory runs out with a single question. Use a smaller dtype (dtype=bfloat16 in "
-                "--model_args), fewer --shots, or a larger device."
-            ) from None
-    # Only here is the error gone, whose frames hold what the batch computed.
-    engine.batch_size = size // 2
-    gc.collect()
 
 
 def require_room(tokens: int, context: float) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from factual_forgetting.engines.bf16 import hasten_bf16
 from factual_forgetting.engines.engine import (
     Answer,
+    Engine,
     Group,
     Sampling,
-    halving,
     require_room,
     seed_number,
 )
@@ -23,7 +23,7 @@ LM_EVAL = "lm-eval"
 _BATCH = 64
 
 
-class LMEvalEngine:
+class LMEvalEngine(Engine):
     """Any model class of lm-eval."""
 
     def __init__(self, model: str, model_args: str, batch_size: str, device: str | None) -> None:
@@ -61,25 +61,22 @@ class LMEvalEngine:
     def batch_size(self, size: int) -> None:
         self._lm.batch_size_per_gpu = size
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`; lm-eval's classes can't stop early."""
-        return self._ask(groups, max_new_tokens, do_sample=False, temperature=0.0)
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`; the draws depend on the batch as well."""
+        """Can't stop early; draws depend on the batch as well."""
         import torch
 
-        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k}
-        passes = []
-        for number in range(sampling.samples):
-            torch.manual_seed(seed_number(f"{sampling.seed}-{number}"))
-            passes.append(self._ask(groups, max_new_tokens, do_sample=True, **settings))
+        if sampling is None:
+            passes = [self._ask(groups, most, do_sample=False, temperature=0.0)]
+        else:
+            settings = {"temperature": sampling.temperature, "top_k": sampling.top_k}
+            passes = []
+            for number in range(sampling.samples):
+                torch.manual_seed(seed_number(f"{sampling.seed}-{number}"))
+                passes.append(self._ask(groups, most, do_sample=True, **settings))
         return [
-            [list(drawn) for drawn in zip(*group, strict=True)]
+            [list(answers) for answers in zip(*group, strict=True)]
             for group in zip(*passes, strict=True)
         ]
 
@@ -97,7 +94,7 @@ class LMEvalEngine:
         ]
         texts: list[str] | None = None
         while texts is None:
-            with halving(self, self.batch_size):
+            with self._halving(self.batch_size):
                 texts = self._lm.generate_until(requests, disable_tqdm=True)
         answers = (Answer(first_line(text)) for text in texts)
         return [list(islice(answers, len(group.queries))) for group in groups]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Query, Sampling, halving, require_room
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling, require_room
 from factual_forgetting.engines.models import context_length
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel
@@ -58,14 +58,11 @@ class _Walk:
     branch: Branch  # what to compute next
 
 
-class PrefixEngine:
-    """Answers with a causal model of transformers, every shared beginning computed once.
-
-    Attributes:
-        batch_size: Questions in one forward pass; halved when memory runs out.
-    """
+class PrefixEngine(Engine):
+    """Answers with a causal model of transformers, every shared beginning computed once."""
 
     name = "prefix"
+    batch_size: int
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 256) -> None:
         """Wraps a loaded model in eval mode.
@@ -90,18 +87,10 @@ class PrefixEngine:
         """Tokens computed so far, padding included."""
         return self._tree.computed
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`."""
-        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, verdict_only)
-        return [[answers[0] for answers in self._run(group, rules)] for group in groups]
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`."""
-        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, True, sampling)
+        rules = _Rules(self._tokenizer, self._stops, most, verdict_only, sampling)
         return [self._run(group, rules) for group in groups]
 
     def _run(self, group: Group, rules: _Rules) -> list[list[Answer]]:
@@ -118,7 +107,7 @@ class PrefixEngine:
         waiting = sorted(questions, key=lambda question: question.tail)
         while waiting:
             batch = waiting[: self.batch_size]
-            with halving(self, len(batch)):
+            with self._halving(len(batch)):
                 self._decode(batch, rules)
                 waiting = waiting[len(batch) :]
         return [[q.answers[sample] for sample in rules.samples] for q in questions]
@@ -192,7 +181,7 @@ class _Rules:
     stops: frozenset[int]
     max_new_tokens: int
     verdict_only: bool
-    sampling: Sampling | None = None
+    sampling: Sampling | None
 
     @property
     def samples(self) -> Sequence[int]:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Sampling, require_room, seed_number
+from factual_forgetting.engines.engine import (
+    Answer,
+    Engine,
+    Group,
+    Sampling,
+    require_room,
+    seed_number,
+)
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
@@ -15,7 +22,7 @@ from factual_forgetting.facts.matching import first_line
 _LORA, _BATCH = "lora_local_path", "batch_size"
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Answers with vLLM; automatic prefix caching keeps what prompts share.
 
     A LoRA adapter is passed as `lora_local_path=DIR` in the model's arguments.
@@ -61,39 +68,25 @@ class VLLMEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self._context = self._llm.llm_engine.model_config.max_model_len
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`; vLLM can't stop early."""
-        found = self._generate(groups, max_new_tokens, temperature=0.0)
-        return [[answers[0] for answers in group] for group in found]
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
-    ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`; the draws depend on vLLM's version and device as well."""
-        return self._generate(
-            groups,
-            max_new_tokens,
-            n=sampling.samples,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            seed=seed_number(sampling.seed),
-        )
-
     def _generate(
-        self, groups: Sequence[Group], max_new_tokens: int, **settings: Any
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
+        """Can't stop early; draws depend on vLLM's version and device as well."""
         from vllm import SamplingParams
 
+        # Explicit values: those of the checkpoint's generation_config don't apply then.
+        settings = {"max_tokens": most, "stop": ["\n"], "repetition_penalty": 1.0}
+        if sampling is None:
+            settings["temperature"] = 0.0
+        else:
+            drawn = {"n": sampling.samples, "seed": seed_number(sampling.seed)}
+            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, **drawn}
         texts = [group.prefix + query.text for group in groups for query in group.queries]
         prompts = [{"prompt_token_ids": ids} for ids in self._tokenizer(texts)["input_ids"]]
         longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
-        require_room(longest + max_new_tokens, self._context)
-        # Explicit values: those of the checkpoint's generation_config don't apply then.
-        params = SamplingParams(
-            max_tokens=max_new_tokens, stop=["\n"], repetition_penalty=1.0, **settings
+        require_room(longest + most, self._context)
+        outputs = self._llm.generate(
+            prompts, SamplingParams(**settings), use_tqdm=False, lora_request=self._lora
         )
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._lora)
         answers = ([Answer(first_line(one.text)) for one in each.outputs] for each in outputs)
         return [list(islice(answers, len(group.queries))) for group in groups]

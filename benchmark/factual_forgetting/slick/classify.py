@@ -101,7 +101,7 @@ class Labelling:
                     "shard": shard.number,
                     "queries": queries,
                     "seconds": time.time() - started,
-                    "batch_size": getattr(engine, "batch_size", None),
+                    "batch_size": engine.batch_size,
                 }
                 append(self.parts / _LOG, told)
 
