@@ -16,10 +16,10 @@ _SHAPE_KEYS = {
     "heads": ("num_attention_heads", "n_head"),
 }
 
-# Arguments of a model that name its weights, and those that say how a machine runs it, which
-# may differ between the parts of one labelling.
+# Model classes of lm-eval that load a checkpoint's files, and their arguments for an adapter.
+LOCAL_MODELS = ("hf", "vllm")
 _ADAPTERS = ("peft", "lora_local_path")
-_OF_THE_WEIGHTS = {"pretrained", "revision", *_ADAPTERS}
+# Arguments of a model that say how a machine runs it, and may differ between shards.
 _OF_THE_MACHINE = {
     "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
     "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
@@ -27,8 +27,6 @@ _OF_THE_MACHINE = {
 }  # fmt: skip
 
 LINEAGE_KEY = "factual_forgetting_base"
-# Model classes of lm-eval that load a checkpoint's files.
-LOCAL_MODELS = ("hf", "vllm")
 ALMANAC = "almanac"
 _EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -137,7 +135,7 @@ def describe(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
     base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
-    told = _OF_THE_WEIGHTS | _OF_THE_MACHINE
+    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
     rest = {key: value for key, value in arguments.items() if key not in told}
     return {**base, "model_args": rest} if rest else base
 

@@ -109,7 +109,14 @@ class Engine(ABC):
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """Does what `sample` does; without sampling one greedy answer a question."""
+        """Does what `sample` does, the one thing that an engine has to do.
+
+        Args:
+            groups: Questions by shared prefix.
+            most: Most tokens to generate.
+            verdict_only: Whether an answer may be cut short once it can only be wrong.
+            sampling: How answers are drawn; None for one greedy answer a question.
+        """
 
     @contextmanager
     def _halving(self, size: int) -> Iterator[None]:
