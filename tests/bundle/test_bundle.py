@@ -13,7 +13,7 @@ from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
-from factual_forgetting.slick.labelling import Label, Labels
+from factual_forgetting.slick.labelling import Category, Label, Labels
 from small import RELATIONS, make_labels
 
 SIZES = BundleConfig(known=24, unknown=24, heldout=16, validation=4, replay=4)
@@ -48,7 +48,7 @@ def test_no_fact_is_in_two_splits_and_no_subject_leaks(bundle: Bundle) -> None:
 def planted(facts: list[Fact], held: Fact, training: Fact) -> Labels:
     labels = [label for label in make_labels(facts, None).labels if label.fact.id != held.id]
     outcome = {"zero_shot": True, "fresh": True}
-    known = [Label(fact, "1111", "HighlyKnown", outcome, None) for fact in (held, training)]
+    known = [Label(fact, "1111", Category.HIGHLY_KNOWN, outcome, None) for fact in (held, training)]
     return replace(make_labels(facts, None), labels=[*labels, *known])
 
 

@@ -21,20 +21,14 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
-from factual_forgetting.slick.labelling import (
-    HIGHLY_KNOWN,
-    UNKNOWN,
-    Label,
-    Labels,
-    relation_table,
-)
+from factual_forgetting.slick.labelling import Category, Label, Labels, relation_table
 
 _MOST_OTHER = 1000
 # What a split is drawn from: its name in papers, and the category and the split of its facts.
 _DRAWN = {
-    m.KNOWN: ("D_Known", HIGHLY_KNOWN, "train"),
-    m.UNKNOWN: ("D_Unk", UNKNOWN, "train"),
-    m.HELDOUT: ("D_Held", HIGHLY_KNOWN, "dev"),
+    m.KNOWN: ("D_Known", Category.HIGHLY_KNOWN, "train"),
+    m.UNKNOWN: ("D_Unk", Category.UNKNOWN, "train"),
+    m.HELDOUT: ("D_Held", Category.HIGHLY_KNOWN, "dev"),
 }
 _Pool = dict[str, list[Label]]  # candidates by relation, shuffled
 
@@ -92,7 +86,11 @@ def build(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
     for name, size in ((m.VALIDATION, config.validation), (m.REPLAY, config.replay)):
         splits[name] = _spare(pools[m.KNOWN], taken, size, name)
         taken |= {label.fact.subject for label in splits[name]}
-    others = (p for p in shuffled if p.category == HIGHLY_KNOWN and p.fact.relation not in trained)
+    others = (
+        p
+        for p in shuffled
+        if p.category == Category.HIGHLY_KNOWN and p.fact.relation not in trained
+    )
     splits[m.HELDOUT_OTHER] = [p for p in others if p.fact.subject not in taken][:_MOST_OTHER]
     items = {
         name: [Item(label.fact, label.correct, label.base) for label in drawn]

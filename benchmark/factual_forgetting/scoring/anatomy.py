@@ -26,7 +26,7 @@ from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.report import Report
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, Style
 from factual_forgetting.scoring.transitions import LOST
-from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
+from factual_forgetting.slick.labelling import FRESH, Category
 
 RUNS, SHOTS = 20, 3
 ERASED, SUPPRESSED, FORMAT = "erased", "suppressed", "format"
@@ -182,8 +182,10 @@ def _forced(model: Any, rows: Sequence[tuple[list[int], int]]) -> list[tuple[int
 
 def _row(item: Item, outcomes: str, chances: dict[str, tuple[int, float]]) -> dict[str, Any]:
     fresh, runs = outcomes[0] == "1", outcomes[1:]
-    label = category(runs)
-    kind = FORMAT if fresh or label == HIGHLY_KNOWN else SUPPRESSED if "1" in runs else ERASED
+    label = Category.of(runs)
+    kind = (
+        FORMAT if fresh or label == Category.HIGHLY_KNOWN else SUPPRESSED if "1" in runs else ERASED
+    )
     fact = item.fact
     return {
         "id": fact.id,
@@ -205,7 +207,7 @@ def _summary(rows: Sequence[dict[str, Any]], lost: Sequence[Item]) -> dict[str, 
     return {
         "lost": len(rows),
         "kinds": {kind: kinds[kind] for kind in KINDS},
-        "labels": {label: labels[label] for label in CATEGORIES},
+        "labels": {label: labels[label] for label in Category},
         "brought_back": asdict(back) if back else None,
         "base_in_fresh": sum(item.base[FRESH] for item in lost) / len(lost),
         "gold": {
