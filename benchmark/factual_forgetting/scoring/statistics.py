@@ -150,25 +150,25 @@ def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Esti
     losses = float(np.maximum(values, 0).mean()) * size
     gains = float(np.maximum(-values, 0).mean()) * size
 
-    def where(score: float, most: float) -> float:
-        if value == most:
-            return most
-        off = partial(_tango, losses, gains, size, score)
-        return float(scipy.optimize.brentq(off, value, most, xtol=_XTOL))
-
-    return Estimate(value, where(_Z, -1.0), where(-_Z, 1.0), len(values))
+    tango = partial(_tango, value, losses, gains, size)
+    return Estimate(value, _end(tango, _Z, value, -1.0), _end(tango, -_Z, value, 1.0), len(values))
 
 
-def _tango(losses: float, gains: float, n: float, score: float, difference: float) -> float:
-    """Tango's score statistic for a true difference, minus a score; it falls as that rises."""
-    b = -losses - gains + (2 * n - losses + gains) * difference
+def _tango(value: float, losses: float, gains: float, n: float, difference: float) -> float:
+    """Tango's score statistic for a true difference; it falls as the difference rises."""
+    b = (2 - value) * n * difference - losses - gains
     c = -gains * difference * (1 - difference)
     nuisance = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
     variance = n * (2 * nuisance + difference * (1 - difference))
-    distance = losses - gains - n * difference
-    if variance > 1e-12:
-        return distance / math.sqrt(variance) - score
-    return float(np.sign(distance)) * 1e9 - score
+    distance = n * (value - difference)
+    return distance / math.sqrt(variance) if variance > 1e-12 else float(np.sign(distance)) * 1e9
+
+
+def _end(statistic: Callable[[float], float], score: float, value: float, most: float) -> float:
+    """Finds the difference between the mean and the most there can be that has a score."""
+    if statistic(most) * most > score * most:
+        return most
+    return float(scipy.optimize.brentq(lambda d: statistic(d) - score, value, most, xtol=_XTOL))
 
 
 def _strata(names: Sequence[str]) -> list[NDArray[np.int64]]:
