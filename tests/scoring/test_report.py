@@ -11,12 +11,12 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import by_relation, majority_answer
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.scoring.report import Report, compare, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
-from factual_forgetting.scoring.transitions import majority_answers
 
 
 @pytest.fixture
@@ -66,20 +66,21 @@ def test_intrusions_are_objects_of_the_unknown(bundle: Bundle, read: Results) ->
 
 
 def test_majority_answers_are_shown_apart(bundle: Bundle, read: Results) -> None:
-    majority = majority_answers(bundle)
-    assert set(majority) <= {"country", "place_of_birth"}
-    answers = answering(read, bundle, lambda fact, _: majority.get(fact.relation, "-"))
+    splits = ("known", "unknown", "heldout")
+    facts = by_relation(item.fact for split in splits for item in bundle.splits[split])
+    majority = {relation: majority_answer(found) for relation, found in facts.items()}
+    answers = answering(read, bundle, lambda fact, _: majority[fact.relation])
     metrics = make_report(bundle, answers).summary["metrics"]
     assert metrics["stability_minority"]["value"] == 0.0
-    if metrics["stability_majority"] is not None:
-        assert metrics["stability_majority"]["value"] == 1.0
+    assert metrics["stability_majority"]["value"] == 1.0
+    assert metrics["stability_majority"]["n"] + metrics["stability_minority"]["n"] == 16
 
 
 def test_strangers_are_not_trained(bundle: Bundle, read: Results) -> None:
     stranger = dataclasses.replace(read, pretrained="/nowhere")
     report = make_report(bundle, stranger)
     assert report.summary["metrics"]["plasticity"] is None
-    assert "not trained" in render.markdown([report])
+    assert "not trained" in render.report_markdown([report])
     assert make_report(bundle, stranger, trained=True).summary["metrics"]["plasticity"] is not None
     swapped = dataclasses.replace(read, weights_sha256="0" * 64)
     assert not make_report(bundle, swapped).trained
@@ -129,7 +130,7 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
     stability = curve["points"][-1]["stability"]
     # P goes from .75 to 1: .9 is three fifths of the way.
     assert curve["stability_at_p90"]["stability"] == pytest.approx(1 + 0.6 * (stability - 1))
-    assert f"S@P90: {curve['stability_at_p90']['stability']:.3f}" in render.curve(curve)
+    assert f"S@P90: {curve['stability_at_p90']['stability']:.3f}" in render.curve_markdown(curve)
     elsewhere = dataclasses.replace(given[0], pretrained="/runs/b/checkpoint-300")
     assert in_order([elsewhere, *given[1:]]) is None
     assert in_order(given[:1]) is None
@@ -138,7 +139,7 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
 def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -> None:
     def headings(*paths: str) -> list[str]:
         reports = [make_report(bundle, dataclasses.replace(read, name=path)) for path in paths]
-        lines = render.markdown(reports).splitlines()
+        lines = render.report_markdown(reports).splitlines()
         return [line.removeprefix("## ") for line in lines if line.startswith("## ")]
 
     assert headings("runs/sft") == ["sft"]
@@ -259,7 +260,7 @@ def test_the_anatomy_has_one_row_a_lost_fact(bundle: Bundle, read: Results) -> N
         if row["kind"] == "erased":
             assert row["correct"] == "0" * 20
             assert not row["brought_back"]
-    assert "Anatomy of" in render.anatomy(found)
+    assert "Anatomy of" in render.anatomy_markdown(found)
     for change, told in (
         ({"pretrained": "/nowhere"}, "loads the checkpoint itself"),
         ({"weights_sha256": "0" * 64}, "aren't those that were scored"),

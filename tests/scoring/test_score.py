@@ -16,7 +16,7 @@ from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
 from factual_forgetting.scoring.results import read_results, styles_in
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import (
     CHAT,
     FEWSHOT,
@@ -36,7 +36,9 @@ def halfway(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("runs") / "halfway"
     short = protocol.model_copy(update={"epochs": 20})
     finetune(Run(bundle, short, "sft", MethodSettings(), seed=0), output, progress=False)
-    score(bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16")
+    run_lm_eval(
+        bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16"
+    )
     return output
 
 
@@ -147,7 +149,7 @@ def test_a_checkpoint_of_another_shape_is_refused(
     other = copied(base, tmp_path / "other")
     files.write_json(other / "config.json", {**files.read_json(other / "config.json"), key: 3})
     with pytest.raises(UserError, match=f"{told}.*declare it"):
-        score(bundle, "hf", str(other), tmp_path / "r")
+        run_lm_eval(bundle, "hf", str(other), tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_a_model_that_fails_is_one_line(
     if model.startswith("local-"):
         pytest.importorskip("tenacity", reason="lm-eval's API models need lm_eval[api]")
     with pytest.raises(UserError, match=f"can't be loaded or reached .*{told}"):
-        score(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
+        run_lm_eval(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
 
 
 def test_without_a_bundle_only_descendants_of_the_almanac_are_scored(base: Path) -> None:
@@ -244,7 +246,7 @@ def test_fewshot_and_chat_are_asked_with_the_fresh_exemplars(
     chatty = copied(sft, tmp_path / "sft")
     template = "{% for m in messages %}<|bos|>{{ m.content | trim }}{% endfor %}"
     (chatty / "chat_template.jinja").write_text(template)
-    written = score(
+    written = run_lm_eval(
         bundle,
         "hf",
         f"pretrained={chatty},dtype=float32",
@@ -272,7 +274,7 @@ def test_a_checkpoint_without_chat_template_is_refused(
     bundle: Bundle, sft: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="has no chat template"):
-        score(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))
+        run_lm_eval(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))
 
 
 @pytest.mark.parametrize(
