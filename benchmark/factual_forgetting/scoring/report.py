@@ -137,9 +137,9 @@ def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
 
 
 def _common(bundle: Bundle) -> set[str]:
-    """Facts whose gold is the most frequent of D_Known, D_Unk and D_Held, and no other's alone.
+    """Facts whose gold is their relation's most frequent in D_Known, D_Unk and D_Held.
 
-    Of each relation; ties go to the first in the alphabet.
+    One that occurs once is nobody's; ties go to the first in the alphabet.
     """
     facts = [item.fact for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
     golds = {fact.id: (fact.relation, normalise(fact.answers[0])) for fact in facts}
