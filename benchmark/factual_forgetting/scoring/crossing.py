@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 PLASTICITY_LEVEL = 0.9
 COARSE_BELOW = 8
-Floats = NDArray[np.float64]
-Measured = ArrayLike | Sequence[float | None]
+_Floats = NDArray[np.float64]
+_Measured = ArrayLike | Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Crossing:
     reached: NDArray[np.bool_]
     before: NDArray[np.intp]
     point: NDArray[np.intp]
-    weight: Floats
+    weight: _Floats
     passed: NDArray[np.intp]
 
     @property
@@ -45,7 +45,7 @@ class Crossing:
         """Whether fewer than 8 points lie before the crossing."""
         return np.less(self.passed, COARSE_BELOW)
 
-    def read(self, values: Measured) -> Floats:
+    def read(self, values: _Measured) -> _Floats:
         """Reads a quantity off at the crossing, linear between evaluated points.
 
         Args:
@@ -61,7 +61,7 @@ class Crossing:
         return np.where(self.reached, before + self.weight * (there - before), np.nan)
 
 
-def find_crossing(plasticity: Measured, level: float = PLASTICITY_LEVEL) -> Crossing:
+def find_crossing(plasticity: _Measured, level: float = PLASTICITY_LEVEL) -> Crossing:
     """Finds where plasticity first reaches a level.
 
     Args:
@@ -82,6 +82,6 @@ def find_crossing(plasticity: Measured, level: float = PLASTICITY_LEVEL) -> Cros
     return Crossing(reaches.any(axis=-1), before, point, weight, passed)
 
 
-def _at(values: Floats, point: NDArray[np.intp]) -> Floats:
-    found: Floats = np.take_along_axis(values, point[..., None], axis=-1)[..., 0]
+def _at(values: _Floats, point: NDArray[np.intp]) -> _Floats:
+    found: _Floats = np.take_along_axis(values, point[..., None], axis=-1)[..., 0]
     return found

@@ -20,7 +20,7 @@ from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.protocol.settings import describe, resolve
 from factual_forgetting.protocol.sweep import CHOSEN
-from factual_forgetting.scoring.chart import Curve, draw_frontier
+from factual_forgetting.scoring.chart import SeedCurve, draw_frontier
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
 _COLUMNS = {
@@ -191,7 +191,7 @@ def _frontier(args: argparse.Namespace) -> None:
     sys.stdout.write(frontier_markdown(rows) + "\n")
 
 
-def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[Curve]:
+def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[SeedCurve]:
     return [
         [(point["plasticity"], point["stability"]) for point in run.curve]
         for run in runs
