@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 PLASTICITY_LEVEL = 0.9
 COARSE_BELOW = 8
-_Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]
 _Measured = ArrayLike | Sequence[float | None]
 
 
@@ -32,7 +32,7 @@ class Crossing:
     reached: NDArray[np.bool_]
     before: NDArray[np.intp]
     point: NDArray[np.intp]
-    weight: _Floats
+    weight: Floats
     passed: NDArray[np.intp]
 
     @property
@@ -45,7 +45,7 @@ class Crossing:
         """Whether fewer than 8 points lie before the crossing."""
         return np.less(self.passed, COARSE_BELOW)
 
-    def read(self, values: _Measured) -> _Floats:
+    def read(self, values: _Measured) -> Floats:
         """Reads a quantity off at the crossing, linear between evaluated points.
 
         Args:
@@ -82,6 +82,6 @@ def find_crossing(plasticity: _Measured, level: float = PLASTICITY_LEVEL) -> Cro
     return Crossing(reaches.any(axis=-1), before, point, weight, passed)
 
 
-def _at(values: _Floats, point: NDArray[np.intp]) -> _Floats:
-    found: _Floats = np.take_along_axis(values, point[..., None], axis=-1)[..., 0]
+def _at(values: Floats, point: NDArray[np.intp]) -> Floats:
+    found: Floats = np.take_along_axis(values, point[..., None], axis=-1)[..., 0]
     return found
