@@ -80,10 +80,10 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
     """
     trained = _is_run(results, bundle) if trained is None else trained
     outcome = STYLES[results.style].outcome
-    correct = {key: found.correct for key, found in results.judgements.items()}
-    changes = transitions(bundle, correct, results.answers, outcome)
+    changes = transitions(bundle, results)
     held = [change for change in changes if change.split == HELDOUT]
     splits = dict.fromkeys(change.split for change in changes)
+    relations = sorted({change.fact.relation for change in held})
     summary = {
         "checkpoint": results.name,
         "style": results.style,
@@ -91,7 +91,7 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
             **final_metrics(bundle, results.correct, trained=trained, outcome=outcome),
             **_more_metrics(bundle, results),
         },
-        "relations": [_relation(n, held) for n in sorted({c.fact.relation for c in held})],
+        "relations": [_relation(name, held) for name in relations],
         "transitions": {
             split: count_transitions(c for c in changes if c.split == split) for split in splits
         },

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.scoring.results import Results
+from factual_forgetting.scoring.styles import STYLES
 
 KEPT, LOST, LEARNED, STILL_UNKNOWN = "kept", "lost", "learned", "still unknown"
 TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)
@@ -43,21 +45,13 @@ _KINDS = {
 }
 
 
-def transitions(
-    bundle: Bundle, correct: Mapping[str, bool], answers: Mapping[str, str], outcome: str
-) -> list[Transition]:
-    """Classifies every fact that was asked by the base's outcome and the checkpoint's.
-
-    Args:
-        bundle: The bundle.
-        correct: The checkpoint's outcome by fact id.
-        answers: Its answers by fact id.
-        outcome: Which outcome of the base is that of the same prompt.
-    """
+def transitions(bundle: Bundle, results: Results) -> list[Transition]:
+    """Classifies every fact that was asked by what the base had in the same prompt."""
+    outcome, judged = STYLES[results.style].outcome, results.judgements
     return [
-        Transition(split, item, _KINDS[item.base[outcome], correct[item.fact.id]], answer)
+        Transition(split, item, _KINDS[item.base[outcome], judged[item.fact.id].correct], answer)
         for split, item in bundle.items()
-        if (answer := answers.get(item.fact.id)) is not None
+        if (answer := results.answers.get(item.fact.id)) is not None
     ]
 
 
