@@ -53,3 +53,9 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def context_length(model: Any) -> int | None:
+    """Returns the most tokens that a model takes, if it has a limit."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return int(found) if found is not None else None
