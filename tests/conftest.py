@@ -12,7 +12,7 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.pretrain import build_tokenizer
-from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune

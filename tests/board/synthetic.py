@@ -20,8 +20,8 @@ from factual_forgetting.bundle.manifest import (
     write_bundle,
 )
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.protocol.config import load_protocol, protocol_sha256
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256
 from factual_forgetting.protocol.run import RUN
 
 EVERY = 8

@@ -7,7 +7,7 @@ import pytest
 
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.examples import Store, write_store
-from factual_forgetting.protocol.data import Schedule, encode
+from factual_forgetting.protocol.data import TrainingExamples, encode
 from memory import peak_memory
 
 BATCH, STEPS = 8, 20
@@ -24,7 +24,7 @@ def test_what_is_read_is_what_the_protocol_would_train_on(
     store = stored(facts[:30], tokenizer, tmp_path)
     items = [store[place] for place in range(len(store))]
     examples = encode(facts[:30], tokenizer, 256)
-    laid_out = Schedule([item["facts"] for item in items], examples, BATCH)
+    laid_out = TrainingExamples([item["facts"] for item in items], examples, BATCH)
     assert items == [laid_out[place] for place in range(len(laid_out))]
     assert len(items) == BATCH * STEPS
 

@@ -19,7 +19,7 @@ from factual_forgetting.mechanism.figures import draw_all
 from factual_forgetting.mechanism.findings import crossing, findings, markdown
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.interference_report import write_report
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.recipe import Protocol
 
 NAMES = Condition(keys="name", facts=20)
 

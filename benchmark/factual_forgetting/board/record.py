@@ -28,23 +28,13 @@ from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import grid
-from factual_forgetting.protocol.config import (
-    Protocol,
-    is_recipe,
-    load_protocol,
-    protocol_sha256,
-)
-from factual_forgetting.protocol.curve import (
-    CURVE,
-    METRIC_OF_SPLIT,
-    NOT_ASKED,
-    OUTCOMES,
-    share_correct,
-)
+from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES, share_correct
+from factual_forgetting.protocol.recipe import find_recipe, load_protocol
 from factual_forgetting.protocol.run import LOG, RUN
 from factual_forgetting.protocol.settings import SETTINGS, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results, read_results
+from factual_forgetting.slick.labelling import NOT_ASKED
 
 SCORED = (KNOWN, UNKNOWN, HELDOUT)
 # Strangers' files are read whole only up to here; the largest honest ones stay far below.
@@ -247,7 +237,7 @@ def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> s
 
     Closed is a recipe of the package, known by its hash, with one of the method's trials.
     """
-    recipe = _recipe(protocol) if protocol else None
+    recipe = find_recipe(protocol["name"], protocol["sha256"]) if protocol else None
     if recipe is None or method["name"] not in SETTINGS:
         return "open"
     try:
@@ -255,18 +245,6 @@ def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> s
     except UserError:
         return "open"
     return grid.track(recipe, method["name"], settings, None)
-
-
-def _recipe(protocol: Mapping[str, Any]) -> Protocol | None:
-    """The package's recipe of that hash, at the rate that gives it; None if there is none."""
-    if not is_recipe(protocol["name"], protocol["sha256"]):
-        return None
-    recipe = load_protocol(protocol["name"])
-    at_rates = (
-        recipe.model_copy(update={"learning_rate": rate})
-        for rate in (recipe.learning_rate, *recipe.learning_rates)
-    )
-    return next(found for found in at_rates if protocol_sha256(found) == protocol["sha256"])
 
 
 def _trials(record: Mapping[str, Any], declared: Declared) -> int | None:

@@ -21,7 +21,7 @@ from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build
 from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
 from factual_forgetting.facts.sources import load_facts
-from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.slick.labelling import SlickConfig
 

@@ -12,7 +12,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.keys import Keys, Synthetic, Values
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.recipe import Protocol
 from factual_forgetting.protocol.settings import MethodSettings, resolve
 
 SAME, OTHER = "same", "other"

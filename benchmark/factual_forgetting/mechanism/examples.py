@@ -50,7 +50,7 @@ def write_store(
 class Store:
     """Encoded facts on disk, in an order that is drawn anew for every pass.
 
-    It stands in the place of `protocol.data.Schedule`: an item is an example with the token
+    It stands in the place of `protocol.data.TrainingExamples`: an item is an example with the token
     counts of its whole optimizer step. Only the order of one pass is in memory.
     """
 

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from math import log2
 from operator import itemgetter
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.models import context_length, load_causal_lm, quiet
 from factual_forgetting.engines.zero_shot import answer_zero_shot
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
@@ -43,11 +43,9 @@ from factual_forgetting.mechanism.conditions import (
 from factual_forgetting.mechanism.drift import Drift, all_layers, middle_layer, subject_states
 from factual_forgetting.mechanism.examples import Store, write_store
 from factual_forgetting.mechanism.overlap import nearness
-from factual_forgetting.protocol.config import Execution
 from factual_forgetting.protocol.context import Context
-from factual_forgetting.protocol.data import collate, limit
+from factual_forgetting.protocol.recipe import Execution
 from factual_forgetting.protocol.run import Run
-from factual_forgetting.protocol.train import last_checkpoint, locate_base
 from factual_forgetting.scoring.judging import abstains, spoken
 
 if TYPE_CHECKING:
@@ -159,20 +157,20 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
 
 
 def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
-    from factual_forgetting.engines.models import load_causal_lm, quiet
+    from factual_forgetting.protocol.trainer import last_checkpoint
 
     quiet()
     protocol, condition = experiment.settings.protocol, experiment.condition
     settings = experiment.method()
     run = Run(experiment.bundle, protocol, condition.method, settings, condition.seed)
-    base = locate_base(run, None)
+    base = run.locate_base()
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
     synthetic = experiment.synthetic(tokenizer)
     seen = _Seen(condition, protocol.evaluate_sample)
     watch = _watch(experiment, model, tokenizer, seen.sample, work)
     known = experiment.mixed_in()
     facts = chain(known, synthetic.facts(condition.facts))
-    stored = write_store(work, facts, tokenizer, limit(model))
+    stored = write_store(work, facts, tokenizer, context_length(model))
     described = {
         "parameters": model.num_parameters(),
         "layers": len(all_layers(model)),
@@ -244,28 +242,18 @@ def _trainer(
             super().on_log(args, state, control, **kwargs)
             control.should_training_stop = watch.done() or state.global_step >= state.max_steps
 
-    experiment, tokenizer = watch.experiment, watch.tokenizer
+    experiment = watch.experiment
     schedule, seed = experiment.schedule(), experiment.condition.seed
     spaced = experiment.settings.protocol.model_copy(update={"evaluate_every": schedule.every})
     penalty = METHODS[experiment.condition.method].penalty
-    context = Context(
-        bundle=experiment.bundle,
-        tokenizer=tokenizer,
-        model=model,
-        base=base,
-        snapshot=work / "snapshot",
-        opening=0,
-        steps=schedule.steps,
-        facts=(),
-        best=work / "best",
-    )
+    context = Context(experiment.bundle, watch.tokenizer, model, base, work)
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
         penalty=penalty(context, experiment.method()) if penalty else None,
         model=model,
         args=arguments(spaced, schedule.steps, seed, work / _RESUME, Execution()),
         train_dataset=Store(work, spaced.batch_size, schedule.steps, seed),
-        data_collator=partial(collate, pad=tokenizer.pad_token_id or 0),
+        data_collator=context.collate,
     )
     trainer.add_callback(Until(trainer, watch, spaced, None, progress))
     return trainer

@@ -19,7 +19,7 @@ from factual_forgetting.mechanism.conditions import Condition, Method, Settings
 from factual_forgetting.mechanism.findings import findings, markdown
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.keys import Keys, Values
-from factual_forgetting.protocol.config import load_protocol
+from factual_forgetting.protocol.recipe import load_protocol
 
 SUMMARY = "summary.json"
 _RELATIONS = ("country", "P17")  # the paper's relation, as the almanac and Wikidata name it

@@ -23,7 +23,7 @@ from factual_forgetting.mechanism.findings import (
     size,
     values_of,
 )
-from factual_forgetting.protocol.config import protocol_sha256
+from factual_forgetting.protocol.recipe import protocol_sha256
 
 REPORT = "report.md"
 # What is told of two conditions that differ in one thing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
 from factual_forgetting.engines.zero_shot import ask_zero_shot
 from factual_forgetting.facts.fact import Fact, stable_hash
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.slick.labelling import NOT_ASKED
 
 CURVE = "curve.jsonl"
 OUTCOMES = "curve.outcomes.jsonl.gz"
@@ -20,7 +21,6 @@ VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
 PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
-NOT_ASKED = "-"
 Point = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ class Curve:
 
     def at(self, step: int) -> Point | None:
         """Returns the point of a step as it will stand in the curve, if there is one."""
-        return next((self._line(point) for point in self._points if point["step"] == step), None)
+        return next((line for line in self.lines() if line["step"] == step), None)
 
     def lines(self) -> list[Point]:
         """Returns all points as they will stand in the curve."""
@@ -101,15 +101,11 @@ class Curve:
         Returns:
             The point as it will stand in the curve.
         """
-        asked = {name: self._sample(name, final=final) for name in _ASKED}
-        facts = [fact for chosen in asked.values() for fact in chosen]
+        facts = [fact for name in _ASKED for fact in self._sample(name, final)]
         right = ask_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
-        verdicts = {fact.id: verdict for fact, verdict in zip(facts, right, strict=True)}
+        marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
         correct = {
-            name: "".join(
-                "01"[verdicts[item.fact.id]] if item.fact.id in verdicts else NOT_ASKED
-                for item in self.bundle.splits[name]
-            )
+            name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
             for name in _ASKED
         }
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
@@ -129,7 +125,7 @@ class Curve:
         files.write_jsonl(self.output / OUTCOMES, self._outcomes(METRIC_OF_SPLIT))
         files.write_jsonl(self.output / VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
 
-    def _outcomes(self, splits: Sequence[str] | dict[str, str]) -> list[dict[str, str]]:
+    def _outcomes(self, splits: Iterable[str]) -> list[dict[str, str]]:
         return [
             {
                 "id": item.fact.id,
@@ -145,7 +141,7 @@ class Curve:
         shares = {metric: share_correct(point["correct"][name]) for name, metric in _ASKED.items()}
         return {**measured, **shares}
 
-    def _sample(self, name: str, *, final: bool) -> list[Fact]:
+    def _sample(self, name: str, final: bool) -> list[Fact]:
         facts = [item.fact for item in self.bundle.splits[name]]
         if name in {HELDOUT, VALIDATION} or final:
             return facts

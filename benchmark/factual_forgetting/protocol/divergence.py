@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from factual_forgetting.facts.fact import Fact
+from factual_forgetting.bundle.manifest import HELDOUT
+from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import losses
-from factual_forgetting.protocol.data import collate, encode, limit
+from factual_forgetting.protocol.context import Context
+from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.protocol.weights import as_checkpoint
 
 _BATCH = 64
 
 
-class DivergenceFromBase:
-    """Mean KL(base || model) over the answer tokens of held-out facts, in the training text.
+def divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float]:
+    """Keeps the base's predictions on `kl_sample` facts of D_Held.
 
-    EOS is left out: that answers end with it is what the task teaches, and no forgetting.
+    Returns:
+        Measures the mean KL(base || model) over the answer tokens of these facts, in the training
+        text, in nats a token. EOS is left out: that answers end with it is what the task teaches,
+        and no forgetting.
     """
+    held = [item.fact for item in context.bundle.splits[HELDOUT]]
+    drawn = sorted(held, key=lambda fact: stable_hash("divergence", fact.id))
+    rows = context.encode(drawn[: protocol.kl_sample])
+    batches = [context.collate(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+    base = as_checkpoint(context.model, protocol.checkpoint_dtype)
+    expected = [_predict(base, batch).cpu() for batch in batches]
 
-    def __init__(self, base: Any, tokenizer: Any, facts: Sequence[Fact]) -> None:
-        """Keeps the base's predictions.
-
-        Args:
-            base: The base, in the checkpoint's dtype and eval mode.
-            tokenizer: Its tokenizer.
-            facts: Held-out facts.
-        """
-        rows = encode(facts, tokenizer, limit(base))
-        pad = tokenizer.pad_token_id or 0
-        self._batches = [collate(rows[i : i + _BATCH], pad) for i in range(0, len(rows), _BATCH)]
-        self._expected = [self._predict(base, batch).cpu() for batch in self._batches]
-
-    def __call__(self, model: Any) -> float:
-        """Returns the divergence of a model, in nats a token."""
+    def measure(model: Any) -> float:
         total, count = 0.0, 0
-        for batch, expected in zip(self._batches, self._expected, strict=True):
-            predicted = self._predict(model, batch)
-            taught = expected.to(predicted.device)
-            total += losses.divergence(predicted, taught, 1.0, "forward").item()
+        for batch, taught in zip(batches, expected, strict=True):
+            predicted = _predict(model, batch)
+            taught = taught.to(predicted.device)
+            total += losses.kl_divergence(predicted, taught, 1.0, "forward").item()
             count += len(predicted)
         return total / count
 
-    @staticmethod
-    def _predict(model: Any, batch: dict[str, Tensor]) -> Tensor:
-        labels = batch["labels"].to(model.device)
-        inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        with torch.inference_mode():
-            return losses.answer_logits(model(**inputs).logits, labels)
+    return measure
+
+
+def _predict(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    labels = batch["labels"].to(model.device)
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        return losses.answer_logits(model(**inputs).logits, labels)

@@ -6,7 +6,6 @@ the sum over any split of a batch is the loss of the batch.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -60,10 +59,10 @@ def distillation(
     """
     kept = positions[:, 1:]
     chosen, taught = student[:, :-1][kept], teacher[:, :-1][kept]
-    return divergence(chosen, taught, tau, direction) / count
+    return kl_divergence(chosen, taught, tau, direction) / count
 
 
-def divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> Tensor:
     """`tau^2 * KL` summed over rows of logits, shape (positions, vocabulary).
 
     Raises:
@@ -90,10 +89,9 @@ def distilled_positions(attention: Tensor, labels: Tensor, which: str) -> Tensor
     Returns:
         Boolean tensor of shape (batch, length); the first column is False.
     """
-    marked = attention.bool() if which == "all" else labels != IGNORE
-    first = torch.zeros_like(marked)
-    first[:, 0] = True
-    return marked & ~first
+    marked = attention != 0 if which == "all" else labels != IGNORE
+    marked[:, 0] = False
+    return marked
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> Tensor:

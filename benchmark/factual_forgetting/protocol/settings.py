@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import UserError
 
 # What training is held to: the base; the model after one epoch on D_Known, with which the run
 # then starts; or the model after the first epoch of the run itself. Both epochs count as steps.
-Reference = Literal["base", "snapshot", "same_run"]
+Anchor = Literal["base", "snapshot", "same_run"]
 
 
 class MethodSettings(Config):
@@ -25,6 +25,11 @@ class MethodSettings(Config):
 
     strength: ClassVar[str | None] = None
     chooses: ClassVar[bool] = False
+
+    @property
+    def anchor(self) -> Anchor:
+        """What training is held to; the base where a method says nothing else."""
+        return "base"
 
 
 class Freeze(MethodSettings):
@@ -55,18 +60,21 @@ class SelfDistillation(MethodSettings):
         positions: `all` tokens that are no pads, or the `answer` and EOS only.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    teacher: Reference = "base"
-    weight: float = Field(default=1.0, gt=0)
-    tau: float = Field(default=0.5, gt=0)
+    strength = "weight"
+    teacher: Anchor = "base"
+    weight: PositiveFloat = 1.0
+    tau: PositiveFloat = 0.5
     direction: Literal["forward", "reverse"] = "forward"
     positions: Literal["all", "answer"] = "all"
+
+    @property
+    def anchor(self) -> Anchor:
+        """The teacher."""
+        return self.teacher
 
 
 class FreezeSelfDistillation(Freeze, SelfDistillation):
     """Trains some parameters only, and keeps the predictions close to a teacher's."""
-
-    strength: ClassVar[str | None] = "weight"
 
 
 class L2(MethodSettings):
@@ -79,9 +87,14 @@ class L2(MethodSettings):
         weight: Lambda in `lambda / 2 * |theta - theta_0|^2`.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    to: Reference = "base"
-    weight: float = Field(default=0.03, gt=0)
+    strength = "weight"
+    to: Anchor = "base"
+    weight: PositiveFloat = 0.03
+
+    @property
+    def anchor(self) -> Anchor:
+        """What the weights are pulled to."""
+        return self.to
 
 
 class EWC(MethodSettings):
@@ -94,8 +107,8 @@ class EWC(MethodSettings):
         weight: Lambda in `lambda / 2 * sum F (theta - theta_0)^2`.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    weight: float = Field(default=100.0, gt=0)
+    strength = "weight"
+    weight: PositiveFloat = 100.0
 
 
 class ContextDistillation(MethodSettings):
@@ -110,9 +123,9 @@ class ContextDistillation(MethodSettings):
         tau: Temperature.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    weight: float = Field(default=1.0, gt=0)
-    tau: float = Field(default=1.0, gt=0)
+    strength = "weight"
+    weight: PositiveFloat = 1.0
+    tau: PositiveFloat = 1.0
 
 
 class Replay(MethodSettings):
@@ -123,8 +136,8 @@ class Replay(MethodSettings):
             split, repeated where they don't suffice.
     """
 
-    strength: ClassVar[str | None] = "ratio"
-    ratio: float = Field(default=0.5, gt=0)
+    strength = "ratio"
+    ratio: PositiveFloat = 0.5
 
 
 class KnownLast(MethodSettings):
@@ -134,7 +147,7 @@ class KnownLast(MethodSettings):
         epochs: Passes over D_Known at the end; their steps count, in whole batches.
     """
 
-    epochs: int = Field(default=1, gt=0)
+    epochs: PositiveInt = 1
 
 
 class Abstention(MethodSettings):
@@ -157,15 +170,14 @@ class WiseFT(MethodSettings):
         points: Points on the line after the base.
     """
 
-    chooses: ClassVar[bool] = True
-
+    chooses = True
     points: int = Field(default=10, gt=1)
 
 
 class EarlyStop(MethodSettings):
     """Ends at the point with the highest mean of stability on validation and plasticity."""
 
-    chooses: ClassVar[bool] = True
+    chooses = True
 
 
 class Lora(MethodSettings):
@@ -177,16 +189,16 @@ class Lora(MethodSettings):
         target: `all-linear` layers, or names of modules joined by `+`.
     """
 
-    strength: ClassVar[str | None] = "alpha"
-    rank: int = Field(default=16, gt=0)
-    alpha: float = Field(default=32.0, gt=0)
+    strength = "alpha"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
     target: str = "all-linear"
 
 
 class LoraSelfDistillation(Lora, SelfDistillation):
     """LoRA and distillation from the base, which is the student with the adapter off."""
 
-    strength: ClassVar[str | None] = "weight"
+    strength = "weight"
     teacher: Literal["base"] = "base"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from torch.utils.data import SequentialSampler
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -22,13 +21,15 @@ from transformers.integrations import get_reporting_integration_callbacks
 from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
-from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Point, Watcher, selection_score
 from factual_forgetting.protocol.processes import world_size
+from factual_forgetting.protocol.recipe import Execution, Protocol
 from factual_forgetting.protocol.weights import as_checkpoint
 
-WHOLE = "whole"
+_WHOLE = "whole"
+# Fields of a protocol that Trainer's arguments have too.
+_ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
@@ -58,9 +59,6 @@ class ForgettingTrainer(Trainer):
         """Whether a process holds a part of the weights only."""
         return self.accelerator.distributed_type in _SHARDED
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
-
     def compute_loss(
         self,
         model: Any,
@@ -77,7 +75,6 @@ class ForgettingTrainer(Trainer):
         if self._penalty is not None and self.state.global_step >= self._penalty.from_step:
             loss = loss + self._penalty.term(
                 Step(
-                    number=self.state.global_step,
                     model=self.accelerator.unwrap_model(model),
                     inputs=inputs,
                     logits=outputs.logits,
@@ -192,7 +189,7 @@ class CurveCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks a checkpoint as whole: a killed process may leave half of one."""
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
     def _evaluate(self, state: Any) -> None:
         final = state.global_step >= state.max_steps
@@ -216,6 +213,13 @@ class CurveCallback(TrainerCallback):
         if point["step"]:
             numbers = {f"curve/{name}": value for name, value in point.items() if value is not None}
             self.trainer.log(numbers)
+
+
+def last_checkpoint(resume: Path, curve: Watcher) -> str | None:
+    """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
+    steps = [int(mark.parent.name.rsplit("-", 1)[1]) for mark in resume.glob(f"*/{_WHOLE}")]
+    curve.forget_after(max(steps, default=-1))
+    return str(resume / f"checkpoint-{max(steps)}") if steps else None
 
 
 def arguments(
@@ -246,16 +250,11 @@ def arguments(
         max_steps=steps,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        learning_rate=protocol.learning_rate,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=protocol.warmup_steps,
-        weight_decay=protocol.weight_decay,
-        adam_beta1=protocol.adam_beta1,
-        adam_beta2=protocol.adam_beta2,
-        adam_epsilon=protocol.adam_epsilon,
-        max_grad_norm=protocol.max_grad_norm,
+        **protocol.model_dump(include=set(_ALIKE.split())),
         optim="adamw_torch_fused",
         bf16=protocol.precision == "bf16",
+        train_sampling_strategy="sequential",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         logging_steps=protocol.evaluate_every,

@@ -17,9 +17,8 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.run import RUN
+from factual_forgetting.protocol.run import CHOSEN, RUN
 from factual_forgetting.protocol.settings import describe, resolve
-from factual_forgetting.protocol.sweep import CHOSEN
 from factual_forgetting.scoring.chart import SeedCurve, draw_frontier
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
