@@ -178,13 +178,13 @@ def _bundle(sha256: str, bundle: _Bundle, reference: Reference | None) -> dict[s
 
 
 def _layout(rows: list[Outcome]) -> Layout:
-    return tuple((row["id"], row["split"], row["relation"]) for row in rows)
+    return tuple((row.id, row.split, row.relation) for row in rows)
 
 
 def _facts_of(rows: list[Outcome]) -> _Facts:
     relations: dict[str, list[str]] = {split: [] for split in METRIC_OF_SPLIT}
     for row in rows:
-        relations[row["split"]].append(row["relation"])
+        relations[row.split].append(row.relation)
     seeds = {UNKNOWN: 1, HELDOUT: 2}
     counts = {split: resample_counts(relations[split], seed) for split, seed in seeds.items()}
     return _Facts(_layout(rows), relations, counts)
@@ -216,8 +216,8 @@ def _seed(record: Record, rows: list[Outcome], facts: _Facts) -> _Seed:
     texts: dict[str, list[str]] = {split: [] for split in METRIC_OF_SPLIT}
     final: dict[str, list[float]] = {split: [] for split in METRIC_OF_SPLIT}
     for row in rows:
-        texts[row["split"]].append(row["curve"])
-        final[row["split"]].append(float(row["final"]))
+        texts[row.split].append(row.curve)
+        final[row.split].append(float(row.final))
     outcomes = {split: np.asarray(values) for split, values in final.items()}
     if len(record.curve) < 2:
         return _Seed(record, outcomes, {}, None)

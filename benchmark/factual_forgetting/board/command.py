@@ -96,13 +96,13 @@ def _bundles(args: argparse.Namespace) -> dict[str, Bundle]:
 def _validate(args: argparse.Namespace) -> int:
     from factual_forgetting.board.bundles import official
     from factual_forgetting.board.record import find_records
-    from factual_forgetting.board.validate import report, validate
+    from factual_forgetting.board.validate import render_findings, validate
 
     count = len(find_records(args.records))
     folder = args.records.parent / "bundles"
     named = official(folder) if folder.is_dir() else None
     findings = validate(args.records, _bundles(args), named)
-    told = report(findings, args.format, color=sys.stdout.isatty())
+    told = render_findings(findings, args.format, color=sys.stdout.isatty())
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:

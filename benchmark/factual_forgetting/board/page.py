@@ -215,13 +215,13 @@ def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:
 
 
 def _record_part(record: Record, rows: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
-    held = [row for row in rows if row["split"] == HELDOUT]
-    new = [row for row in rows if row["split"] == UNKNOWN]
+    held = [row for row in rows if row.split == HELDOUT]
+    new = [row for row in rows if row.split == UNKNOWN]
     items: list[Item | None] = [*bundle.splits[HELDOUT]] if bundle else [None] * len(held)
     lost = [
-        [index, row["answer"]]
+        [index, row.answer]
         for index, (row, item) in enumerate(zip(held, items, strict=True))
-        if not row["final"] and (item is None or item.base[ZERO_SHOT])
+        if not row.final and (item is None or item.base[ZERO_SHOT])
     ]
     told = "Facts lost (of those the base gets right in the same prompt)"
     return {
@@ -231,14 +231,14 @@ def _record_part(record: Record, rows: list[Outcome], bundle: Bundle | None) -> 
         "P": _share(new),
         "lost": lost,
         "lostTitle": told if bundle else "Facts of D_Held now wrong",
-        "learned": [index for index, row in enumerate(new) if row["final"]],
+        "learned": [index for index, row in enumerate(new) if row.final],
         "command": reproduce(record),
         "provenance": _provenance(record),
     }
 
 
 def _share(rows: list[Outcome]) -> float | None:
-    return _rounded(sum(row["final"] for row in rows) / len(rows)) if rows else None
+    return _rounded(sum(row.final for row in rows) / len(rows)) if rows else None
 
 
 def _provenance(record: Record) -> list[list[Any]]:
