@@ -14,7 +14,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
 from factual_forgetting.scoring.judging import judge
-from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.report import Report, compare, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
 from factual_forgetting.scoring.transitions import majority_answers
 
@@ -152,6 +152,16 @@ def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results
     found = compare(right, wrong, bundle)
     assert (found["only_first_right"], found["only_second_right"]) == (16, 0)
     assert found["p_value"] == pytest.approx(2 / 2**16)
+    assert compare(right, right, bundle)["p_value"] == 1.0
+    # 1 against 5 of 6 discordant: 2 (1 + 6) / 64.
+    held = [item.fact.id for item in bundle.splits["heldout"]]
+
+    def knowing(*ids: str) -> Report:
+        told = answering(read, bundle, lambda fact, _: fact.answers[0] if fact.id in ids else "no")
+        return make_report(bundle, told)
+
+    one, other = knowing(held[0]), knowing(*held[1:6])
+    assert compare(one, other, bundle)["p_value"] == pytest.approx(14 / 64)
     asked_otherwise = dataclasses.replace(
         wrong, results=dataclasses.replace(read, style="factual_forgetting_fewshot")
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +23,7 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, Style
 from factual_forgetting.scoring.transitions import LOST
 from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
@@ -206,7 +206,7 @@ def _summary(rows: Sequence[dict[str, Any]], lost: Sequence[Item]) -> dict[str, 
         "lost": len(rows),
         "kinds": {kind: kinds[kind] for kind in KINDS},
         "labels": {label: labels[label] for label in CATEGORIES},
-        "brought_back": asdict(back) if back else None,
+        "brought_back": row_of(back),
         "base_in_fresh": sum(item.base[FRESH] for item in lost) / len(lost),
         "gold": {
             kind: _gold([row for row in rows if row["kind"] == kind])

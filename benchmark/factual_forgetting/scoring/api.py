@@ -12,6 +12,7 @@ from factual_forgetting.scoring import render
 from factual_forgetting.scoring.report import Report, make_report
 from factual_forgetting.scoring.results import read_results
 from factual_forgetting.scoring.score import score as score_with_lm_eval
+from factual_forgetting.scoring.statistics import proportion, row_of
 from factual_forgetting.scoring.styles import TASK
 
 if TYPE_CHECKING:
@@ -72,18 +73,14 @@ class Score:
 
     def plot_relations(self, axes: Axes | None = None) -> Axes:
         """Draws stability by relation with 95 % intervals."""
-        from dataclasses import asdict
-
-        from factual_forgetting.scoring.statistics import proportion
-
         frame = self.to_pandas()
         groups = frame[frame["split"] == HELDOUT].groupby("relation")["correct"]
         found = {
-            name: estimate
+            str(name): row
             for name, outcomes in groups
-            if (estimate := proportion(outcomes.tolist(), [str(name)] * len(outcomes)))
+            if (row := row_of(proportion(outcomes.tolist(), [str(name)] * len(outcomes))))
         }
-        return _dots(axes, list(map(str, found)), [asdict(e) for e in found.values()], "stability")
+        return _dots(axes, list(found), list(found.values()), "stability")
 
 
 def _dots(axes: Axes | None, labels: list[str], rows: list[dict[str, Any]], title: str) -> Axes:

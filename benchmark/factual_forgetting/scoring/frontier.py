@@ -20,6 +20,7 @@ from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.protocol.settings import describe, resolve
 from factual_forgetting.protocol.sweep import CHOSEN
+from factual_forgetting.scoring.chart import Curve, draw_frontier
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
 _COLUMNS = {
@@ -35,7 +36,6 @@ _COLUMNS = {
     "kl_to_base": "KL",
     "teacher_share": "extra",
 }
-_MARKERS = "osD^vPX*<>"
 _LEVELS = [index / 100 for index in range(101)]
 
 
@@ -144,9 +144,8 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
 
 
 def _at(run: Trained, level: float) -> float | None:
-    points = [(point["plasticity"], point["stability"]) for point in run.curve]
-    crossing = stability_at(points, level)
-    return crossing.stability if crossing else None
+    found = stability_at(run.curve, level)
+    return found["stability"] if found else None
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -176,40 +175,6 @@ def _cell(spread: dict[str, float] | None) -> str:
     return "-" if spread is None else f"{spread['mean']:.3f}"
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the lines with bands from the lowest to the highest seed; markers end training."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for index, row in enumerate(rows):
-        color = palette[index % len(palette)]
-        x, mean, low, high = (
-            [point[key] for point in row["line"]] for key in ("plasticity", "mean", "low", "high")
-        )
-        axes.plot(x, mean, color=color, linewidth=1.6)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        end = row["plasticity"]["mean"], row["stability"]["mean"]
-        marker = _MARKERS[index % len(_MARKERS)]
-        axes.plot(*end, marker, color=color, markersize=8, label=row["method"])
-    axes.axvline(0.9, color="grey", linestyle=":", linewidth=1)
-    axes.set(
-        xlabel="factual plasticity P (accuracy on D_Unk, learned)",
-        ylabel="factual stability S (accuracy on D_Held, kept)",
-        title="Stability where plasticity is first reached; band: seeds; marker: end of training",
-        xlim=(-0.02, 1.02),
-    )
-    axes.legend(loc="lower left", fontsize=8, ncols=2)
-    axes.grid(alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
-    plt.close(figure)
-
-
 def add_parser(subparsers: Any) -> None:
     """Adds `frontier`."""
     parser = subparsers.add_parser("frontier", help="draw stability against plasticity of runs")
@@ -221,8 +186,18 @@ def add_parser(subparsers: Any) -> None:
 
 def _frontier(args: argparse.Namespace) -> None:
     bundle = load_bundle(locate_bundle(args.bundle))
-    rows = frontier(find_runs(args.runs, bundle), bundle)
+    runs = find_runs(args.runs, bundle)
+    rows = frontier(runs, bundle)
     if args.output_path:
-        draw(rows, args.output_path)
+        arms = [(row["method"], _curves(runs, row)) for row in rows]
+        draw_frontier(arms, args.output_path)
         files.write_json(args.output_path.with_suffix(".json"), rows)
     sys.stdout.write(markdown(rows) + "\n")
+
+
+def _curves(runs: Sequence[Trained], row: dict[str, Any]) -> list[Curve]:
+    return [
+        [(point["plasticity"], point["stability"]) for point in run.curve]
+        for run in runs
+        if (run.method, run.protocol) == (row["method"], row["protocol"])
+    ]

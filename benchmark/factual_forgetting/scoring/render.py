@@ -10,6 +10,7 @@ from tabulate import tabulate
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN
 from factual_forgetting.scoring.anatomy import ERASED, FORMAT, RUNS, SUPPRESSED
 from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.scoring.transitions import TRANSITIONS
 
 _METRICS = {
@@ -85,12 +86,7 @@ def _cell(key: str, report: Report) -> str:
     if value is None:
         untrained = key in ("task_learning", "plasticity") and not report.trained
         return "not trained" if untrained else "-"
-    return f"{value:.3f}" if isinstance(value, float) else interval(value)
-
-
-def interval(row: Mapping[str, Any]) -> str:
-    """Formats an estimate: the value and its 95 % interval."""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{value:.3f}" if isinstance(value, float) else interval_text(value)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -193,7 +189,7 @@ def anatomy(row: Mapping[str, Any]) -> str:
     kinds = "; ".join(f"{kind}: {told}" for kind, told in _KINDS.items())
     return (
         f"{head}\n\n{_table(headers, table)}\n\n{kinds}.\n\n"
-        f"A few-shot prompt brings back {interval(row['brought_back'])} "
+        f"A few-shot prompt brings back {interval_text(row['brought_back'])} "
         f"(the base has {row['base_in_fresh']:.3f} of them right there). "
         f"Labels under the checkpoint itself: {labels}."
     )

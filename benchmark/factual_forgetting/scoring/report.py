@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import scipy
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, Bundle, Item
@@ -17,7 +20,7 @@ from factual_forgetting.protocol.run import RUN
 from factual_forgetting.scoring.judging import Judgement, spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.statistics import mcnemar
+from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
 from factual_forgetting.scoring.transitions import (
@@ -129,7 +132,7 @@ def _more_metrics(bundle: Bundle, held: list[Item], results: Results) -> dict[st
     }
     f1 = [found[item.fact.id].f1 for item in held]
     return {
-        **{name: asdict(value) if value else None for name, value in estimates.items()},
+        **{name: row_of(value) for name, value in estimates.items()},
         "token_f1": sum(f1) / len(f1) if f1 else None,
     }
 
@@ -255,7 +258,9 @@ def _value(estimate: Mapping[str, Any] | None) -> Any:
 
 
 def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
-    """Compares two single checkpoints on D_Held by McNemar's exact test.
+    """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
+
+    Over several seeds it would be wrong: their facts aren't independent.
 
     Raises:
         UserError: If they were asked in different prompts.
@@ -266,10 +271,13 @@ def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
             f"{second.results.style}. Compare results of the same tasks."
         )
     ids = [item.fact.id for item in bundle.splits[HELDOUT]]
-    one, two = ([r.results.correct[key] for key in ids] for r in (first, second))
+    one, two = (np.array([r.results.correct[key] for key in ids]) for r in (first, second))
+    only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
+    differing = only_first + only_second
+    test = scipy.stats.binomtest(only_first, differing) if differing else None
     return {
         "checkpoints": [first.results.name, second.results.name],
-        "only_first_right": sum(a and not b for a, b in zip(one, two, strict=True)),
-        "only_second_right": sum(b and not a for a, b in zip(one, two, strict=True)),
-        "p_value": mcnemar(one, two),
+        "only_first_right": only_first,
+        "only_second_right": only_second,
+        "p_value": float(test.pvalue) if test else 1.0,
     }
