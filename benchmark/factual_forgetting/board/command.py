@@ -112,8 +112,9 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _board(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.plots import plot_frontier
+    from factual_forgetting.board.board import curves_of
     from factual_forgetting.board.tables import render
+    from factual_forgetting.scoring.chart import draw_frontier
 
     if (args.format == "html") != (args.output_path is not None):
         raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
@@ -122,7 +123,7 @@ def _board(args: argparse.Namespace) -> None:
     if args.plot:
         if len(board["bundles"]) > 1:
             raise UserError("The records are of several bundles; plot each bundle's by itself.")
-        plot_frontier(board["bundles"][0], args.plot)
+        draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
         from factual_forgetting.board.page import write_page
         from factual_forgetting.board.record import load_records

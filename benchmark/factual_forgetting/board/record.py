@@ -336,13 +336,21 @@ def recompute(bundle: Bundle, outcomes: Sequence[Outcome], points: int) -> dict[
 def curve_points(outcomes: Sequence[Outcome], points: int) -> list[dict[str, float | None]]:
     """Computes task learning, plasticity and stability at each point of a curve."""
     texts = {
-        metric: [outcome.curve for outcome in outcomes if outcome.split == split]
-        for split, metric in METRIC_OF_SPLIT.items()
+        METRIC_OF_SPLIT[split]: [outcome.curve for outcome in part]
+        for split, part in by_split(outcomes).items()
     }
     return [
         {name: share_correct("".join(text[i] for text in found)) for name, found in texts.items()}
         for i in range(points)
     ]
+
+
+def by_split(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Groups the outcomes of D_Known, D_Unk and D_Held, each in order."""
+    found: dict[str, list[Outcome]] = {split: [] for split in METRIC_OF_SPLIT}
+    for outcome in outcomes:
+        found[outcome.split].append(outcome)
+    return found
 
 
 def load_record(path: Path) -> tuple[Record, list[Outcome]]:
