@@ -11,11 +11,10 @@ from synthetic import drawn, make_bundle, write_run
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.diff import diff
-from factual_forgetting.board.diff import markdown as diff_markdown
+from factual_forgetting.board.diff import diff, diff_text
 from factual_forgetting.board.ranking import ranks, resample_counts
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
-from factual_forgetting.board.tables import latex, markdown, render
+from factual_forgetting.board.tables import latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
@@ -237,7 +236,7 @@ def test_names_stay_text_in_every_format(by_hand: list[Entry], world: Bundle) ->
     assert "\x1b" not in text
     assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
     assert "\\textbackslash{}\\_\\%" in latex(board)
-    row = next(csv.DictReader(io.StringIO(render(board, "csv"))))
+    row = next(csv.DictReader(io.StringIO(render_board(board, "csv"))))
     assert row["base"] == "'=1+1\\_%"
 
 
@@ -265,7 +264,7 @@ def test_a_difference_tells_what_moved(
     new = [c for c in told["changed"] if c["method"] == "self_distillation(teacher=base,tau=1.0)"]
     assert {"field": "row", "before": None, "after": "there"}.items() <= new[0].items()
     assert all(c["field"].startswith("rank.") for c in told["changed"] if c not in new)
-    assert "3 records added" in diff_markdown(told)
+    assert "3 records added" in diff_text(told)
     assert main(["diff", str(records), str(records)]) == 0
     assert "doesn't change" in capsys.readouterr().out
 

@@ -113,7 +113,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _board(args: argparse.Namespace) -> None:
     from factual_forgetting.board.board import curves_of
-    from factual_forgetting.board.tables import render
+    from factual_forgetting.board.tables import render_board
     from factual_forgetting.scoring.chart import draw_frontier
 
     if (args.format == "html") != (args.output_path is not None):
@@ -131,7 +131,7 @@ def _board(args: argparse.Namespace) -> None:
         entries = load_records(args.records)
         sys.stdout.write(f"{write_page(board, entries, bundles, args.output_path)}\n")
     else:
-        sys.stdout.write(render(board, args.format) + "\n")
+        sys.stdout.write(render_board(board, args.format) + "\n")
 
 
 def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
 
 
 def _diff(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.diff import diff, markdown
+    from factual_forgetting.board.diff import diff, diff_text
 
     bundles = _bundles(args)
     before, after = (_make(records, bundles) for records in (args.before, args.after))
-    sys.stdout.write(markdown(diff(before, after)) + "\n")
+    sys.stdout.write(diff_text(diff(before, after)) + "\n")

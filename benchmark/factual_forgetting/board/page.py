@@ -16,9 +16,10 @@ from factual_forgetting import files
 from factual_forgetting.board.board import KEEPS, LEARNS, Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome
-from factual_forgetting.board.tables import interval_text
+from factual_forgetting.board.tables import marks
 from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle, Item
 from factual_forgetting.checkpoint import ALMANAC, embedded
+from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
@@ -160,15 +161,11 @@ def _row(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         "P": _triple(row["plasticity"]),
         "S": _triple(row["stability"]),
         "p90": _triple(crossing),
-        "marks": _marks(crossing) if crossing else "",
+        "marks": marks(crossing) if crossing else "",
         "why": None if crossing else ("never" if row["curve"] else "no curve"),
         "lost": _rounded(row["lost"]),
         "loss": _triple(row["loss_against"]["known_only"]),
     }
-
-
-def _marks(crossing: Mapping[str, Any]) -> str:
-    return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
 def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:

@@ -7,10 +7,11 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from factual_forgetting import files
 from factual_forgetting.board.board import KEEPS, LEARNS
+from factual_forgetting.scoring.statistics import interval_text
 
 TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
@@ -26,37 +27,13 @@ LEGEND = (
 )
 _START = ("rank", "method", "protocol", "track", "level", "seeds")
 _HEADERS = {
-    LEARNS: [
-        "rank",
-        "method",
-        "protocol",
-        "track",
-        "level",
-        "seeds",
-        "S@P90",
-        "P",
-        "S",
-        "macro S",
-        "lost",
-    ],
-    KEEPS: [
-        "rank",
-        "method",
-        "protocol",
-        "track",
-        "level",
-        "seeds",
-        "S",
-        "macro S",
-        "T",
-        "lost",
-        "loss",
-    ],
+    LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
+    KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
 }
 Escape = Callable[[str], str]
 
 
-def render(board: Mapping[str, Any], style: str) -> str:
+def render_board(board: Mapping[str, Any], style: str) -> str:
     """Renders a board as `markdown`, `latex`, `csv` or `json`."""
     if style == "json":
         return files.dumps(board, indent=2)
@@ -69,9 +46,9 @@ def markdown(board: Mapping[str, Any]) -> str:
     """Renders the board as markdown: two tables a bundle."""
     parts = []
     for bundle in board["bundles"]:
-        parts.append(f"Bundle {_title(bundle, _markdown_escape)}")
+        parts.append(f"Bundle {markdown_text(_title(bundle))}")
         for table, title in TITLES.items():
-            cells = _cells(bundle, table, _markdown_escape)
+            cells = _cells(bundle, table, markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
             parts += [f"**{title}**", text]
         parts.append(LEGEND)
@@ -80,31 +57,25 @@ def markdown(board: Mapping[str, Any]) -> str:
 
 def latex(board: Mapping[str, Any]) -> str:
     """Renders the board as LaTeX tables for the booktabs package, two a bundle."""
-    parts = []
-    for bundle in board["bundles"]:
-        for table, title in TITLES.items():
-            cells = _cells(bundle, table, _latex_escape)
-            headers = [_latex_escape(name) for name in _HEADERS[table]]
-            text = tabulate(cells, headers, tablefmt="latex_raw", disable_numparse=True)
-            body = _booktabs(text)
-            caption = _latex_escape(f"{title}. Bundle ") + _title(bundle, _latex_escape)
-            parts.append(
-                f"\\begin{{table}}\n\\centering\n\\caption{{{caption}.}}\n{body}\n\\end{{table}}"
-            )
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        _latex_table(bundle, table, f"{title}. Bundle {_title(bundle)}.")
+        for bundle in board["bundles"]
+        for table, title in TITLES.items()
+    )
 
 
-def _booktabs(text: str) -> str:
-    for rule in ("\\toprule", "\\midrule", "\\bottomrule"):
-        text = text.replace("\\hline", rule, 1)
-    return text
+def _latex_table(bundle: Mapping[str, Any], table: str, caption: str) -> str:
+    cells = _cells(bundle, table, _printable)  # Tabulate escapes them.
+    body = tabulate(cells, _HEADERS[table], tablefmt="latex_booktabs", disable_numparse=True)
+    told = "".join(LATEX_ESCAPE_RULES.get(c, c) for c in _printable(caption))
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{told}}}\n{body}\n\\end{{table}}"
 
 
 def _csv(board: Mapping[str, Any]) -> str:
     """One line a method and bundle, every number by itself."""
     stream = io.StringIO()
     lines = [
-        _flat({"bundle": bundle["sha256"], "base": bundle["base"], **row})
+        flat({"bundle": bundle["sha256"], "base": bundle["base"], **row})
         for bundle in board["bundles"]
         for row in bundle["rows"]
     ]
@@ -117,16 +88,17 @@ def _csv(board: Mapping[str, Any]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens a row of the board: `stability.value` is the value of its stability."""
+    found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif key in ("records", "seeds"):
-            flat[prefix + key] = " ".join(map(str, value))
+            found[prefix + key] = " ".join(map(str, value))
         elif key != "curve":
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _csv_escape(value: Any) -> Any:
@@ -134,10 +106,10 @@ def _csv_escape(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
-def _title(bundle: Mapping[str, Any], escape: Escape) -> str:
+def _title(bundle: Mapping[str, Any]) -> str:
     reference = bundle["reference"] or {}
     named = f" ({reference['name']})" if reference.get("name") else ""
-    return escape(f"{bundle['sha256'][:12]}{named} of {bundle['base']}")
+    return f"{bundle['sha256'][:12]}{named} of {bundle['base']}"
 
 
 def _cells(bundle: Mapping[str, Any], table: str, escape: Escape) -> list[list[str]]:
@@ -187,34 +159,25 @@ def _p90(row: Mapping[str, Any]) -> str:
     crossing = row["stability_at_p90"]
     if crossing is None:
         return "never" if row["curve"] else "no curve"
-    mark = ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
-    return f"{mark}{interval_text(crossing)}"
+    return marks(crossing) + interval_text(crossing)
+
+
+def marks(crossing: Mapping[str, Any]) -> str:
+    """Returns the marks of an S@P90 that `LEGEND` explains."""
+    return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
 def _number(estimate: Mapping[str, Any] | None) -> str:
     return f"{estimate['value']:.3f}" if estimate else "not trained"
 
 
-def interval_text(estimate: Mapping[str, Any] | None) -> str:
-    """Renders an estimate with its interval."""
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
-def _markdown_escape(text: str) -> str:
-    """Keeps a stranger's name from breaking the table or becoming markup."""
-    plain = "".join(c for c in text if c.isprintable())
+def markdown_text(text: str) -> str:
+    """Keeps a stranger's name from breaking a table or becoming markup."""
+    plain = _printable(text)
     for sign in "\\`*|[":
         plain = plain.replace(sign, f"\\{sign}")
     return plain.replace("&", "&amp;").replace("<", "&lt;")
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "^": r"\textasciicircum{}", "_": r"\_", "~": r"\textasciitilde{}", "%": r"\%",
-}  # fmt: skip
-
-
-def _latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in text if c.isprintable())
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())
