@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from factual_forgetting import files
-from factual_forgetting.board.bundles import Reference
+from factual_forgetting.board.bundles import ReferenceRows
 from factual_forgetting.board.form import LEVELS, Cost, Record
 from factual_forgetting.board.ranking import Matrix, ranks, resample_counts, shares
 from factual_forgetting.board.record import Outcome, by_split, curve_points
@@ -31,7 +31,7 @@ NO_PROTOCOL = "open"
 
 
 def make_board(
-    entries: Iterable[Entry], references: Mapping[str, Reference] | None = None
+    entries: Iterable[Entry], references: Mapping[str, ReferenceRows] | None = None
 ) -> dict[str, Any]:
     """Groups records by bundle, ranks methods over seeds, and compares with the references.
 
@@ -176,7 +176,7 @@ class _Arm:
         ]
 
 
-def _bundle(sha256: str, bundle: _Bundle, reference: Reference | None) -> dict[str, Any]:
+def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
     groups: dict[tuple[str, str], list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
         groups[arm_of(one.record)].append(one)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # Loads its parts on first use.
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from factual_forgetting.scoring.crossing import Floats
 
@@ -88,7 +88,7 @@ def _p_values(values: Floats, drawn: Matrix) -> Floats:
         against = size - (differences > 0).sum(axis=1)
         counted = np.minimum(1.0, 2 * (1 + against) / (1 + size))
         with np.errstate(divide="ignore", invalid="ignore"):
-            tail = 2 * norm.sf(np.abs(gaps) / differences.std(axis=1))
+            tail = 2 * scipy.special.ndtr(-np.abs(gaps) / differences.std(axis=1))
         p = np.where(against > 0, counted, np.fmin(counted, tail))
         found[i, i + 1 :] = found[i + 1 :, i] = np.where(gaps == 0, 1.0, p)
     return found
