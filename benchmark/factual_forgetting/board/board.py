@@ -49,10 +49,10 @@ def make_board(
     """
     bundles: dict[str, _Bundle] = {}
     # One record at a time: the outcomes of thousands don't fit into memory.
-    for record, rows in entries:
+    for record, outcomes in entries:
         if record.bundle_sha256 not in bundles:
-            bundles[record.bundle_sha256] = _Bundle(_facts_of(rows), record)
-        bundles[record.bundle_sha256].add(record, rows)
+            bundles[record.bundle_sha256] = _Bundle.of(record, outcomes)
+        bundles[record.bundle_sha256].add(record, outcomes)
     known = references or {}
     return {
         "format": "board-1",
@@ -65,88 +65,64 @@ def make_board(
 
 def curves_of(bundle: Mapping[str, Any]) -> list[tuple[str, list[Curve]]]:
     """Returns the methods of one entry of a board's `bundles`, with the curves of their seeds."""
-    rows = [row for row in bundle["rows"] if row["curve"]]
     return [
         (row["method"], list(zip(*(point["seeds"] for point in row["curve"]), strict=True)))
-        for row in rows
+        for row in bundle["rows"]
+        if row["curve"]
     ]
-
-
-Layout = tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """The facts of a bundle as its records have them, and their resamples.
-
-    Attributes:
-        layout: Id, split and relation of each fact, in order.
-        relations: Relation of each fact by split.
-        counts: Resamples of D_Unk and D_Held.
-    """
-
-    layout: Layout
-    relations: dict[str, list[str]]
-    counts: dict[str, Matrix]
 
 
 @dataclass(frozen=True, slots=True)
 class _AtP90:
-    """What a run keeps where its plasticity first reaches .90.
+    """What a run keeps where its plasticity first reaches .90."""
 
-    Attributes:
-        stability: S@P90, first the estimate, then its resamples; NaN where it is never reached.
-        outcomes: Outcome of each fact of D_Held there, interpolated.
-        first_point: Whether that is the first point after training began.
-        coarse: Whether fewer than 8 points lie before it.
-    """
-
-    stability: Floats
-    outcomes: Floats
+    stability: Floats  # First the estimate, then its resamples; NaN where it is never reached.
+    outcomes: Floats  # Of each fact of D_Held, interpolated.
     first_point: bool
     coarse: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Seed:
-    """One run of an arm.
-
-    Attributes:
-        record: Its record.
-        final: Final outcome of each fact by split, as floats.
-        curve: Share right at each point of the curve, by metric; by step.
-        at_p90: What its curve says at P = .90.
-    """
+    """One run of an arm."""
 
     record: Record
-    final: dict[str, Floats]
-    curve: dict[int, dict[str, float | None]]
+    final: dict[str, Floats]  # Outcome of each fact by split.
+    curve: dict[int, dict[str, float | None]]  # Share right by step and metric.
     at_p90: _AtP90
 
 
 @dataclass(frozen=True, slots=True)
 class _Bundle:
-    """The records of a bundle, each reduced to what the board needs.
+    """The records of a bundle, each reduced to what the board needs."""
 
-    Attributes:
-        facts: The bundle's facts.
-        first: The record that they were read from.
-        seeds: Runs by the id of their record.
-    """
-
-    facts: _Facts
     first: Record
-    seeds: dict[str, _Seed] = field(default_factory=dict)
+    facts: list[tuple[str, str, str]]  # Id, split and relation, in order.
+    relations: dict[str, list[str]]  # Of each fact by split.
+    counts: dict[str, Matrix]  # Resamples of D_Unk and D_Held.
+    seeds: dict[str, _Seed] = field(default_factory=dict)  # By the id of their record.
 
-    def add(self, record: Record, rows: list[Outcome]) -> None:
+    @classmethod
+    def of(cls, record: Record, outcomes: Sequence[Outcome]) -> _Bundle:
+        parts = by_split(outcomes)
+        relations = {split: [one.relation for one in part] for split, part in parts.items()}
+        seeds = {UNKNOWN: 1, HELDOUT: 2}
+        counts = {split: resample_counts(relations[split], seed) for split, seed in seeds.items()}
+        return cls(record, _facts(outcomes), relations, counts)
+
+    def add(self, record: Record, outcomes: Sequence[Outcome]) -> None:
         if record.id in self.seeds:
             return
-        if _layout(rows) != self.facts.layout:
+        if _facts(outcomes) != self.facts:
             raise UserError(
                 f"The record {record.id} has other facts than {self.first.id} of the same "
                 "bundle. Find the wrong one with factual-forgetting validate."
             )
-        self.seeds[record.id] = _seed(record, rows, self.facts)
+        self.seeds[record.id] = _seed(record, outcomes, self.counts)
+
+
+def _facts(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    return [(one.id, one.split, one.relation) for one in outcomes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,37 +155,24 @@ class _Arm:
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
     groups: dict[tuple[str, str], list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
-        groups[arm_of(one.record)].append(one)
+        groups[_arm_of(one.record)].append(one)
     arms = [_Arm(*key, _shown(group)) for key, group in sorted(groups.items())]
-    facts = bundle.facts
-    rows = [_row(arm, arms, facts) for arm in arms]
+    rows = [_row(arm, arms, bundle) for arm in arms]
     for table in (LEARNS, KEEPS):
-        _rank(table, arms, rows, facts.counts[HELDOUT])
+        _rank(table, arms, rows, bundle.counts[HELDOUT])
     ordered = {table: sorted(rows, key=partial(_order, table)) for table in (LEARNS, KEEPS)}
     return {
         "sha256": sha256,
         "base": bundle.first.base.pretrained,
         "reference": reference.model_dump(mode="json") if reference else None,
-        "counts": {split: len(found) for split, found in facts.relations.items()},
+        "counts": {split: len(found) for split, found in bundle.relations.items()},
         "rows": ordered[LEARNS],
         "tables": {table: [row["id"] for row in found] for table, found in ordered.items()},
     }
 
 
-def _layout(outcomes: Sequence[Outcome]) -> Layout:
-    return tuple((one.id, one.split, one.relation) for one in outcomes)
-
-
-def _facts_of(outcomes: Sequence[Outcome]) -> _Facts:
-    parts = by_split(outcomes)
-    relations = {split: [one.relation for one in part] for split, part in parts.items()}
-    seeds = {UNKNOWN: 1, HELDOUT: 2}
-    counts = {split: resample_counts(relations[split], seed) for split, seed in seeds.items()}
-    return _Facts(_layout(outcomes), relations, counts)
-
-
-def arm_of(record: Record) -> tuple[str, str]:
-    """Returns method and protocol of a record as they are shown; seeds of an arm share them."""
+def _arm_of(record: Record) -> tuple[str, str]:
+    """Method and protocol of a record as they are shown; seeds of an arm share them."""
     name, settings = record.method.name, record.method.settings
     try:
         label = describe(name, resolve(name, settings))
@@ -230,36 +193,33 @@ def _shown(seeds: list[_Seed]) -> list[_Seed]:
     return sorted(chosen.values(), key=lambda one: (one.record.seed or 0, one.record.id))
 
 
-def _seed(record: Record, outcomes: Sequence[Outcome], facts: _Facts) -> _Seed:
+def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matrix]) -> _Seed:
     parts = by_split(outcomes)
     final = {split: np.array([one.final for one in part], float) for split, part in parts.items()}
     if len(record.curve) < 2:
-        never = np.full(len(facts.counts[HELDOUT]), np.nan)
+        never = np.full(len(counts[HELDOUT]), np.nan)
         return _Seed(record, final, {}, _AtP90(never, final[HELDOUT], False, False))
     points = curve_points(outcomes, len(record.curve))
     by_step = {point.step: told for point, told in zip(record.curve, points, strict=True)}
-    curves = {split: [one.curve for one in part] for split, part in parts.items()}
-    return _Seed(record, final, by_step, _at_p90_of(curves, facts))
+    return _Seed(record, final, by_step, _at_p90_of(parts, counts))
 
 
-def _at_p90_of(curves: Mapping[str, Sequence[str]], facts: _Facts) -> _AtP90:
-    plasticity, stability = (
-        shares(facts.counts[split], curves[split]) for split in (UNKNOWN, HELDOUT)
-    )
-    found = find_crossing(plasticity)
+def _at_p90_of(parts: Mapping[str, Sequence[Outcome]], counts: Mapping[str, Matrix]) -> _AtP90:
+    new, held = ([one.curve for one in parts[split]] for split in (UNKNOWN, HELDOUT))
+    found = find_crossing(shares(counts[UNKNOWN], new))
+    stability = found.read(shares(counts[HELDOUT], held))
     before, there = (
-        np.array([curve[int(point[0])] == "1" for curve in curves[HELDOUT]], float)
+        np.array([curve[int(point[0])] == "1" for curve in held], float)
         for point in (found.before, found.point)
     )
     outcomes = before + found.weight[0] * (there - before)
-    marks = bool(found.first_point[0]), bool(found.coarse[0])
-    return _AtP90(found.read(stability), outcomes, *marks)
+    return _AtP90(stability, outcomes, bool(found.first_point[0]), bool(found.coarse[0]))
 
 
-def _row(arm: _Arm, arms: Sequence[_Arm], facts: _Facts) -> dict[str, Any]:
+def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
     records = [one.record for one in arm.seeds]
     sft, known_only = (_reference(name, arm, arms) for name in (SFT, KNOWN_ONLY))
-    held, relations = facts.counts[HELDOUT], facts.relations
+    held, relations = bundle.counts[HELDOUT], bundle.relations
     macro = proportion(arm.mean(HELDOUT).tolist(), relations[HELDOUT], macro=True)
     return {
         "id": files.sha256_json([arm.method, arm.protocol])[:12],
@@ -283,7 +243,7 @@ def _row(arm: _Arm, arms: Sequence[_Arm], facts: _Facts) -> dict[str, Any]:
             name: _average([_metric(record, name) for record in records])
             for name in ("lost", "gained")
         },
-        "stability_at_p90": _at_p90(arm, facts),
+        "stability_at_p90": _at_p90(arm, relations[HELDOUT]),
         "loss_against": {KNOWN_ONLY: _loss(arm, known_only, held), SFT: _loss(arm, sft, held)},
         "difference_at_p90": {SFT: _difference_at_p90(arm, sft)},
         "cost": {
@@ -325,7 +285,7 @@ def _range(values: list[float]) -> dict[str, float]:
     return {"lowest": min(values), "highest": max(values)}
 
 
-def _at_p90(arm: _Arm, facts: _Facts) -> dict[str, Any] | None:
+def _at_p90(arm: _Arm, relations: list[str]) -> dict[str, Any] | None:
     """S@P90 over seeds with its interval over facts and the seeds' range; None if never."""
     drawn = arm.stability_at_p90()
     if drawn is None:
@@ -334,7 +294,7 @@ def _at_p90(arm: _Arm, facts: _Facts) -> dict[str, Any] | None:
     reached = drawn[1:][~np.isnan(drawn[1:])]
     # A resample has no width at 0 and 1; a score interval at the crossing has.
     outcomes = np.mean([one.outcomes for one in found], axis=0)
-    wilson = proportion(outcomes.tolist(), facts.relations[HELDOUT])
+    wilson = proportion(outcomes.tolist(), relations)
     low, high = np.percentile(reached, [2.5, 97.5]) if len(reached) else (0.0, 1.0)
     return {
         "value": float(drawn[0]),

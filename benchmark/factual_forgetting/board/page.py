@@ -23,6 +23,7 @@ from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
+_SHOWN = ("method", "family", "protocol", "track", "level", "trials", "rank", "reference")
 
 
 def write_page(
@@ -147,10 +148,8 @@ def _row(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     crossing = row["stability_at_p90"]
     return {
         "key": _key(bundle, row),
-        **{key: row[key] for key in ("method", "family", "protocol", "track", "level", "rank")},
-        "trials": row["trials"],
+        **{key: row[key] for key in _SHOWN},
         "leak": row["heldout_in_training"],
-        "reference": row["reference"],
         "seeds": len(row["records"]),
         "T": _triple(row["task_learning"]),
         "P": _triple(row["plasticity"]),

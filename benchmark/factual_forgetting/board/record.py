@@ -99,19 +99,12 @@ class Declared(Config):
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """What a run's directory says.
-
-    Attributes:
-        run: Its `run.json`.
-        curve: Lines of its curve.
-        correct: Outcomes along the curve, by fact id.
-        seconds: How long training took; None where nothing says it.
-    """
+    """What a run's directory says."""
 
     run: dict[str, Any]
     curve: list[dict[str, Any]]
-    correct: dict[str, str]
-    seconds: float | None
+    correct: dict[str, str]  # Outcomes along the curve, by fact id.
+    seconds: float | None  # How long training took.
 
 
 def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | None = None) -> Path:
@@ -142,9 +135,14 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
     rows = [outcome.model_dump() for outcome in outcomes]
     curve = trained.curve if trained else []
     record = _identity(trained, results, bundle, declared, rows)
+    trials = declared.trials
+    if trials is None and record["track"] == "closed":
+        trials = len(
+            grid.trials(load_protocol(record["protocol"]["name"]), record["method"]["name"])
+        )
     record |= {
         "base": {key: bundle.manifest["base"].get(key) for key in BaseOf.model_fields},
-        "trials": _trials(record, declared),
+        "trials": trials,
         "level": declared.level,
         "repository": declared.repository,
         "metrics": recompute(bundle, outcomes, len(curve)),
@@ -242,13 +240,6 @@ def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> s
     )
     found = next(each for each in at_rates if protocol_sha256(each) == protocol["sha256"])
     return grid.track(found, method["name"], settings, None)
-
-
-def _trials(record: Mapping[str, Any], declared: Declared) -> int | None:
-    """On the closed track the recipe says how many settings are tried."""
-    if declared.trials is not None or record["track"] != "closed":
-        return declared.trials
-    return len(grid.trials(load_protocol(record["protocol"]["name"]), record["method"]["name"]))
 
 
 def _outcomes(trained: _Trained | None, results: Results | None, bundle: Bundle) -> list[Outcome]:

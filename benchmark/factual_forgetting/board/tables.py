@@ -115,51 +115,47 @@ def _title(bundle: Mapping[str, Any]) -> str:
 def _cells(bundle: Mapping[str, Any], table: str, escape: Escape) -> list[list[str]]:
     by_id = {row["id"]: row for row in bundle["rows"]}
     rows = [_row(by_id[identifier], table, escape) for identifier in bundle["tables"][table]]
-    return rows + _reference_rows(bundle, table)
+    rows += _reference_rows(bundle["reference"])
+    return [[row[name] for name in _HEADERS[table]] for row in rows]
 
 
-def _row(row: Mapping[str, Any], table: str, escape: Escape) -> list[str]:
-    rank = row["rank"][table]
+def _row(row: Mapping[str, Any], table: str, escape: Escape) -> dict[str, str]:
+    rank, crossing = row["rank"][table], row["stability_at_p90"]
     mark = {"included": " !", "unknown": " ?", "excluded": ""}[row["heldout_in_training"]]
-    start = [
-        "-" if rank is None else str(rank),
-        escape(row["method"]) + mark,
-        escape(row["protocol"].split("@")[0]),
-        row["track"],
-        row["level"],
-        str(len(row["records"])),
-    ]
-    lost = _share(row["lost"])
-    stability = [interval_text(row["stability"]), _share(row["stability_macro"])]
-    if table == LEARNS:
-        return [*start, _p90(row), _number(row["plasticity"]), *stability, lost]
-    loss = interval_text(row["loss_against"]["known_only"])
-    return [*start, *stability, _number(row["task_learning"]), lost, loss]
+    never = "never" if row["curve"] else "no curve"
+    return {
+        "rank": "-" if rank is None else str(rank),
+        "method": escape(row["method"]) + mark,
+        "protocol": escape(row["protocol"].split("@")[0]),
+        "track": row["track"],
+        "level": row["level"],
+        "seeds": str(len(row["records"])),
+        "S@P90": marks(crossing) + interval_text(crossing) if crossing else never,
+        "P": _number(row["plasticity"]),
+        "S": interval_text(row["stability"]),
+        "macro S": _share(row["stability_macro"]),
+        "T": _number(row["task_learning"]),
+        "lost": _share(row["lost"]),
+        "loss": interval_text(row["loss_against"]["known_only"]),
+    }
 
 
-def _reference_rows(bundle: Mapping[str, Any], table: str) -> list[list[str]]:
+def _reference_rows(reference: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """The base itself and the majority answer; neither trained, so neither has T or P."""
-    reference = bundle["reference"]
     if not reference:
         return []
-    base = [interval_text(reference["base_stability"]), _share(reference["base_macro"])]
-    majority = [_share(reference[f"majority_{mean}"]) for mean in ("micro", "macro")]
-    rows = []
-    for name, stability in (("the base itself", base), ("majority answer", majority)):
-        learns, keeps = ["-", "not trained", *stability, "-"], [*stability, "not trained", "-", "-"]
-        rows.append(["-", name, "", "", "", "", *(learns if table == LEARNS else keeps)])
-    return rows
+    none = dict.fromkeys(("rank", "S@P90", "lost", "loss"), "-")
+    blank = {**dict.fromkeys(_START, ""), **none, "P": _number(None), "T": _number(None)}
+    base = interval_text(reference["base_stability"]), reference["base_macro"]
+    majority = _share(reference["majority_micro"]), reference["majority_macro"]
+    return [
+        {**blank, "method": name, "S": stability, "macro S": _share(macro)}
+        for name, (stability, macro) in (("the base itself", base), ("majority answer", majority))
+    ]
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _p90(row: Mapping[str, Any]) -> str:
-    crossing = row["stability_at_p90"]
-    if crossing is None:
-        return "never" if row["curve"] else "no curve"
-    return marks(crossing) + interval_text(crossing)
 
 
 def marks(crossing: Mapping[str, Any]) -> str:

@@ -75,27 +75,14 @@ class Submission:
 Runner = Callable[[Submission], Iterable[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A registered check.
-
-    Attributes:
-        name: Its name.
-        severity: How grave what it finds is.
-        run: Yields messages about one record.
-    """
-
-    name: str
-    severity: Severity
-    run: Runner
-
-
-CHECKS: list[Check] = []
+CHECKS: dict[str, tuple[Severity, Runner]] = {}
 
 
 def _check(name: str, severity: Severity) -> Callable[[Runner], Runner]:
+    """Registers what yields messages about one record, by its name."""
+
     def register(run: Runner) -> Runner:
-        CHECKS.append(Check(name, severity, run))
+        CHECKS[name] = severity, run
         return run
 
     return register
@@ -301,12 +288,9 @@ def _read(
 
 def _run(given: Submission) -> list[Finding]:
     found: list[Finding] = []
-    for check in CHECKS:
-        found += [
-            Finding(check.name, check.severity, str(given.path), message)
-            for message in check.run(given)
-        ]
-        if found and check.name == "facts":
+    for name, (severity, run) in CHECKS.items():
+        found += [Finding(name, severity, str(given.path), message) for message in run(given)]
+        if found and name == "facts":
             break  # The other checks need the outcomes of each fact.
     return found
 
