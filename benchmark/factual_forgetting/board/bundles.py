@@ -14,6 +14,7 @@ from factual_forgetting.bundle.manifest import (
     UNKNOWN,
     Bundle,
     load_bundle,
+    locate_bundle,
 )
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import UserError
@@ -117,10 +118,10 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
     return found
 
 
-def bundles_at_hand(paths: Sequence[Path]) -> dict[str, Bundle]:
-    """Loads the bundles in some directories and the embedded one, by their hash."""
+def bundles_at_hand(names: Sequence[str]) -> dict[str, Bundle]:
+    """Loads some bundles, named as `locate_bundle` takes them, and the embedded one, by hash."""
     embedded = checkpoint.embedded("bundle")
-    places = [*paths, *([embedded] if (embedded / MANIFEST).is_file() else [])]
+    places = [*map(locate_bundle, names), *([embedded] if (embedded / MANIFEST).is_file() else [])]
     return {bundle.sha256: bundle for bundle in map(load_bundle, places)}
 
 

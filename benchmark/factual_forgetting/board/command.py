@@ -94,7 +94,7 @@ def _validate(args: argparse.Namespace) -> int:
     count = len(find_records(args.records))
     folder = args.records.parent / "bundles"
     named = official(folder) if folder.is_dir() else None
-    findings = validate(args.records, _bundles(args), named)
+    findings = validate(args.records, bundles_at_hand(args.bundle), named)
     told = render_findings(findings, args.format, color=sys.stdout.isatty())
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
@@ -107,7 +107,7 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
-    bundles = _bundles(args)
+    bundles = bundles_at_hand(args.bundle)
     board = _make(args.records, bundles)
     if args.plot:
         if len(board["bundles"]) > 1:
@@ -121,13 +121,9 @@ def _board(args: argparse.Namespace) -> None:
 
 
 def _diff(args: argparse.Namespace) -> None:
-    bundles = _bundles(args)
+    bundles = bundles_at_hand(args.bundle)
     before, after = (_make(records, bundles) for records in (args.before, args.after))
     sys.stdout.write(diff_text(diff(before, after)) + "\n")
-
-
-def _bundles(args: argparse.Namespace) -> dict[str, Bundle]:
-    return bundles_at_hand([locate_bundle(name) for name in args.bundle])
 
 
 def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:

@@ -47,11 +47,11 @@ def write_page(
         Path of the page.
     """
     for bundle in board["bundles"]:
-        known = bundles.get(bundle["sha256"])
-        _write_data(output, _facts_key(bundle), _facts(known) if known else None)
+        known, short = bundles.get(bundle["sha256"]), bundle["sha256"][:12]
+        _write_data(output, f"facts-{short}", _facts(known) if known else None)
         for row in bundle["rows"]:
             told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
-            _write_data(output, _key(bundle, row), told)
+            _write_data(output, f"{short}-{row['id']}", told)
     rows = [row for bundle in board["bundles"] for row in bundle["rows"]]
     shown = {name for row in rows for name in row["records"]}
     for record, outcomes in entries:
@@ -96,24 +96,18 @@ def _write_data(output: Path, name: str, value: Any) -> None:
     files.write_atomic(output / DATA / f"{name}.js", content.encode())
 
 
-def _key(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    return f"{bundle['sha256'][:12]}-{row['id']}"
-
-
-def _facts_key(bundle: Mapping[str, Any]) -> str:
-    return f"facts-{bundle['sha256'][:12]}"
-
-
 def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    reference = bundle["reference"] or {}
-    keys = {row["id"]: _key(bundle, row) for row in bundle["rows"]}
+    reference, short = bundle["reference"] or {}, bundle["sha256"][:12]
     return {
-        "title": reference.get("name") or f"{bundle['base']} {bundle['sha256'][:12]}",
+        "title": reference.get("name") or f"{bundle['base']} {short}",
         "about": _about(bundle, reference),
-        "facts": _facts_key(bundle),
-        "rows": [_row(bundle, row) for row in bundle["rows"]],
+        "facts": f"facts-{short}",
+        "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
         "references": _references(reference),
-        **{table: [keys[name] for name in bundle["tables"][table]] for table in (LEARNS, KEEPS)},
+        **{
+            table: [f"{short}-{name}" for name in bundle["tables"][table]]
+            for table in (LEARNS, KEEPS)
+        },
     }
 
 
@@ -144,10 +138,9 @@ def _references(reference: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     crossing = row["stability_at_p90"]
     return {
-        "key": _key(bundle, row),
         **{key: row[key] for key in _SHOWN},
         "leak": row["heldout_in_training"],
         "seeds": len(row["records"]),

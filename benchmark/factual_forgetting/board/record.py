@@ -28,7 +28,7 @@ from factual_forgetting.board.form import (
     place,
     record_id,
 )
-from factual_forgetting.bundle.manifest import KNOWN, SPLITS, UNKNOWN, Bundle
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
@@ -257,8 +257,7 @@ def _outcomes(trained: _Trained | None, results: Results | None, bundle: Bundle)
             curve=curves.get(item.fact.id, ""),
             answer=answers.get(item.fact.id),
         )
-        for split in SPLITS
-        for item in bundle.splits[split]
+        for split, item in bundle.items()
         if item.fact.id in final
     ]
 

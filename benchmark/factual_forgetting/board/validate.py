@@ -10,10 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.text import Text
+
 from factual_forgetting import files
 from factual_forgetting.board.form import OUTCOMES_SUFFIX, Record, place, record_id
 from factual_forgetting.board.record import Outcome, load_record, recompute, track_of
-from factual_forgetting.bundle.manifest import Bundle, Item
+from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
@@ -65,48 +68,45 @@ class Submission:
     bundle: Bundle
     official: bool | None
 
-    def items(self) -> Iterator[tuple[str, Item]]:
-        """Yields the facts that must be answered, with their splits, in order."""
-        for split in METRIC_OF_SPLIT:
-            for item in self.bundle.splits[split]:
-                yield split, item
+
+_Runner = Callable[[Submission], Iterable[str]]
+CHECKS: dict[str, tuple[Severity, _Runner]] = {}
 
 
-Runner = Callable[[Submission], Iterable[str]]
-
-
-CHECKS: dict[str, tuple[Severity, Runner]] = {}
-
-
-def _check(name: str, severity: Severity) -> Callable[[Runner], Runner]:
+def _check(severity: Severity) -> Callable[[_Runner], _Runner]:
     """Registers what yields messages about one record, by its name."""
 
-    def register(run: Runner) -> Runner:
-        CHECKS[name] = severity, run
+    def register(run: _Runner) -> _Runner:
+        CHECKS[run.__name__.removeprefix("_")] = severity, run
         return run
 
     return register
 
 
-@_check("facts", "error")
+@_check("error")
 def _facts(given: Submission) -> Iterator[str]:
-    expected = [(item.fact.id, split, item.fact.relation) for split, item in given.items()]
+    expected = [
+        (item.fact.id, split, item.fact.relation)
+        for split, item in given.bundle.items()
+        if split in METRIC_OF_SPLIT
+    ]
     if [(found.id, found.split, found.relation) for found in given.outcomes] != expected:
         yield "the outcomes aren't those of the bundle's facts, each once and in order."
 
 
-@_check("answers", "error")
+@_check("error")
 def _answers(given: Submission) -> Iterator[str]:
+    accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
     wrong = [
         found.id
-        for found, (_, item) in zip(given.outcomes, given.items(), strict=True)
-        if found.answer is not None and is_correct(found.answer, item.fact.accepted) != found.final
+        for found in given.outcomes
+        if found.answer is not None and is_correct(found.answer, accepted[found.id]) != found.final
     ]
     if wrong:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
 
 
-@_check("id", "error")
+@_check("error")
 def _id(given: Submission) -> Iterator[str]:
     if record_id(given.plain) != given.record.id:
         yield f"its id {given.record.id} isn't the hash of what identifies it."
@@ -114,13 +114,13 @@ def _id(given: Submission) -> Iterator[str]:
         yield "its outcomes file isn't named after its id."
 
 
-@_check("place", "error")
+@_check("error")
 def _place(given: Submission) -> Iterator[str]:
     if given.place != place(given.plain):
         yield f"it belongs in {place(given.plain)}."
 
 
-@_check("base", "error")
+@_check("error")
 def _base(given: Submission) -> Iterator[str]:
     base = given.bundle.manifest["base"]
     differing = [key for key, value in given.plain["base"].items() if base.get(key) != value]
@@ -128,14 +128,14 @@ def _base(given: Submission) -> Iterator[str]:
         yield f"its base isn't the bundle's ({', '.join(differing)})."
 
 
-@_check("track", "error")
+@_check("error")
 def _track(given: Submission) -> Iterator[str]:
     expected = track_of(given.plain["protocol"], given.plain["method"])
     if given.record.track != expected:
         yield f"its track is {expected}: closed is a recipe of the package, with one of its trials."
 
 
-@_check("metrics", "error")
+@_check("error")
 def _metrics(given: Submission) -> Iterator[str]:
     told = given.record.metrics
     metrics = recompute(given.bundle, given.outcomes, len(given.record.curve))
@@ -157,7 +157,7 @@ def _equal(given: Any, computed: Any) -> bool:
     return bool(given == computed) and isinstance(given, bool) == isinstance(computed, bool)
 
 
-@_check("curve", "error")
+@_check("error")
 def _curve(given: Submission) -> Iterator[str]:
     steps = [point.step for point in given.record.curve]
     if any(later <= earlier for earlier, later in pairwise(steps)):
@@ -171,7 +171,7 @@ def _curve(given: Submission) -> Iterator[str]:
         yield _DISAGREEING.format(differing)
 
 
-@_check("agreement", "warning")
+@_check("warning")
 def _agreement(given: Submission) -> Iterator[str]:
     differing = _disagreeing(given.outcomes)
     if 0 < differing <= MOST_DISAGREEING * len(given.outcomes):
@@ -182,25 +182,25 @@ def _disagreeing(outcomes: list[Outcome]) -> int:
     return sum(found.curve[-1:] == ("0" if found.final else "1") for found in outcomes)
 
 
-@_check("official", "warning")
+@_check("warning")
 def _official(given: Submission) -> Iterator[str]:
     if given.official is False:
         yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
 
 
-@_check("level", "warning")
+@_check("warning")
 def _level(given: Submission) -> Iterator[str]:
     if given.record.level != "self-reported":
         yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
 
 
-@_check("seed", "warning")
+@_check("warning")
 def _seed(given: Submission) -> Iterator[str]:
     if given.record.seed is None:
         yield "its seed is unknown, so it can't be compared with references of the same seed."
 
 
-@_check("declared", "warning")
+@_check("warning")
 def _declared(given: Submission) -> Iterator[str]:
     if given.record.training_data.heldout == "unknown":
         yield "it doesn't declare whether it was trained on facts of D_Held."
@@ -210,7 +210,7 @@ def _declared(given: Submission) -> Iterator[str]:
         yield "it is on the open track and doesn't declare how many settings were tried."
 
 
-@_check("environment", "warning")
+@_check("warning")
 def _environment(given: Submission) -> Iterator[str]:
     if given.record.environment.dirty:
         yield "it was made with uncommitted changes of the benchmark."
@@ -348,24 +348,21 @@ def render_findings(findings: list[Finding], style: str, *, color: bool = False)
         return files.dumps(list(map(asdict, findings)), indent=2)
     if style == "github":
         return "\n".join(map(_annotation, findings))
-    return "\n".join(_line(finding, color) for finding in findings)
-
-
-def _line(finding: Finding, color: bool) -> str:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(force_terminal=color, color_system="standard" if color else None)
+    with console.capture() as shown:
+        for finding in findings:
+            console.print(_line(finding), soft_wrap=True)
+    return shown.get().removesuffix("\n")
+
+
+def _line(finding: Finding) -> Text:
     # Text and not a string: a stranger's brackets are no markup.
-    line = Text.assemble(
+    return Text.assemble(
         (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
         (f"{finding.check:12} ", "bold"),
         (f"{_visible(finding.path)}: ", "cyan"),
         _visible(finding.message),
     )
-    with console.capture() as shown:
-        console.print(line, soft_wrap=True, end="")
-    return shown.get()
 
 
 def _visible(text: str) -> str:
