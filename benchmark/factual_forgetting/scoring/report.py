@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import scipy  # Loads its parts on first use.
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.account import by_relation, majority_answer
+from factual_forgetting.facts.account import has_majority_answer, majority_answers
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.run import RUN
@@ -115,7 +114,9 @@ def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
     """Metrics on D_Held that need the answers, not only whether they are right."""
     found = results.judgements
     held = [item for item in bundle.splits[HELDOUT] if item.fact.id in found]
-    common = _common(bundle)
+    train = [item.fact for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]]
+    majority = majority_answers(train)
+    common = {item.fact.id for item in held if has_majority_answer(item.fact, majority)}
 
     def share(items: list[Item], name: str, *, macro: bool = False) -> Estimate | None:
         return accuracy(items, {k: getattr(j, name) for k, j in found.items()}, macro=macro)
@@ -134,18 +135,6 @@ def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
         **{name: row_of(value) for name, value in estimates.items()},
         "token_f1": sum(found[i.fact.id].f1 for i in held) / len(held) if held else None,
     }
-
-
-def _common(bundle: Bundle) -> set[str]:
-    """Facts whose gold is their relation's most frequent in D_Known, D_Unk and D_Held.
-
-    One that occurs once is nobody's; ties go to the first in the alphabet.
-    """
-    facts = [item.fact for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
-    golds = {fact.id: (fact.relation, normalise(fact.answers[0])) for fact in facts}
-    often = Counter(golds.values())
-    most = {(name, normalise(majority_answer(found))) for name, found in by_relation(facts).items()}
-    return {key for key, gold in golds.items() if gold in most and often[gold] > 1}
 
 
 def _intrusions(bundle: Bundle, held: list[Item], results: Results) -> dict[str, bool]:
