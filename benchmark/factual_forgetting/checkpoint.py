@@ -16,6 +16,15 @@ _SHAPE_KEYS = {
     "heads": ("num_attention_heads", "n_head"),
 }
 
+# Model classes of lm-eval that load a checkpoint's files, and their arguments for an adapter.
+LOCAL_MODELS = ("hf", "vllm")
+_ADAPTERS = ("peft", "lora_local_path")
+# Arguments of a model that say how a machine runs it, and may differ between shards.
+_OF_THE_MACHINE = {
+    "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
+    "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
+    "tensor_parallel_size", "data_parallel_size",
+}  # fmt: skip
 
 LINEAGE_KEY = "factual_forgetting_base"
 ALMANAC = "almanac"
@@ -103,6 +112,32 @@ def identity(
         "shape": shape(path),
         "lineage": lineage(path),
     }
+
+
+def describe(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Describes a base by its model class and arguments; weights behind a server aren't hashed.
+
+    Args:
+        model: lm-eval's name of the model class.
+        arguments: Its arguments.
+
+    Returns:
+        What `identity` returns, and as `model_args` the arguments that may change answers.
+
+    Raises:
+        UserError: If the arguments name no checkpoint, or one that isn't found.
+    """
+    if model not in LOCAL_MODELS:
+        unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
+        name = arguments.get("pretrained") or arguments.get("model")
+        return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
+    if "pretrained" not in arguments:
+        raise UserError(f"--model {model} needs pretrained=... in --model_args.")
+    adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
+    base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
+    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
+    rest = {key: value for key, value in arguments.items() if key not in told}
+    return {**base, "model_args": rest} if rest else base
 
 
 def lineage(path: Path) -> str | None:

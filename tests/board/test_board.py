@@ -11,15 +11,13 @@ from synthetic import drawn, make_bundle, write_run
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.comparison import crossings, ranks, resample_counts
-from factual_forgetting.board.diff import diff
-from factual_forgetting.board.diff import markdown as diff_markdown
+from factual_forgetting.board.diff import diff, diff_text
+from factual_forgetting.board.ranking import ranks, resample_counts
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
-from factual_forgetting.board.tables import latex, markdown, render
+from factual_forgetting.board.tables import latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.scoring.metrics import stability_at
 
 GOLDEN = Path(__file__).with_name("golden_board.json")
 
@@ -121,16 +119,6 @@ def test_a_new_record_moves_no_other_number(world: Bundle, records: Path) -> Non
     for row in without["bundles"][0]["rows"]:
         for key in ("stability", "stability_at_p90", "difference_at_p90", "loss_against"):
             assert rows[row["id"]][key] == row[key]
-
-
-def test_each_resample_is_read_as_one_curve_is() -> None:
-    rng = np.random.default_rng(0)
-    plasticity = np.sort(rng.random((200, 9)), axis=1) * 1.05
-    stability = rng.random((200, 9))
-    found, _, _ = crossings(plasticity, stability)
-    for p, s, value in zip(plasticity, stability, found, strict=True):
-        one = stability_at(list(zip(p, s, strict=True)))
-        assert (one is None and np.isnan(value)) or one.stability == pytest.approx(value)
 
 
 def test_s_at_p90_is_the_mean_of_what_the_records_say(records: Path) -> None:
@@ -248,7 +236,7 @@ def test_names_stay_text_in_every_format(by_hand: list[Entry], world: Bundle) ->
     assert "\x1b" not in text
     assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
     assert "\\textbackslash{}\\_\\%" in latex(board)
-    row = next(csv.DictReader(io.StringIO(render(board, "csv"))))
+    row = next(csv.DictReader(io.StringIO(render_board(board, "csv"))))
     assert row["base"] == "'=1+1\\_%"
 
 
@@ -276,7 +264,7 @@ def test_a_difference_tells_what_moved(
     new = [c for c in told["changed"] if c["method"] == "self_distillation(teacher=base,tau=1.0)"]
     assert {"field": "row", "before": None, "after": "there"}.items() <= new[0].items()
     assert all(c["field"].startswith("rank.") for c in told["changed"] if c not in new)
-    assert "3 records added" in diff_markdown(told)
+    assert "3 records added" in diff_text(told)
     assert main(["diff", str(records), str(records)]) == 0
     assert "doesn't change" in capsys.readouterr().out
 

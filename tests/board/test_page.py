@@ -115,8 +115,8 @@ def test_a_row_s_data_tells_facts_lost_and_learned(
         assert call
         part = json.loads(call[1])
         rows = by_id[part["id"]]
-        wrong = [r for r in rows if r["split"] == "heldout" and not r["final"]]
-        right = [r for r in rows if r["split"] == "unknown" and r["final"]]
+        wrong = [r for r in rows if r.split == "heldout" and not r.final]
+        right = [r for r in rows if r.split == "unknown" and r.final]
         assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
 
 

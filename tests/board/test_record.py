@@ -8,7 +8,7 @@ from synthetic import drawn, write_run
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official, official, reference_of
-from factual_forgetting.board.form import IDENTITY, Record, record_id, schema, slug
+from factual_forgetting.board.form import IDENTITY, Record, record_id, slug
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
@@ -61,7 +61,7 @@ def test_dates_rows_and_names_are_outside_the_identity() -> None:
 
 
 def test_the_schema_is_the_form_s() -> None:
-    assert files.read_json(LEADERBOARD / "schema.json") == schema()
+    assert files.read_json(LEADERBOARD / "schema.json") == Record.model_json_schema()
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/..", "<script>", "", "/", "x\n y", "é"])
@@ -78,14 +78,14 @@ def test_results_and_run_give_the_same_metrics(
     assert run["metrics"] == scored["metrics"]
     assert run["weights_sha256"] == scored["weights_sha256"]
     assert scored["environment"]["packages"]["lm_eval"]
-    assert [row["final"] for row in load_record(of_run)[1]] == [
-        row["final"] for row in load_record(of_results)[1]
+    assert [row.final for row in load_record(of_run)[1]] == [
+        row.final for row in load_record(of_results)[1]
     ]
 
 
 def test_answers_travel_with_a_scored_record(bundle: Bundle, results: Path, tmp_path: Path) -> None:
     path = make_record(results, bundle, tmp_path / "records")
-    assert all(row["answer"] is not None for row in load_record(path)[1])
+    assert all(row.answer is not None for row in load_record(path)[1])
     assert errors(validate(tmp_path / "records", {bundle.sha256: bundle})) == []
 
 

@@ -14,18 +14,20 @@ from factual_forgetting.bundle.manifest import (
     UNKNOWN,
     Bundle,
     load_bundle,
+    locate_bundle,
 )
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import majority_baseline
-from factual_forgetting.scoring.metrics import final_metrics
+from factual_forgetting.scoring.metrics import accuracy
+from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 REFERENCE = "reference.json"
 
 
-class Reference(Config):
-    """Reference rows and marks of a bundle.
+class ReferenceRows(Config):
+    """ReferenceRows rows and marks of a bundle.
 
     Attributes:
         sha256: Identity of the bundle.
@@ -53,32 +55,26 @@ class Reference(Config):
     heldout_subjects_as_training_objects: int | None
 
 
-def reference_of(bundle: Bundle, name: str | None = None) -> Reference:
+def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
     """Computes the reference rows of a bundle."""
-    held = bundle.splits[HELDOUT]
+    held, manifest = bundle.splits[HELDOUT], bundle.manifest
     train = [item.fact for split in (KNOWN, UNKNOWN) for item in bundle.splits[split]]
     majority = majority_baseline(train, [item.fact for item in held])
     base = {item.fact.id: item.base[ZERO_SHOT] for item in held}
-    by_relation: dict[str, list[bool]] = {}
-    for item in held:
-        by_relation.setdefault(item.fact.relation, []).append(item.base[ZERO_SHOT])
-    shares = [sum(outcomes) / len(outcomes) for outcomes in by_relation.values()]
-    manifest = bundle.manifest
+    macro = accuracy(held, base, macro=True)
+    overlap = ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
     told = {
         "sha256": bundle.sha256,
         "name": name,
         "base": {key: manifest["base"].get(key) for key in BaseOf.model_fields},
         "counts": {split: len(items) for split, items in bundle.splits.items()},
-        "base_stability": final_metrics(bundle, base, trained=False)["stability"],
-        "base_macro": sum(shares) / len(shares) if shares else None,
+        "base_stability": row_of(accuracy(held, base)),
+        "base_macro": macro.value if macro else None,
         "majority_micro": majority["micro"],
         "majority_macro": majority["macro"],
-        **{
-            key: manifest.get(key)
-            for key in ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
-        },
+        **{key: manifest.get(key) for key in overlap},
     }
-    return parse(Reference, told, str(bundle.path))
+    return parse(ReferenceRows, told, str(bundle.path))
 
 
 def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
@@ -104,7 +100,7 @@ def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
     return path
 
 
-def official(folder: Path) -> dict[str, Reference]:
+def official(folder: Path) -> dict[str, ReferenceRows]:
     """Reads the official bundles under `bundles/` of a leaderboard, by their hash.
 
     Raises:
@@ -114,7 +110,7 @@ def official(folder: Path) -> dict[str, Reference]:
     for path in sorted(folder.glob(f"*/*/{MANIFEST}")):
         sha256 = files.read_json(path).get("sha256")
         beside = path.with_name(REFERENCE)
-        reference = parse(Reference, files.read_json(beside), str(beside))
+        reference = parse(ReferenceRows, files.read_json(beside), str(beside))
         name = f"{path.parent.parent.name}/{path.parent.name}"
         if (reference.sha256, reference.name) != (sha256, name):
             raise UserError(f"{beside} is not of the bundle in {path}. Make it official again.")
@@ -122,14 +118,14 @@ def official(folder: Path) -> dict[str, Reference]:
     return found
 
 
-def bundles_at_hand(paths: Sequence[Path]) -> dict[str, Bundle]:
-    """Loads the bundles in some directories and the embedded one, by their hash."""
+def bundles_at_hand(names: Sequence[str]) -> dict[str, Bundle]:
+    """Loads some bundles, named as `locate_bundle` takes them, and the embedded one, by hash."""
     embedded = checkpoint.embedded("bundle")
-    places = [*paths, *([embedded] if (embedded / MANIFEST).is_file() else [])]
+    places = [*map(locate_bundle, names), *([embedded] if (embedded / MANIFEST).is_file() else [])]
     return {bundle.sha256: bundle for bundle in map(load_bundle, places)}
 
 
-def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, Reference]:
+def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, ReferenceRows]:
     """Returns the reference rows of all bundles that are known where records lie."""
     computed = {sha256: reference_of(bundle) for sha256, bundle in bundles.items()}
     return computed | official(records.parent / "bundles")

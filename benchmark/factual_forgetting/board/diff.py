@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from factual_forgetting.board.board import KEEPS, LEARNS
+from factual_forgetting.board.tables import flat, markdown_text
 
 _FIELDS = (
     f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
@@ -24,18 +25,18 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """
     old, new = _rows(before), _rows(after)
     changed = []
-    for key in sorted(set(old) | set(new)):
+    for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key), new.get(key)
+        sides: dict[str, tuple[Any, Any]] = {"row": (was and "there", now and "there")}
+        if now:
+            sides |= {field: (was and was.get(field), now.get(field)) for field in _FIELDS}
         named = dict(zip(("bundle", "method", "protocol"), key, strict=True))
-        if was is None or now is None:
-            sides = {"before": was and "there", "after": now and "there"}
-            changed.append({**named, "field": "row", **sides})
-        if now is not None:
-            for field in _FIELDS:
-                pair = (_get(was, field) if was else None, _get(now, field))
-                if pair[0] != pair[1]:
-                    changed.append({**named, "field": field, "before": pair[0], "after": pair[1]})
-    ids = [{r for row in rows.values() for r in row["records"]} for rows in (old, new)]
+        changed += [
+            {**named, "field": field, "before": first, "after": second}
+            for field, (first, second) in sides.items()
+            if first != second
+        ]
+    ids = [{r for row in rows.values() for r in row["records"].split()} for rows in (old, new)]
     return {
         "added": sorted(ids[1] - ids[0]),
         "removed": sorted(ids[0] - ids[1]),
@@ -45,35 +46,22 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {
-        (bundle["sha256"][:12], row["method"], row["protocol"]): row
+        (bundle["sha256"][:12], row["method"], row["protocol"]): flat(row)
         for bundle in board["bundles"]
         for row in bundle["rows"]
     }
 
 
-def _get(row: Mapping[str, Any], field: str) -> Any:
-    value: Any = row
-    for key in field.split("."):
-        value = value[key] if value is not None else None
-    return value
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """Renders a difference for a pull request."""
-    told = [
-        f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded.",
-    ]
+def diff_text(found: Mapping[str, Any]) -> str:
+    """Renders a difference as markdown, for a pull request."""
+    head = f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded."
     names = ("bundle", "method", "protocol", "field", "before", "after")
     rows = [[_cell(change[name]) for name in names] for change in found["changed"]]
-    if rows:
-        told.append(tabulate(rows, names, tablefmt="github", disable_numparse=True))
-    else:
-        told.append("The board doesn't change.")
-    return "\n\n".join(told)
+    table = tabulate(rows, names, tablefmt="github", disable_numparse=True)
+    return "\n\n".join([head, table if rows else "The board doesn't change."])
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return "".join(c for c in text if c.isprintable()).replace("|", "\\|").replace("<", "&lt;")
+    return f"{value:.3f}" if isinstance(value, float) else markdown_text(str(value))

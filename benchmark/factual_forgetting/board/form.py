@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, StringConstraints
 
@@ -24,8 +24,9 @@ Scalar = bool | int | FiniteFloat | str | None
 Metric = FiniteFloat | dict[str, bool | int | FiniteFloat | None] | None
 
 Level = Literal["self-reported", "rescored", "reproduced"]
-LEVELS: tuple[Level, ...] = ("self-reported", "rescored", "reproduced")
+LEVELS: tuple[Level, ...] = get_args(Level)
 Track = Literal["closed", "open"]
+OUTCOMES_SUFFIX = ".outcomes.jsonl.gz"  # After the id of the record beside it.
 
 
 class BaseOf(Config):
@@ -70,7 +71,7 @@ class OutcomesOf(Config):
     rows: Count
 
 
-class Point(Config):
+class CurvePoint(Config):
     """A point of the curve; its outcomes are in the outcomes file."""
 
     step: Count
@@ -173,7 +174,7 @@ class Record(Config):
     weights_sha256: Hash | None
     repository: Repository | None = None
     metrics: dict[Name, Metric]
-    curve: list[Point]
+    curve: list[CurvePoint]
     outcomes: OutcomesOf
     cost: Cost = Cost()
     environment: EnvironmentOf
@@ -207,8 +208,3 @@ def place(record: Mapping[str, Any]) -> str:
     base = slug(record["base"]["pretrained"] or "base")
     method = slug(record["method"]["name"])
     return f"{base}/{record['bundle_sha256'][:12]}/{method}/{record['id']}.json"
-
-
-def schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a record, for readers in other languages."""
-    return Record.model_json_schema()

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.text import Text
+
 from factual_forgetting import files
-from factual_forgetting.board.form import Record, place, record_id
-from factual_forgetting.board.record import (
-    SCORED,
-    Outcome,
-    load_record,
-    recompute,
-    track_of,
-)
-from factual_forgetting.bundle.manifest import Bundle, Item
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, Record, place, record_id
+from factual_forgetting.board.record import Outcome, load_record, recompute, track_of
+from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import is_correct
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import SETTINGS
 
 Severity = Literal["error", "warning"]
 MOST_DISAGREEING = 0.02
 FEWEST_SEEDS = 3
 _TOLERANCE = 1e-9
+_DISAGREEING = "{} final outcomes differ from the last point of its curve."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,186 +51,100 @@ class Submission:
     """A record that could be read, with the bundle that it names.
 
     Attributes:
-        path: The record's file, below the directory of records.
+        path: The record's file.
+        place: Where that is below the directory of records.
         record: The record.
-        rows: Its outcomes.
+        plain: The same as plain data.
+        outcomes: Its outcomes.
         bundle: Its bundle.
         official: Whether that is an official bundle; None where no bundles are official.
     """
 
     path: Path
+    place: str
     record: Record
-    rows: list[Outcome]
+    plain: dict[str, Any]
+    outcomes: list[Outcome]
     bundle: Bundle
     official: bool | None
 
-    def items(self) -> Iterator[tuple[str, Item]]:
-        """Yields the facts that must be answered, with their splits, in order."""
-        for split in SCORED:
-            for item in self.bundle.splits[split]:
-                yield split, item
+
+_Runner = Callable[[Submission], Iterable[str]]
+CHECKS: dict[str, tuple[Severity, _Runner]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A registered check.
+def _check(severity: Severity) -> Callable[[_Runner], _Runner]:
+    """Registers what yields messages about one record, by its name."""
 
-    Attributes:
-        name: Its name.
-        severity: How grave what it finds is.
-        run: Yields messages about one record.
-    """
-
-    name: str
-    severity: Severity
-    run: Callable[[Submission], Iterable[str]]
-
-
-CHECKS: list[Check] = []
-Runner = Callable[[Submission], Iterable[str]]
-
-
-def _check(name: str, severity: Severity) -> Callable[[Runner], Runner]:
-    def register(run: Runner) -> Runner:
-        CHECKS.append(Check(name, severity, run))
+    def register(run: _Runner) -> _Runner:
+        CHECKS[run.__name__.removeprefix("_")] = severity, run
         return run
 
     return register
 
 
-@_check("facts", "error")
+@_check("error")
 def _facts(given: Submission) -> Iterator[str]:
-    expected = [(item.fact.id, split, item.fact.relation) for split, item in given.items()]
-    if [(row["id"], row["split"], row["relation"]) for row in given.rows] != expected:
+    expected = [
+        (item.fact.id, split, item.fact.relation)
+        for split, item in given.bundle.items()
+        if split in METRIC_OF_SPLIT
+    ]
+    if [(found.id, found.split, found.relation) for found in given.outcomes] != expected:
         yield "the outcomes aren't those of the bundle's facts, each once and in order."
 
 
-@_check("answers", "error")
+@_check("error")
 def _answers(given: Submission) -> Iterator[str]:
-    accepted = {item.fact.id: item.fact.accepted for _, item in given.items()}
+    accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
     wrong = [
-        row["id"]
-        for row in given.rows
-        if row["answer"] is not None
-        and row["id"] in accepted
-        and is_correct(row["answer"], accepted[row["id"]]) != row["final"]
+        found.id
+        for found in given.outcomes
+        if found.answer is not None and is_correct(found.answer, accepted[found.id]) != found.final
     ]
     if wrong:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
 
 
-@_check("id", "error")
+@_check("error")
 def _id(given: Submission) -> Iterator[str]:
-    if record_id(_plain(given)) != given.record.id:
+    if record_id(given.plain) != given.record.id:
         yield f"its id {given.record.id} isn't the hash of what identifies it."
-    if given.record.outcomes.file != f"{given.record.id}.outcomes.jsonl.gz":
+    if given.record.outcomes.file != given.record.id + OUTCOMES_SUFFIX:
         yield "its outcomes file isn't named after its id."
 
 
-@_check("place", "error")
+@_check("error")
 def _place(given: Submission) -> Iterator[str]:
-    expected = place(_plain(given))
-    if given.path.as_posix() != expected:
-        yield f"it belongs in {expected}."
+    if given.place != place(given.plain):
+        yield f"it belongs in {place(given.plain)}."
 
 
-@_check("base", "error")
+@_check("error")
 def _base(given: Submission) -> Iterator[str]:
     base = given.bundle.manifest["base"]
-    differing = [
-        key for key, value in given.record.base.model_dump().items() if base.get(key) != value
-    ]
+    differing = [key for key, value in given.plain["base"].items() if base.get(key) != value]
     if differing:
         yield f"its base isn't the bundle's ({', '.join(differing)})."
 
 
-@_check("track", "error")
+@_check("error")
 def _track(given: Submission) -> Iterator[str]:
-    plain = _plain(given)
-    expected = track_of(plain["protocol"], plain["method"])
+    expected = track_of(given.plain["protocol"], given.plain["method"])
     if given.record.track != expected:
         yield f"its track is {expected}: closed is a recipe of the package, with one of its trials."
 
 
-@_check("metrics", "error")
+@_check("error")
 def _metrics(given: Submission) -> Iterator[str]:
     told = given.record.metrics
-    metrics = recompute(given.bundle, given.rows, len(given.record.curve))
+    metrics = recompute(given.bundle, given.outcomes, len(given.record.curve))
     for name, value in metrics.items():
         if not _equal(told.get(name), value):
             yield f"{name} is {told.get(name)}, but the outcomes give {value}."
     unknown = sorted(set(told) - set(metrics))
     if unknown:
         yield f"unknown metrics: {', '.join(unknown)}."
-
-
-@_check("curve", "error")
-def _curve(given: Submission) -> Iterator[str]:
-    steps = [point.step for point in given.record.curve]
-    if any(later <= earlier for earlier, later in pairwise(steps)):
-        yield "the steps of its curve don't rise."
-    total = given.record.cost.steps
-    # Averages of weights end with the chosen one, a step after the others.
-    if total is not None and steps and steps[-1] > total + 1:
-        yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
-    differing = _disagreeing(given.rows)
-    if differing > MOST_DISAGREEING * len(given.rows):
-        yield f"{differing} final outcomes differ from the last point of its curve."
-
-
-def _disagreeing(rows: list[Outcome]) -> int:
-    return sum(
-        row["curve"][-1] in "01" and (row["curve"][-1] == "1") != row["final"]
-        for row in rows
-        if row["curve"]
-    )
-
-
-@_check("agreement", "warning")
-def _agreement(given: Submission) -> Iterator[str]:
-    differing = _disagreeing(given.rows)
-    if 0 < differing <= MOST_DISAGREEING * len(given.rows):
-        yield f"{differing} final outcomes differ from the last point of its curve."
-
-
-@_check("official", "warning")
-def _official(given: Submission) -> Iterator[str]:
-    if given.official is False:
-        yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
-
-
-@_check("level", "warning")
-def _level(given: Submission) -> Iterator[str]:
-    if given.record.level != "self-reported":
-        yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
-
-
-@_check("seed", "warning")
-def _seed(given: Submission) -> Iterator[str]:
-    if given.record.seed is None:
-        yield "its seed is unknown, so it can't be compared with references of the same seed."
-
-
-@_check("declared", "warning")
-def _declared(given: Submission) -> Iterator[str]:
-    if given.record.training_data.heldout == "unknown":
-        yield "it doesn't declare whether it was trained on facts of D_Held."
-    if given.record.training_data.heldout == "included":
-        yield "it was trained on facts of D_Held: it is shown, and not ranked."
-    if given.record.track == "open" and given.record.trials is None:
-        yield "it is on the open track and doesn't declare how many settings were tried."
-
-
-@_check("environment", "warning")
-def _environment(given: Submission) -> Iterator[str]:
-    if given.record.environment.dirty:
-        yield "it was made with uncommitted changes of the benchmark."
-    if given.record.weights_sha256 is None:
-        yield "its weights have no hash, so it can't be scored again."
-
-
-def _plain(given: Submission) -> dict[str, Any]:
-    return given.record.model_dump(mode="json")
 
 
 def _equal(given: Any, computed: Any) -> bool:
@@ -244,8 +157,69 @@ def _equal(given: Any, computed: Any) -> bool:
     return bool(given == computed) and isinstance(given, bool) == isinstance(computed, bool)
 
 
+@_check("error")
+def _curve(given: Submission) -> Iterator[str]:
+    steps = [point.step for point in given.record.curve]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "the steps of its curve don't rise."
+    total = given.record.cost.steps
+    # Averages of weights end with the chosen one, a step after the others.
+    if total is not None and steps and steps[-1] > total + 1:
+        yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
+    differing = _disagreeing(given.outcomes)
+    if differing > MOST_DISAGREEING * len(given.outcomes):
+        yield _DISAGREEING.format(differing)
+
+
+@_check("warning")
+def _agreement(given: Submission) -> Iterator[str]:
+    differing = _disagreeing(given.outcomes)
+    if 0 < differing <= MOST_DISAGREEING * len(given.outcomes):
+        yield _DISAGREEING.format(differing)
+
+
+def _disagreeing(outcomes: list[Outcome]) -> int:
+    return sum(found.curve[-1:] == ("0" if found.final else "1") for found in outcomes)
+
+
+@_check("warning")
+def _official(given: Submission) -> Iterator[str]:
+    if given.official is False:
+        yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
+
+
+@_check("warning")
+def _level(given: Submission) -> Iterator[str]:
+    if given.record.level != "self-reported":
+        yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
+
+
+@_check("warning")
+def _seed(given: Submission) -> Iterator[str]:
+    if given.record.seed is None:
+        yield "its seed is unknown, so it can't be compared with references of the same seed."
+
+
+@_check("warning")
+def _declared(given: Submission) -> Iterator[str]:
+    if given.record.training_data.heldout == "unknown":
+        yield "it doesn't declare whether it was trained on facts of D_Held."
+    if given.record.training_data.heldout == "included":
+        yield "it was trained on facts of D_Held: it is shown, and not ranked."
+    if given.record.track == "open" and given.record.trials is None:
+        yield "it is on the open track and doesn't declare how many settings were tried."
+
+
+@_check("warning")
+def _environment(given: Submission) -> Iterator[str]:
+    if given.record.environment.dirty:
+        yield "it was made with uncommitted changes of the benchmark."
+    if given.record.weights_sha256 is None:
+        yield "its weights have no hash, so it can't be scored again."
+
+
 def validate(
-    root: Path, bundles: Mapping[str, Bundle], official: Iterable[str] | None = None
+    root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None = None
 ) -> list[Finding]:
     """Checks every file under a directory of records.
 
@@ -259,84 +233,83 @@ def validate(
     """
     findings: list[Finding] = []
     submissions = []
-    named = None if official is None else set(official)
     for path in sorted(root.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
         stray = _stray(path)
         if stray is not None:
-            findings.append(Finding("files", *stray))
+            severity, message = stray
+            findings.append(Finding("files", severity, str(path), message))
         elif path.suffix == ".json":
-            given = _read(path, root, bundles, named)
+            given = _read(path, root, bundles, official)
             if isinstance(given, Submission):
                 submissions.append(given)
-                findings += _run(given, root)
+                findings += _run(given)
             else:
                 findings.append(given)
-    findings += _duplicates(submissions, root)
-    findings += _missing_seeds(submissions, root)
+    findings += _duplicates(submissions)
+    findings += _missing_seeds(submissions)
     return sorted(findings, key=lambda finding: (finding.path, finding.check, finding.message))
 
 
-def _stray(path: Path) -> tuple[Severity, str, str] | None:
+def _stray(path: Path) -> tuple[Severity, str] | None:
     """Finds what is neither a record nor its outcomes."""
-    name = path.name
     if path.is_symlink():
-        return "error", str(path), "it is a link; only plain files are read."
-    if name.startswith("."):
-        return "warning", str(path), "left by an interrupted write; remove it."
-    if name.endswith(".outcomes.jsonl.gz"):
-        record = path.with_name(name.removesuffix(".outcomes.jsonl.gz") + ".json")
-        return None if record.is_file() else ("warning", str(path), "outcomes without a record.")
-    return None if path.suffix == ".json" else ("error", str(path), "it is no file of a record.")
+        return "error", "it is a link; only plain files are read."
+    if path.name.startswith("."):
+        return "warning", "left by an interrupted write; remove it."
+    if path.name.endswith(OUTCOMES_SUFFIX):
+        record = path.with_name(path.name.removesuffix(OUTCOMES_SUFFIX) + ".json")
+        return None if record.is_file() else ("warning", "outcomes without a record.")
+    return None if path.suffix == ".json" else ("error", "it is no file of a record.")
 
 
 def _read(
-    path: Path, root: Path, bundles: Mapping[str, Bundle], official: set[str] | None
+    path: Path, root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None
 ) -> Submission | Finding:
     try:
-        record, rows = load_record(path)
+        record, outcomes = load_record(path)
     except UserError as error:
         return Finding("form", "error", str(path), str(error))
-    bundle = bundles.get(record.bundle_sha256)
-    if bundle is None:
-        told = f"its bundle {record.bundle_sha256[:12]} is not at hand. Give it with --bundle."
+    sha256 = record.bundle_sha256
+    if sha256 not in bundles:
+        told = f"its bundle {sha256[:12]} is not at hand. Give it with --bundle."
         return Finding("bundle", "error", str(path), told)
-    known = None if official is None else record.bundle_sha256 in official
-    return Submission(path.relative_to(root), record, rows, bundle, known)
+    return Submission(
+        path=path,
+        place=path.relative_to(root).as_posix(),
+        record=record,
+        plain=record.model_dump(mode="json"),
+        outcomes=outcomes,
+        bundle=bundles[sha256],
+        official=None if official is None else sha256 in official,
+    )
 
 
-def _run(given: Submission, root: Path) -> list[Finding]:
-    found = []
-    for check in CHECKS:
-        messages = list(check.run(given))
-        found += [
-            Finding(check.name, check.severity, str(root / given.path), message)
-            for message in messages
-        ]
-        if messages and check.name == "facts":
+def _run(given: Submission) -> list[Finding]:
+    found: list[Finding] = []
+    for name, (severity, run) in CHECKS.items():
+        found += [Finding(name, severity, str(given.path), message) for message in run(given)]
+        if found and name == "facts":
             break  # The other checks need the outcomes of each fact.
     return found
 
 
-def _duplicates(submissions: list[Submission], root: Path) -> Iterator[Finding]:
+def _duplicates(submissions: list[Submission]) -> Iterator[Finding]:
     """One checkpoint is one result: the same weights twice would count as two seeds."""
-    weights, outcomes = defaultdict(list), defaultdict(list)
+    groups: dict[tuple[Severity, str, Hashable], list[Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
+        same: Hashable = (record.bundle_sha256, record.outcomes.sha256)
+        groups["warning", "the same outcomes as {}, to the last fact.", same].append(given)
         if record.weights_sha256 is not None:
-            weights[record.bundle_sha256, record.weights_sha256, record.level].append(given)
-        outcomes[record.bundle_sha256, record.outcomes.sha256].append(given)
-    for same, severity, told in (
-        (weights, "error", "the same weights as {}."),
-        (outcomes, "warning", "the same outcomes as {}, to the last fact."),
-    ):
-        for first, *others in same.values():
-            for other in others:
+            same = (record.bundle_sha256, record.weights_sha256, record.level)
+            groups["error", "the same weights as {}.", same].append(given)
+    for (severity, told, _), (first, *others) in groups.items():
+        for other in others:
+            if not _may_be_equal(first.record, other.record):
                 message = told.format(first.record.id)
-                found: Severity = "error" if severity == "error" else "warning"
-                if not _may_be_equal(first.record, other.record):
-                    yield Finding("duplicates", found, str(root / other.path), message)
+                yield Finding("duplicates", severity, str(other.path), message)
 
 
 def _may_be_equal(first: Record, second: Record) -> bool:
@@ -351,21 +324,19 @@ def _may_be_equal(first: Record, second: Record) -> bool:
     return alike and chooses and len(names) == 2
 
 
-def _missing_seeds(submissions: list[Submission], root: Path) -> Iterator[Finding]:
-    arms = defaultdict(list)
+def _missing_seeds(submissions: list[Submission]) -> Iterator[Finding]:
+    arms: dict[Hashable, list[Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
-        key = (record.bundle_sha256, record.method.model_dump_json(), record.protocol)
-        arms[files.sha256_json([str(part) for part in key])].append(given)
-    for group in arms.values():
-        seeds = {given.record.seed for given in group}
+        arms[record.bundle_sha256, record.method.model_dump_json(), record.protocol].append(given)
+    for first, *others in arms.values():
+        seeds = {given.record.seed for given in (first, *others)}
         if len(seeds) < FEWEST_SEEDS:
-            first = min(group, key=lambda given: given.path)
             told = f"{first.record.method.name} has {len(seeds)} seeds of at least {FEWEST_SEEDS}."
-            yield Finding("seeds", "warning", str(root / first.path), told)
+            yield Finding("seeds", "warning", str(first.path), told)
 
 
-def report(findings: list[Finding], style: str, *, color: bool = False) -> str:
+def render_findings(findings: list[Finding], style: str, *, color: bool = False) -> str:
     """Renders findings as `rich`, `json`, or `github` annotations.
 
     Args:
@@ -374,31 +345,24 @@ def report(findings: list[Finding], style: str, *, color: bool = False) -> str:
         color: Whether `rich` may use a terminal's colours.
     """
     if style == "json":
-        return files.dumps([_row(finding) for finding in findings], indent=2)
+        return files.dumps(list(map(asdict, findings)), indent=2)
     if style == "github":
         return "\n".join(map(_annotation, findings))
-    return "\n".join(_line(finding, color) for finding in findings)
-
-
-def _row(finding: Finding) -> dict[str, str]:
-    return {name: getattr(finding, name) for name in Finding.__slots__}
-
-
-def _line(finding: Finding, color: bool) -> str:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(force_terminal=color, color_system="standard" if color else None)
+    with console.capture() as shown:
+        for finding in findings:
+            console.print(_line(finding), soft_wrap=True)
+    return shown.get().removesuffix("\n")
+
+
+def _line(finding: Finding) -> Text:
     # Text and not a string: a stranger's brackets are no markup.
-    line = Text.assemble(
+    return Text.assemble(
         (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
         (f"{finding.check:12} ", "bold"),
         (f"{_visible(finding.path)}: ", "cyan"),
         _visible(finding.message),
     )
-    with console.capture() as shown:
-        console.print(line, soft_wrap=True, end="")
-    return shown.get()
 
 
 def _visible(text: str) -> str:

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.datasheet import relations_by_split
 from factual_forgetting.bundle.export import export_training_data
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
@@ -83,9 +82,5 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _tell(bundle: Bundle) -> None:
-    relations = bundle.manifest["relations"]
-    names = sorted({name for counts in relations.values() for name in counts})
-    rows = [[name, *(counts.get(name, 0) for counts in relations.values())] for name in names]
-    rows.append(["all", *bundle.manifest["counts"].values()])
-    sys.stdout.write(tabulate(rows, headers=["relation", *relations], tablefmt="github") + "\n")
-    sys.stdout.write(f"\n{bundle.path}\nsha256 {bundle.sha256}\n")
+    table = relations_by_split(bundle.manifest)
+    sys.stdout.write(f"{table}\n\n{bundle.path}\nsha256 {bundle.sha256}\n")

@@ -40,6 +40,12 @@ def load_causal_lm(
     return model.eval(), tokenizer
 
 
+def context_length(model: Any) -> int | None:
+    """Returns the most tokens that a model of transformers takes; None if it has no limit."""
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
+
+
 def default_device() -> str:
     """Returns the GPU where there is one; lm-eval's own default fails where there is none."""
     import torch
@@ -53,9 +59,3 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def context_length(model: Any) -> int | None:
-    """Returns the most tokens that a model takes, if it has a limit."""
-    found = getattr(model.config, "max_position_embeddings", None)
-    return int(found) if found is not None else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, product
 
 from factual_forgetting.facts.aliases import AliasTable, builtin_aliases
 from factual_forgetting.facts.fact import Fact
@@ -28,17 +28,10 @@ _INVERSE_PAIRS = (
 )
 
 
-def _inverses() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for some, others in _INVERSE_PAIRS:
-        for relation in some:
-            found[relation].update(others)
-        for relation in others:
-            found[relation].update(some)
-    return found
-
-
-_INVERSES = _inverses()
+_INVERSES: dict[str, set[str]] = defaultdict(set)
+for _pair in _INVERSE_PAIRS:
+    for _one, _other in chain(product(*_pair), product(*reversed(_pair))):
+        _INVERSES[_one].add(_other)
 
 # The index is sorted at the end: entries put in place one by one would lie all over the disk.
 _SAID = "CREATE TABLE said (kind TEXT, text TEXT, relation TEXT, id TEXT)"
@@ -57,13 +50,11 @@ class Leak:
             the same or the inverse relation) or `any_object` (in any relation).
         heldout: Id of the held-out fact.
         train: Id of a training fact that gives it away.
-        text: What they share, as the held-out fact writes it.
     """
 
     kind: str
     heldout: str
     train: str
-    text: str
 
 
 class TrainingIndex:
@@ -93,10 +84,9 @@ class TrainingIndex:
         }
         for kind, keys in looked_up.items():
             find = _FIND_OF_RELATION if kind == "object" else _FIND
-            for (train,) in chain.from_iterable(self._db.execute(find, key) for key in keys):
-                text = fact.question if kind in {"id", "question"} else fact.subject
-                yield Leak(kind, fact.id, train, text)
-                break
+            found = chain.from_iterable(self._db.execute(find, key) for key in keys)
+            for (train,) in islice(found, 1):
+                yield Leak(kind, fact.id, train)
 
 
 def _said(fact: Fact) -> Iterator[tuple[str, ...]]:

@@ -13,10 +13,12 @@ _CACHED_TEXTS = 1 << 16  # a model repeats itself over runs, and golds repeat ov
 
 # Dropped without leaving a space: apostrophes and their lookalikes, and the full stop.
 _GLUED = "'‘’‚‛`´ʹʻʼʽʾʿˈˊˋ′＇."
-# Letters that Unicode doesn't decompose, by the spelling that plain keyboards give them.
-_LETTERS = {
+# Letters that Unicode doesn't decompose, by the spelling that plain keyboards give them, and the
+# signs that say something.
+_SPELT = {
     "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ħ": "h",
     "ı": "i", "ŋ": "n", "ŧ": "t", "ƒ": "f", "ǥ": "g", "ɨ": "i", "ƀ": "b",
+    "&": " and ", "+": "+", "#": "#",
 }  # fmt: skip
 # Cyrillic and Greek letters that look Latin, for words that mix scripts by a slip.
 _LOOKALIKES = str.maketrans("асеорхуіјѕԁοανικρτυχ", "aceopxyijsdoavikptux")
@@ -39,21 +41,16 @@ class _Plain(dict[int, str]):
     """What each character of a folded text turns into, worked out when first met."""
 
     def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = plain = _plain(char)
+        self[code] = plain = _plain(chr(code))
         return plain
 
 
 def _plain(char: str) -> str:
     category = unicodedata.category(char)
-    if char in _LETTERS:
-        return _LETTERS[char]
+    if char in _SPELT:
+        return _SPELT[char]
     if char in _GLUED or category == "Cf":
         return ""
-    if char == "&":
-        return " and "
-    if char in "+#":
-        return char
     if category == "Nd":
         return str(unicodedata.digit(char))
     return " " if category[0] in "PSZC" else char

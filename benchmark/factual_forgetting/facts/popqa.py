@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.entityquestions import pattern_of
+from factual_forgetting.facts.entityquestions import subject_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.rows import fact_from_row
 
 DATASET = "akariasai/PopQA"
 
 # The question templates of the data, by the name of its property.
-TEMPLATES = {
+POPQA_TEMPLATES = {
     "author": "Who is the author of [X]?",
     "capital": "What is the capital of [X]?",
     "capital_of": "What is [X] the capital of?",
@@ -61,7 +61,7 @@ def popqa_fact(row: Mapping[str, Any], origin: str) -> Fact:
 
 
 def _from_template(question: str, origin: str) -> tuple[str, str]:
-    for relation, template in TEMPLATES.items():
-        if found := pattern_of(template).fullmatch(question):
-            return relation, found.group(1).strip()
+    for relation, template in POPQA_TEMPLATES.items():
+        if (subject := subject_of(question, template)) is not None:
+            return relation, subject
     raise UserError(f"{origin}: not a question of PopQA. Give its own file, or use --column.")

@@ -6,16 +6,16 @@ EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts import almanac
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
+from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
 from factual_forgetting.facts.entityquestions import (
     cache_folder,
@@ -66,69 +66,45 @@ class SourceOptions(Config):
         return columns
 
 
-def load_facts(
-    source: str,
-    relations: Sequence[str] = (),
-    limit: int | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> list[Fact]:
+def load_facts(source: str, relations: Sequence[str] = (), **options: Any) -> list[Fact]:
     """Loads the cleaned facts of a source, each id once, ordered by relation and id.
 
     Args:
         source: The source; see the module.
         relations: Relations to keep; all if empty.
-        limit: At most this many facts of each relation and split, chosen by `seed`.
-        seed: Decides which facts a limit keeps.
         **options: The other fields of `SourceOptions`.
 
     Raises:
-        UserError: If the source is unknown, malformed or empty, or a relation isn't in it.
+        UserError: If there is no such option, or it has a wrong value; and as `clean_source` does.
     """
-    chosen = SourceOptions(
-        facts=source, relations=tuple(relations), limit=limit, seed=seed, **options
-    )
-    return chosen_facts(chosen)
+    values = {"facts": source, "relations": relations, **options}
+    return list(clean_source(parse(SourceOptions, values, "load_facts")).facts)
 
 
-def chosen_facts(options: SourceOptions) -> list[Fact]:
-    """Loads the cleaned facts that the options choose, each id once, by relation and id.
+def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Cleaned:
+    """Reads a source, adds aliases, cleans, and applies the limit; nothing is held in memory.
+
+    Args:
+        options: Which facts, and what to do to them.
+        may_be_empty: Whether cleaning may leave no fact.
 
     Raises:
-        UserError: As `chosen` does.
+        UserError: If the source is unknown, malformed or empty, a relation, a rule or the alias
+            table isn't there, or cleaning leaves no fact.
     """
-    return list(chosen(options).facts)
-
-
-def chosen(options: SourceOptions) -> Cleaned:
-    """Finds what the options choose, with what cleaning dropped.
-
-    Raises:
-        UserError: As `prepare` does, and if cleaning leaves no fact.
-    """
-    cleaned = prepare(options)
-    if not cleaned.facts:
+    active_rules(options.keep, options.drop)  # complains before anything is fetched
+    table = builtin_aliases()
+    if options.aliases:
+        table = table | read_aliases(options.aliases)
+    rows = _asked_for(with_aliases(read_source(options.facts, options.columns), table), options)
+    cleaned = clean(rows, options.keep, options.drop, table, options.limit, options.seed)
+    if not (cleaned.facts or may_be_empty):
         counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
         raise UserError(
             f"{options.facts}: cleaning drops every row ({counts}). Give other facts, "
             "or --keep a rule."
         )
     return cleaned
-
-
-def prepare(options: SourceOptions) -> Cleaned:
-    """Reads a source, adds aliases, cleans, and applies the limit; nothing is held in memory.
-
-    Raises:
-        UserError: If the source is unknown, malformed or empty, or a relation, a rule or the
-            alias table isn't there.
-    """
-    active_rules(options.keep, options.drop)
-    table = builtin_aliases()
-    if options.aliases:
-        table = table | read_aliases(options.aliases)
-    rows = _asked_for(with_aliases(read_source(options.facts, options.columns), table), options)
-    return clean(rows, options.keep, options.drop, table, options.limit, options.seed)
 
 
 def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
@@ -148,6 +124,14 @@ def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
         )
 
 
+# What a source's name stands for. Its rows may repeat ids, and are read when they are needed.
+NAMED_SOURCES: dict[str, Callable[[], Iterator[Fact]]] = {
+    "almanac": lambda: iter(world()),
+    "entityquestions": lambda: read_entity_questions(fetch_entity_questions(cache_folder())),
+    "popqa": lambda: (popqa_fact(row, origin) for origin, row in _dataset_rows(DATASET)),
+}
+
+
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterator[Fact]:
     """Yields the facts of a source as they stand there; ids may repeat.
 
@@ -157,55 +141,28 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
     kind, _, rest = source.partition(":")
     path = Path(source)
     if kind == "datasets" and rest:
-        return _dataset_facts(rest, columns or {})
+        return (fact_from_row(row, columns or {}, origin) for origin, row in _dataset_rows(rest))
     if path.is_file() or (kind_of(path) in SUFFIXES and kind != "popqa"):
-        return _file_facts(path, columns or {})
+        return (fact_from_row(row, columns or {}, origin) for origin, row in read_rows(path))
     if columns:
         raise UserError(f"{source} has columns of its own. Leave --column out.")
-    if source == "almanac":
-        return iter(almanac.world())
-    if source == "entityquestions":
-        return read_entity_questions(fetch_entity_questions(cache_folder()))
-    if source == "popqa":
-        rows = _dataset_rows(DATASET)
-        return (popqa_fact(row, origin) for origin, _, row in rows)
+    if source in NAMED_SOURCES:
+        return NAMED_SOURCES[source]()
     if kind == "popqa":
-        return _popqa_file(Path(rest))
+        return (popqa_fact(row, origin) for origin, row in read_rows(Path(rest)))
     if path.is_dir():
         return read_entity_questions(path)
     raise UserError(
-        f"Unknown fact source '{source}'. Give almanac, entityquestions, popqa, popqa:FILE, "
+        f"Unknown fact source '{source}'. Give {', '.join(NAMED_SOURCES)}, popqa:FILE, "
         "datasets:ID, a folder in EntityQuestions' layout, or a file "
         f"({', '.join(SUFFIXES)})."
     )
 
 
-def _file_facts(path: Path, columns: Mapping[str, str]) -> Iterator[Fact]:
-    _check_kind(path)
-    for line, row in read_rows(path):
-        yield fact_from_row(row, columns, f"{path}, line {line}")
+def _dataset_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each row of a dataset, `ID[:CONFIG][@REVISION]`, after where it stands.
 
-
-def _popqa_file(path: Path) -> Iterator[Fact]:
-    _check_kind(path)
-    for line, row in read_rows(path):
-        yield popqa_fact(row, f"{path}, line {line}")
-
-
-def _check_kind(path: Path) -> None:
-    if kind_of(path) not in SUFFIXES:
-        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}. Rename or convert it.")
-
-
-def _dataset_facts(spec: str, columns: Mapping[str, str]) -> Iterator[Fact]:
-    for origin, split, row in _dataset_rows(spec):
-        yield fact_from_row({"split": split, **row}, columns, origin)
-
-
-def _dataset_rows(spec: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
-    """Yields origin, split and row of a dataset, `ID[:CONFIG][@REVISION]`.
-
-    The splits of a dataset that has only one, or names none of ours, say nothing: None.
+    The splits of a dataset that has only one, or names none of ours, say nothing.
     """
     import datasets
 
@@ -222,4 +179,4 @@ def _dataset_rows(spec: str) -> Iterator[tuple[str, str | None, dict[str, Any]]]
     for split, rows in loaded.items():
         place = SPLIT_NAMES.get(split) if len(loaded) > 1 else None
         for number, row in enumerate(rows, start=1):
-            yield f"{spec}, split {split}, row {number}", place, row
+            yield f"{spec}, split {split}, row {number}", {"split": place, **row}

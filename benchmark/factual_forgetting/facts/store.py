@@ -75,13 +75,12 @@ class FactStore:
 
     def select(self, query: str, *values: Any) -> Iterator[tuple[int, Fact]]:
         """Yields number and fact of the rows that a query finds in `rows` or `facts`."""
-        for number, identity, relation, subject, question, split, names, *_ in self.db.execute(
-            query, values
-        ):
+        for cells in self.db.execute(query, values):
+            number, key, relation, subject, question, split, names = cells[:7]
             (golds, aliases), _ = _decode(names)
             yield (
                 number,
-                Fact(identity, relation, subject, question, tuple(golds), split, tuple(aliases)),
+                Fact(key, relation, subject, question, tuple(golds), split, tuple(aliases)),
             )
 
     def drop(self, rule: str, number: int) -> None:

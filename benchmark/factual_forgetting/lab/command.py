@@ -45,7 +45,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     from factual_forgetting.lab.pretrain import PretrainConfig, pretrain
 
     config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
-    facts = facts_from_arguments(args)
+    facts = list(facts_from_arguments(args)[0])
     counts = None
     if args.exposures:
         rows = list(files.read_jsonl(args.exposures))

@@ -13,9 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.board import make_board
+from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.plots import plot_frontier
 from factual_forgetting.board.record import load_record, make_record
 from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build
@@ -23,6 +22,7 @@ from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
+from factual_forgetting.scoring.chart import draw_frontier
 from factual_forgetting.slick.labelling import SlickConfig
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,7 +93,7 @@ def demo(output: Path, *, quick: bool = False) -> None:
     reference = {bundle.sha256: reference_of(bundle)}
     board = make_board((load_record(path) for path in records), reference)
     files.write_json(output / "board.json", board)
-    plot_frontier(board["bundles"][0], output / "frontier.png")
+    draw_frontier(curves_of(board["bundles"][0]), output / "frontier.png")
     sys.stdout.write(f"{markdown(board)}\n\n{_closing(output)}\n")
 
 
@@ -146,11 +146,11 @@ def _arm(output: Path, plan: Plan, name: str, seed: int) -> Path:
 
 
 def _score_once(bundle: Bundle, run: Path, output: Path) -> Path:
-    from factual_forgetting.scoring.score import score
+    from factual_forgetting.scoring.score import run_lm_eval
 
     if any(output.rglob("results_*.json")):
         return output
-    return score(bundle, "hf", str(run), output, batch_size="256", device="cpu")
+    return run_lm_eval(bundle, "hf", str(run), output, batch_size="256", device="cpu")
 
 
 def _closing(output: Path) -> str:

@@ -12,19 +12,16 @@ from factual_forgetting import files
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.slick.classify import ask, merge, prepare
+from factual_forgetting.slick.classify import begin
 from factual_forgetting.slick.labelling import (
-    CATEGORIES,
-    EXEMPLARS,
-    HIGHLY_KNOWN,
-    MANIFEST,
-    UNKNOWN,
+    EXEMPLARS_FILE,
+    LABELS_MANIFEST,
+    Category,
     SlickConfig,
     read_labels,
 )
 
-REDRAW = "redraw.json"
-_AGAIN = "redraw"
+_REDRAW, _AGAIN = "redraw.json", "redraw"
 
 
 def check_redraw(
@@ -47,30 +44,28 @@ def check_redraw(
     Raises:
         UserError: If there are fewer labels than the sample asks for, or too few others.
     """
-    manifest = files.read_json(output / MANIFEST)
+    manifest = files.read_json(output / LABELS_MANIFEST)
     labelled = sum(manifest["categories"].values())
     if sample > labelled:
         raise UserError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
     rows = ((label.fact.id, label.category) for label in read_labels(output))
     first = dict(heapq.nsmallest(sample, rows, key=lambda row: stable_fraction(_AGAIN, row[0])))
-    settings = SlickConfig(**{**manifest["settings"], "quota": {}})
-    settings = settings.model_copy(update={"seed": settings.seed + 1})
-    used = {e["id"] for row in files.read_jsonl(output / EXEMPLARS) for e in row["facts"]}
+    seed = manifest["settings"]["seed"]
+    settings = SlickConfig(**{**manifest["settings"], "quota": {}, "seed": seed + 1})
+    used = {e["id"] for row in files.read_jsonl(output / EXEMPLARS_FILE) for e in row["facts"]}
     others = (fact for fact in facts if fact.id not in used)
     again = output / _AGAIN
-    job = prepare(others, engine.name, settings, manifest["base"], again, frozenset(first))
-    ask(job, engine, job.shards)
-    merge(job, some_right=False)
+    labelling = begin(others, engine.name, settings, manifest["base"], again, frozenset(first))
+    labelling.ask(engine, labelling.shards)
+    labelling.merge(some_right=False)
     pairs = Counter((first[p.fact.id], p.category) for p in read_labels(again))
-    same = sum(count for (one, other), count in pairs.items() if one == other)
+    ends = Category.HIGHLY_KNOWN, Category.UNKNOWN
     told = {
         "sample": sample,
-        "agreement": same / sample,
-        "swapped": pairs[HIGHLY_KNOWN, UNKNOWN] + pairs[UNKNOWN, HIGHLY_KNOWN],
-        "confusion": {
-            one: {other: pairs[one, other] for other in CATEGORIES} for one in CATEGORIES
-        },
-        "seeds": [settings.seed - 1, settings.seed],
+        "agreement": sum(pairs[one, one] for one in Category) / sample,
+        "swapped": pairs[ends] + pairs[ends[::-1]],
+        "confusion": {one: {other: pairs[one, other] for other in Category} for one in Category},
+        "seeds": [seed, settings.seed],
     }
-    files.write_json(output / REDRAW, told)
+    files.write_json(output / _REDRAW, told)
     return told
