@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
@@ -54,8 +47,8 @@ class Protocol(Config):
     strengths: tuple[PositiveFloat, ...]
     batch_size: PositiveInt
     epochs: PositiveInt
-    warmup_steps: NonNegativeInt
-    weight_decay: NonNegativeFloat
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
     adam_beta1: float = Field(ge=0, lt=1)
     adam_beta2: float = Field(ge=0, lt=1)
     adam_epsilon: PositiveFloat

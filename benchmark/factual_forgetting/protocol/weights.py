@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Frozen:
 
     path: Path
     snapshot: bool = False
-    _model: Any = field(default=None)
+    _model: Any = None
 
     def at(self, step: Step) -> Any:
         """Returns the model in eval mode on the student's device, sharded as the student is.
