@@ -19,7 +19,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import describe, resolve
-from factual_forgetting.scoring.chart import Curve
+from factual_forgetting.scoring.chart import SeedCurve
 from factual_forgetting.scoring.crossing import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, proportion, row_of
 
@@ -63,7 +63,7 @@ def make_board(
     }
 
 
-def curves_of(bundle: Mapping[str, Any]) -> list[tuple[str, list[Curve]]]:
+def curves_of(bundle: Mapping[str, Any]) -> list[tuple[str, list[SeedCurve]]]:
     """Returns the methods of one entry of a board's `bundles`, with the curves of their seeds."""
     return [
         (row["method"], list(zip(*(point["seeds"] for point in row["curve"]), strict=True)))

@@ -146,11 +146,11 @@ def _arm(output: Path, plan: Plan, name: str, seed: int) -> Path:
 
 
 def _score_once(bundle: Bundle, run: Path, output: Path) -> Path:
-    from factual_forgetting.scoring.score import score
+    from factual_forgetting.scoring.score import run_lm_eval
 
     if any(output.rglob("results_*.json")):
         return output
-    return score(bundle, "hf", str(run), output, batch_size="256", device="cpu")
+    return run_lm_eval(bundle, "hf", str(run), output, batch_size="256", device="cpu")
 
 
 def _closing(output: Path) -> str:

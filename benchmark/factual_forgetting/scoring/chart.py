@@ -13,10 +13,10 @@ from factual_forgetting.scoring.crossing import PLASTICITY_LEVEL
 _MARKERS = "osD^vPX*<>"
 _FEW = 10
 # Plasticity and stability at each point of training; None where they weren't measured.
-Curve = Sequence[Sequence[float | None]]
+SeedCurve = Sequence[Sequence[float | None]]
 
 
-def draw_frontier(arms: Iterable[tuple[str, Sequence[Curve]]], path: Path) -> None:
+def draw_frontier(arms: Iterable[tuple[str, Sequence[SeedCurve]]], path: Path) -> None:
     """Draws stability against plasticity over training, a line an arm.
 
     Args:

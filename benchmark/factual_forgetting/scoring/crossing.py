@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 PLASTICITY_LEVEL = 0.9
 COARSE_BELOW = 8
 Floats = NDArray[np.float64]
-Measured = ArrayLike | Sequence[float | None]
+_Measured = ArrayLike | Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Crossing:
         """Whether fewer than 8 points lie before the crossing."""
         return np.less(self.passed, COARSE_BELOW)
 
-    def read(self, values: Measured) -> Floats:
+    def read(self, values: _Measured) -> Floats:
         """Reads a quantity off at the crossing, linear between evaluated points.
 
         Args:
@@ -61,7 +61,7 @@ class Crossing:
         return np.where(self.reached, before + self.weight * (there - before), np.nan)
 
 
-def find_crossing(plasticity: Measured, level: float = PLASTICITY_LEVEL) -> Crossing:
+def find_crossing(plasticity: _Measured, level: float = PLASTICITY_LEVEL) -> Crossing:
     """Finds where plasticity first reaches a level.
 
     Args:

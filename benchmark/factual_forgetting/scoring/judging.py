@@ -11,17 +11,8 @@ from factual_forgetting.facts.matching import first_line, is_correct, normalise
 
 _ABSTENTIONS = frozenset(
     normalise(text)
-    for text in (
-        "I don't know",
-        "I do not know",
-        "don't know",
-        "I'm not sure",
-        "I am not sure",
-        "not sure",
-        "unknown",
-        "no answer",
-        "I have no idea",
-    )
+    for text in "I don't know|I do not know|don't know|I'm not sure|I am not sure|not sure|unknown|"
+    "no answer|I have no idea".split("|")
 )
 _DECLINES = re.compile(
     r"\b(dont know|do not know|not sure|not certain|no idea|not aware|unknown|cannot answer|"
@@ -61,6 +52,16 @@ class Judgement:
     strict: bool
     f1: float
     abstained: bool
+
+    @property
+    def declined(self) -> bool:
+        """Whether it gives no answer; one that is right counts as given, whatever its words."""
+        return self.abstained and not self.correct
+
+    @property
+    def hallucinated(self) -> bool:
+        """Whether it gives a wrong answer."""
+        return not self.correct and not self.abstained
 
 
 def judge(
@@ -144,17 +145,11 @@ def _says(answer: str, names: Sequence[str], subject: str) -> bool:
         return True
     # Where the answer stands in the subject ("Luxembourg's capital"), repeating the question
     # must not count: one mention of the subject is taken out.
-    words = _without(normalise(answer).split(), normalise(subject).split())
-    for name in names:
-        gold = normalise(name).split()
-        rest = _without(words, gold)
-        if rest != words and not _HEDGES & set(rest):
-            return True
-    return False
+    said = _without(f" {normalise(answer)} ", subject)
+    rests = (_without(said, name) for name in names)
+    return any(rest != said and not _HEDGES & set(rest.split()) for rest in rests)
 
 
-def _without(words: list[str], part: list[str]) -> list[str]:
-    for start in range(len(words) - len(part) + 1 if part else 0):
-        if words[start : start + len(part)] == part:
-            return [*words[:start], "|", *words[start + len(part) :]]
-    return words
+def _without(said: str, name: str) -> str:
+    words = normalise(name)
+    return said.replace(f" {words} ", " | ", 1) if words else said
