@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.scoring.crossing import COARSE_BELOW as COARSE_BELOW
-from factual_forgetting.scoring.crossing import PLASTICITY_LEVEL as PLASTICITY_LEVEL
-from factual_forgetting.scoring.crossing import find_crossing
+from factual_forgetting.scoring.crossing import PLASTICITY_LEVEL, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, mean_difference, proportion, row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
