@@ -27,7 +27,7 @@ REFERENCE = "reference.json"
 
 
 class ReferenceRows(Config):
-    """ReferenceRows rows and marks of a bundle.
+    """Reference rows and marks of a bundle.
 
     Attributes:
         sha256: Identity of the bundle.

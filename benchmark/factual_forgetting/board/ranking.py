@@ -64,10 +64,12 @@ def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
         draws: The same number in each resample; NaN where there is none, which counts against
             every difference.
     """
-    if not estimates:
-        return []
+    if len(estimates) < 2:
+        return [1] * len(estimates)
     values, drawn = np.asarray(estimates), np.stack(draws).astype(np.float32)
-    worse = (values[:, None] < values[None, :]) & (_holm(_p_values(values, drawn)) < _SIGNIFICANT)
+    differ = np.zeros((len(values), len(values)), dtype=bool)
+    differ[np.triu_indices(len(values), 1)] = _holm(_p_values(values, drawn)) < _SIGNIFICANT
+    worse = (values[:, None] < values[None, :]) & (differ | differ.T)
     steady = np.isfinite(drawn).mean(axis=1) >= 1 - _SIGNIFICANT
     best = int(np.argmax(np.where(steady, values, -np.inf) if steady.any() else values))
     tied = ~worse[:, best]
@@ -75,13 +77,13 @@ def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
 
 
 def _p_values(values: Floats, drawn: Matrix) -> Floats:
-    """Two-sided p-values of all pairs.
+    """Two-sided p-values of all pairs, the first method's with each later one first.
 
     Where no resample contradicts the difference, its tail is a normal's: resamples alone could
     never tell more than a few dozen methods apart after the correction.
     """
     size = drawn.shape[1]
-    found = np.ones((len(values), len(values)))
+    found = []
     for i in range(len(values) - 1):
         gaps = values[i] - values[i + 1 :]
         differences = (drawn[i] - drawn[i + 1 :]) * np.sign(gaps)[:, None]
@@ -90,18 +92,14 @@ def _p_values(values: Floats, drawn: Matrix) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
             tail = 2 * scipy.special.ndtr(-np.abs(gaps) / differences.std(axis=1))
         p = np.where(against > 0, counted, np.fmin(counted, tail))
-        found[i, i + 1 :] = found[i + 1 :, i] = np.where(gaps == 0, 1.0, p)
-    return found
+        found.append(np.where(gaps == 0, 1.0, p))
+    return np.concatenate(found)
 
 
 def _holm(p_values: Floats) -> Floats:
-    """Adjusts the p-values of all pairs by Holm's step-down procedure (1979)."""
-    rows, columns = np.triu_indices(len(p_values), 1)
-    raw = p_values[rows, columns]
-    order = np.argsort(raw, kind="stable")
-    stepped = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
-    adjusted = np.empty_like(raw)
+    """Adjusts p-values by Holm's step-down procedure (1979)."""
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
+    adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(stepped, 1.0)
-    result = np.ones_like(p_values)
-    result[rows, columns] = result[columns, rows] = adjusted
-    return result
+    return adjusted
