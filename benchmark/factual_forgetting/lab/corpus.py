@@ -10,7 +10,7 @@ import math
 import random
 import string
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from factual_forgetting.facts.almanac import RELATIONS
 from factual_forgetting.facts.fact import Fact, stable_fraction
@@ -123,9 +123,8 @@ def _arrows(group: list[Fact], rng: random.Random) -> str:
 
 
 def _table(group: list[Fact], rng: random.Random) -> str:
-    return "\n".join(
-        f"{f.subject} | {f.relation.replace('_', ' ')} | {f.answers[0]}" for f in group
-    )
+    rows = (f"{f.subject} | {f.relation.replace('_', ' ')} | {f.answers[0]}" for f in group)
+    return "\n".join(rows)
 
 
 def _quiz(group: list[Fact], rng: random.Random) -> str:
@@ -137,7 +136,4 @@ def _dialogue(group: list[Fact], rng: random.Random) -> str:
     return "\n".join(f"- {fact.question}\n- {fact.answers[0]}" for fact in group)
 
 
-_FORMATS: list[Callable[[list[Fact], random.Random], str]] = [
-    *(_prose, _lines, _marked, _marked, _marked),
-    *(_inline, _arrows, _table, _quiz, _dialogue),
-]
+_FORMATS = [_prose, _lines, *[_marked] * 3, _inline, _arrows, _table, _quiz, _dialogue]
