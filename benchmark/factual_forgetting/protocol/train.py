@@ -23,7 +23,7 @@ from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import grid, methods
 from factual_forgetting.protocol.config import Execution
 from factual_forgetting.protocol.context import Context
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve, Watcher
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve, Points
 from factual_forgetting.protocol.processes import is_main_process, world_size
 from factual_forgetting.protocol.run import LOG, RUN, Run
 
@@ -299,7 +299,7 @@ def _set_dropout(model: Any, rate: float) -> None:
             vars(module)["attention_dropout"] = rate
 
 
-def last_checkpoint(resume: Path, curve: Watcher) -> str | None:
+def last_checkpoint(resume: Path, curve: Points) -> str | None:
     """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
     from factual_forgetting.protocol.trainer import WHOLE
 

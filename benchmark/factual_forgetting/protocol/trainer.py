@@ -24,7 +24,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.context import Penalty, Step
-from factual_forgetting.protocol.curve import Point, Watcher, selection_score
+from factual_forgetting.protocol.curve import Point, Points, selection_score
 from factual_forgetting.protocol.processes import world_size
 from factual_forgetting.protocol.weights import as_checkpoint
 
@@ -148,7 +148,7 @@ class CurveCallback(TrainerCallback):
     """
 
     trainer: ForgettingTrainer
-    curve: Watcher
+    curve: Points
     protocol: Protocol
     best: Path | None
     progress: bool
