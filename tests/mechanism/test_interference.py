@@ -14,7 +14,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings
+from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
 from factual_forgetting.mechanism.figures import draw_all
 from factual_forgetting.mechanism.findings import crossing, findings, markdown
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
@@ -178,7 +178,7 @@ def made(
     bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str], **told: Any
 ) -> Any:
     """A result with given outcomes of the same relation; half is learned at each point."""
-    held = Experiment(bundle, NAMES, settings).held()
+    held = held_facts(bundle, "country")
     rng = np.random.default_rng(seed)
     return {
         "bundle_sha256": bundle.sha256,
@@ -209,7 +209,7 @@ def made(
 def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
     bundle: Bundle, settings: Settings
 ) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     half = n // 2
     curve = ["0" + "1" * (n - 1), "1" * n, "0" * half + "1" * (n - half), "0" * n]
     results = [made(bundle, settings, "name", seed, curve) for seed in (0, 1)]
@@ -235,7 +235,7 @@ def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
 def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
     bundle: Bundle, settings: Settings
 ) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     kept, lost = ["1" * n] * 4, ["1" * n, "1" * n, "0" * n, "0" * n]
     results = [
         made(bundle, settings, "name", 0, lost),
@@ -256,7 +256,7 @@ def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
 
 
 def test_abstentions_are_told_apart(bundle: Bundle, settings: Settings) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     curve = ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)]
     results = [made(bundle, settings, "name", 0, curve, passes=1)]
     (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
@@ -273,7 +273,7 @@ def test_an_answered_abstention_is_marked(bundle: Bundle, settings: Settings, ro
 
 
 def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: Settings) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     results = [
         made(bundle, settings, "name", 0, ["1" * n] * 4),
         made(bundle, settings, "name", 1, ["1" * n] * 2),
@@ -288,7 +288,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     bundle: Bundle, settings: Settings, tmp_path: Path
 ) -> None:
     larger = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     curves = {"name": ["1" * n, "1" * n, "0" * n], "identifier": ["1" * n] * 3}
     results = [made(bundle, settings, keys, 0, curve) for keys, curve in curves.items()]
     results.append({**made(larger, settings, "name", 0, curves["name"]), "parameters": 4_000})

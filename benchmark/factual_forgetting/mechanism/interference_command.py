@@ -15,7 +15,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism.conditions import Condition, Method, Settings
+from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
 from factual_forgetting.mechanism.findings import findings, markdown
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.keys import Keys, Values
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--values", nargs="+", choices=get_args(Values), default=["real"])
     parser.add_argument("--facts", nargs="+", type=int, default=[100, 1000])
-    parser.add_argument("--methods", nargs="+", choices=get_args(Method), default=["sft"])
+    parser.add_argument("--methods", nargs="+", choices=get_args(Taught), default=["sft"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--protocol", default="almanac-v1", help="rate, batch and precision")
     parser.add_argument(

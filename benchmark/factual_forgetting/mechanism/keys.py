@@ -76,7 +76,7 @@ class Recombiner:
         """
         self._tokenizer, self._taken, self._seed = tokenizer, taken, seed
         self._partners = partners or {}
-        parts = [ids for ids in _tokens(tokenizer, given) if len(ids) > 1]
+        parts = [ids for ids in inner_tokens(tokenizer, given) if len(ids) > 1]
         self._lengths = Counter(len(ids) for ids in parts)
         self._first = sorted({ids[0] for ids in parts})
         self._middle = sorted({token for ids in parts for token in ids[1:-1]})
@@ -117,7 +117,9 @@ class Recombiner:
     def _readable(self, drawn: list[Tokens]) -> Iterator[str]:
         written = [tuple(self._partners.get(token, token) for token in ids) for ids in drawn]
         names = [text.strip() for text in self._tokenizer.batch_decode(written)]
-        for ids, name, again in zip(written, names, _tokens(self._tokenizer, names), strict=True):
+        for ids, name, again in zip(
+            written, names, inner_tokens(self._tokenizer, names), strict=True
+        ):
             if ids == again:
                 yield name
 
@@ -131,7 +133,7 @@ def _digits(rank: int, pools: list[list[int]]) -> Tokens:
     return tuple(found)
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+def inner_tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Tokenises names as they stand inside a sentence: after a space."""
     if not texts:
         return []  # transformers' tokenizers fail on no text
@@ -155,8 +157,8 @@ def find_partners(tokenizer: Any, given: Sequence[str], banned: Sequence[str]) -
     Raises:
         UserError: If the vocabulary has too few tokens of a form.
     """
-    own = {token for ids in _tokens(tokenizer, given) for token in ids}
-    forbidden = own | {token for ids in _tokens(tokenizer, banned) for token in ids}
+    own = {token for ids in inner_tokens(tokenizer, given) for token in ids}
+    forbidden = own | {token for ids in inner_tokens(tokenizer, banned) for token in ids}
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     free: dict[str, list[int]] = defaultdict(list)
     for token, name in enumerate(names):
