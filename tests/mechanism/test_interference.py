@@ -16,9 +16,9 @@ from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
 from factual_forgetting.mechanism.figures import draw_all
-from factual_forgetting.mechanism.findings import crossing, findings, markdown
+from factual_forgetting.mechanism.findings import crossing, findings
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
-from factual_forgetting.mechanism.interference_report import write_report
+from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.protocol.config import Protocol
 
 NAMES = Condition(keys="name", facts=20)
@@ -296,7 +296,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     draw_all(found, tmp_path)
     write_report(found, [bundle, larger], settings, tmp_path)
     assert {path.stem for path in tmp_path.glob("c*.png")} == {"capacity"}
-    assert [line.split("|")[1].strip() for line in markdown(found).splitlines()[2:]][-1] == "0.00 M"
+    assert arms_table(found["arms"], 0.5).splitlines()[-1].split("|")[1].strip() == "0.00 M"
     text = (tmp_path / "report.md").read_text()
     assert "at most 2.00% of capacity" in text
     assert "differ by up to 1.000" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tabulate import tabulate
@@ -12,26 +13,24 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.mechanism import figures
 from factual_forgetting.mechanism.conditions import OTHER, SAME, Settings
+from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.findings import (
     BITS_PER_PARAMETER,
-    Row,
     bases_of,
     cell,
     cloning_of,
     grid_of,
-    markdown,
+    like_first,
     size,
     values_of,
 )
 from factual_forgetting.protocol.config import protocol_sha256
 
 REPORT = "report.md"
-# What is told of two conditions that differ in one thing.
-_TOLD = {
-    "keys": ("facts", "method"),
-    "method": ("facts", "keys"),
-    "values": ("facts", "keys", "method"),
-}
+# Of two conditions that differ in one thing: what is told, and what they share with the first arm.
+_TOLD = {"keys": ["method"], "method": ["keys"], "values": ["keys", "method"]}
+_ALIKE = {name: ["bundle_sha256", "passes", "mixed", "values"] for name in ("keys", "method")}
+_ALIKE["values"] = ["bundle_sha256", "passes", "mixed"]
 # Kaplan et al. 2026 (arXiv 2604.15574), as far as readers of it report.
 _PAPER = [
     ("forgotten, 10^6 name-like keys", "38-41 %"),
@@ -65,6 +64,38 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
     files.write_atomic(folder / REPORT, f"{text}\n".encode())
 
 
+def arms_table(arms: Sequence[Row], level: float) -> str:
+    """Returns the table of arms, at the level or at the end; several bases by their size."""
+    rows = [_arm_cells(arm, level) for arm in arms]
+    if len({arm["bundle_sha256"] for arm in arms}) > 1:
+        sizes = [size(arm["parameters"]) for arm in arms]
+        rows = [{"base": told, **row} for told, row in zip(sizes, rows, strict=True)]
+    return _table(rows)
+
+
+def _arm_cells(arm: Row, level: float) -> dict[str, str]:
+    fixed = arm["passes"] is not None
+    place = arm["at_end"] if fixed else arm["at_level"] or arm["at_end"]
+    missed = "" if fixed or arm["at_level"] else f" (under {level})"
+    drift = place["drift"][SAME]
+    return {
+        "keys": arm["keys"] + ("" if arm["mixed"] else ", alone"),
+        "values": arm["values"],
+        "new facts": f"{arm['facts']:,}",
+        "method": arm["method"],
+        "seeds": str(len(arm["seeds"])),
+        "passes": f"{place['passes']:.1f}",
+        "P": f"{place['plasticity']:.3f}{missed}",
+        "forgotten, same relation": cell(place[SAME]),
+        "other relations": cell(place[OTHER]),
+        "drift": "-" if drift is None else f"{drift:.3f}",
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
 def _joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
@@ -91,7 +122,7 @@ def _forgetting(found: Row) -> str:
     return _joined(
         "## Forgetting by kind of key and number of new facts",
         f"![Forgetting]({figures.FORGETTING})",
-        markdown({**found, "arms": grid}),
+        arms_table(grid, found["level"]),
         _contrasts(found, "keys"),
         _contrasts(found, "method"),
         "Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):",
@@ -100,35 +131,36 @@ def _forgetting(found: Row) -> str:
 
 
 def _contrasts(found: Row, differing: str) -> str:
-    first = found["arms"][0]
+    contrasts = [row for row in found["contrasts"] if row["differing"] == differing]
     rows = [
-        [
-            f"{row['more']} minus {row['than']}",
-            *[f"{row[name]:,}" if name == "facts" else row[name] for name in _TOLD[differing]],
-            ", ".join(map(str, row["seeds"])),
-            cell(row),
-            "yes" if row["low"] > 0 or row["high"] < 0 else "no",
-        ]
-        for row in found["contrasts"]
-        if row["differing"] == differing
-        and all(row[name] == first[name] for name in ("bundle_sha256", "passes", "mixed"))
-        and (differing == "values" or row["values"] == first["values"])
+        {
+            differing: f"{row['more']} minus {row['than']}",
+            "new facts": f"{row['facts']:,}",
+            **{name: row[name] for name in _TOLD[differing]},
+            "seeds": ", ".join(map(str, row["seeds"])),
+            "more forgotten": cell(row),
+            "clear of 0": "yes" if row["low"] > 0 or row["high"] < 0 else "no",
+        }
+        for row in like_first(found, contrasts, *_ALIKE[differing])
     ]
     if not rows:
         return ""
-    told = [name.replace("facts", "new facts") for name in _TOLD[differing]]
-    headers = [differing, *told, "seeds", "more forgotten", "clear of 0"]
-    table = _table(rows, headers)
-    return _joined(f"Differences in {differing}, all else alike, fact by fact:", table)
+    return _joined(f"Differences in {differing}, all else alike, fact by fact:", _table(rows))
 
 
 def _keys(arms: Sequence[Row]) -> str:
     largest = {arm["keys"]: arm for arm in sorted(arms, key=lambda arm: arm["facts"])}
-    rows = [
-        [keys, f"{arm['key_tokens']:.2f}", f"{arm['key_rank']:.0f}", str(arm["keys_dropped"])]
-        for keys, arm in largest.items()
-    ]
-    return _table(rows, ["keys", "tokens", "rank", "dropped as known already"])
+    return _table(
+        [
+            {
+                "keys": keys,
+                "tokens": f"{arm['key_tokens']:.2f}",
+                "rank": f"{arm['key_rank']:.0f}",
+                "dropped as known already": str(arm["keys_dropped"]),
+            }
+            for keys, arm in largest.items()
+        ]
+    )
 
 
 def _drift(found: Row) -> str:
@@ -140,14 +172,20 @@ def _drift(found: Row) -> str:
 
 
 def _overlap(found: Row) -> str:
-    rows = []
-    for arm in grid_of(found):
-        if row := arm["overlap"]:
-            told = [arm["keys"], f"{arm['facts']:,}", arm["method"], f"{row['nearness']:.2f}"]
-            rows.append([*told, cell(row["controlled"]), cell(row["alone"])])
+    rows = [
+        {
+            "keys": arm["keys"],
+            "new facts": f"{arm['facts']:,}",
+            "method": arm["method"],
+            "nearness": f"{arm['overlap']['nearness']:.2f}",
+            "slope": cell(arm["overlap"]["controlled"]),
+            "without controls": cell(arm["overlap"]["alone"]),
+        }
+        for arm in grid_of(found)
+        if arm["overlap"]
+    ]
     if not rows:
         return ""
-    headers = ["keys", "new facts", "method", "nearness", "slope", "without controls"]
     return f"""## Overlap
 
 Nearness is the mean cosine of a held-out subject to its five nearest new ones, in the base's
@@ -156,7 +194,7 @@ standard deviation more of it, fact by fact, at equal answer frequency and numbe
 
 ![Overlap]({figures.OVERLAP})
 
-{_table(rows, headers)}"""
+{_table(rows)}"""
 
 
 def _values(found: Row) -> str:
@@ -167,7 +205,7 @@ def _values(found: Row) -> str:
         "## Answers of the new facts",
         "Real answers are those of the relation, shuffled ones those of other relations, new ones "
         "invented.",
-        markdown({**found, "arms": arms}),
+        arms_table(arms, found["level"]),
         _contrasts(found, "values"),
     )
 
@@ -177,17 +215,16 @@ def _cloning(found: Row) -> str:
     if not arms:
         return ""
     rows = [
-        [
-            f"{arm['keys']} keys, {arm['values']} answers",
-            f"{arm['facts']:,}",
-            f"{arm['at_end']['plasticity']:.3f}",
-            cell(arm["at_end"][SAME]),
-            f"{arm['at_end']['abstained'][SAME]:.3f}",
-            cell(arm["at_end"][OTHER]),
-        ]
+        {
+            "targets": f"{arm['keys']} keys, {arm['values']} answers",
+            "facts": f"{arm['facts']:,}",
+            "P": f"{arm['at_end']['plasticity']:.3f}",
+            "forgotten, same relation": cell(arm["at_end"][SAME]),
+            "abstained": f"{arm['at_end']['abstained'][SAME]:.3f}",
+            "other relations": cell(arm["at_end"][OTHER]),
+        }
         for arm in arms
     ]
-    headers = ["targets", "facts", "P", "forgotten, same relation", "abstained", "other relations"]
     shares = [arm["at_end"][SAME]["value"] for arm in arms]
     return f"""## Rival: behaviour cloning
 
@@ -198,7 +235,7 @@ without new associations: abstentions, or the answers of known facts shuffled. A
 
 ![Behaviour cloning]({figures.CLONING})
 
-{_table(rows, headers)}
+{_table(rows)}
 
 Seen: the same number of targets costs from {min(shares):.3f} to {max(shares):.3f} of the relation.
 A fact that is answered by an abstention counts as forgotten; the column after it says how many of
@@ -210,17 +247,16 @@ def _capacity(found: Row) -> str:
     if not groups:
         return ""
     rows = [
-        [
-            size(arm["parameters"]),
-            keys,
-            f"{arm['facts']:,}",
-            f"{arm['share_of_capacity']:.2e}",
-            cell(arm["at_level"][SAME]),
-        ]
-        for keys, arms in groups.items()
+        {
+            "parameters": size(arm["parameters"]),
+            "keys": arm["keys"],
+            "new facts": f"{arm['facts']:,}",
+            "share of capacity": f"{arm['share_of_capacity']:.2e}",
+            "forgotten, same relation": cell(arm["at_level"][SAME]),
+        }
+        for arms in groups.values()
         for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
     ]
-    headers = ["parameters", "keys", "new facts", "share of capacity", "forgotten, same relation"]
     shares = [arm["share_of_capacity"] for arms in groups.values() for arm in arms]
     return f"""## Rival: capacity
 
@@ -231,26 +267,25 @@ share is the bits of the new answers over {BITS_PER_PARAMETER} bits a parameter 
 
 ![Capacity]({figures.CAPACITY})
 
-{_table(rows, headers)}
+{_table(rows)}
 
 Seen: the new facts take at most {max(shares):.2%} of capacity. On one base, with as many facts,
 kinds of keys differ by up to {_widest(groups):.3f} in what is forgotten."""
 
 
 def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
-    """The largest difference between kinds of keys on one base with as many facts."""
-    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for arms in groups.values():
-        for arm in arms:
-            cells[arm["bundle_sha256"], arm["facts"]].append(arm["at_level"][SAME]["value"])
-    return max(max(values) - min(values) for values in cells.values())
+    """Returns the largest difference between kinds of keys on one base with as many facts."""
+    alike: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for arm in chain(*groups.values()):
+        alike[arm["bundle_sha256"], arm["facts"]].append(arm["at_level"][SAME]["value"])
+    return max(max(values) - min(values) for values in alike.values())
 
 
 def _differences(settings: Settings, found: Row) -> str:
     most = max(arm["facts"] for arm in grid_of(found))
     return f"""## The paper's figures, and what is different here
 
-{_table([list(row) for row in _PAPER], ["Kaplan et al. 2026", "reported"])}
+{_table([{"Kaplan et al. 2026": told, "reported": number} for told, number in _PAPER])}
 
 - Base: billions of parameters trained on the web there; a small model of an invented world here,
   whose knowledge is known.
@@ -263,7 +298,3 @@ def _differences(settings: Settings, found: Row) -> str:
   not known to us there.
 - Drift: token position and normalisation weren't stated; here the last subject token, raw states.
 - Self-distillation: the teacher is the base and tau is 1 here; a snapshot and tau .5 there."""
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    return str(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
