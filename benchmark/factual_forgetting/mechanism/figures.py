@@ -21,20 +21,17 @@ _METHODS = {"sft": "SFT", "self_distillation": "self-distillation"}
 _MARKERS = "v^os"
 _DPI = 130
 
-FORGETTING, DRIFT, OVERLAP = "forgetting.png", "drift.png", "overlap.png"
-CLONING, CAPACITY = "cloning.png", "capacity.png"
-
 
 def draw_all(found: Row, folder: Path) -> None:
     """Draws what the findings have: the grid of the first base, and the rival hypotheses."""
     main, cloning, bases = grid_of(found), cloning_of(found), bases_of(found)
-    _draw_forgetting(main, found["level"], folder / FORGETTING)
-    _draw_drift(main, folder / DRIFT)
-    _draw_overlap([arm for arm in main if arm["overlap"]], folder / OVERLAP)
+    _draw_forgetting(main, found["level"], folder / "forgetting.png")
+    _draw_drift(main, folder / "drift.png")
+    _draw_overlap([arm for arm in main if arm["overlap"]], folder / "overlap.png")
     if cloning:
-        _draw_cloning(cloning, folder / CLONING)
+        _draw_cloning(cloning, folder / "cloning.png")
     if bases:
-        _draw_capacity(bases, folder / CAPACITY)
+        _draw_capacity(bases, folder / "capacity.png")
 
 
 def _draw_forgetting(arms: Sequence[Row], level: float, path: Path) -> None:

@@ -30,7 +30,7 @@ from factual_forgetting.scoring.statistics import mean_difference
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.
 BITS_PER_PARAMETER = 2
 _FIXED = ("bundle_sha256", "facts", "mixed", "passes")
-_VARIED = ("keys", "values", "method")
+VARIED = ("keys", "values", "method")
 _Values = NDArray[np.float64]
 
 
@@ -192,7 +192,7 @@ def _overlap(moments: Sequence[_Moment], bundle: Bundle, held: Sequence[Fact]) -
 
 def _contrast(first: Row, second: Row) -> Row | None:
     """Returns how many more facts the first condition leaves wrong at the level, fact by fact."""
-    differing = [name for name in _VARIED if first[name] != second[name]]
+    differing = [name for name in VARIED if first[name] != second[name]]
     alike = all(first[name] == second[name] for name in _FIXED)
     seeds = sorted(first["kept"].keys() & second["kept"].keys())
     if len(differing) != 1 or not alike or not seeds:
@@ -202,7 +202,7 @@ def _contrast(first: Row, second: Row) -> Row | None:
     if estimate is None:
         return None
     (name,) = differing
-    told = {key: first[key] for key in (*_FIXED, *_VARIED) if key != name}
+    told = {key: first[key] for key in (*_FIXED, *VARIED) if key != name}
     more = {"differing": name, "more": first[name], "than": second[name], "seeds": seeds}
     return {**told, **more, **asdict(estimate)}
 
