@@ -16,7 +16,7 @@ from factual_forgetting.protocol.config import Protocol, load_protocol
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.score import run_lm_eval
 from small import RELATIONS, make_labels, make_model
 
 
@@ -73,4 +73,4 @@ def sft(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPathFac
 def results(bundle: Bundle, sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What lm-eval says of that run's checkpoint."""
     output = tmp_path_factory.mktemp("results")
-    return score(bundle, "hf", f"pretrained={sft},dtype=float32", output, batch_size="16")
+    return run_lm_eval(bundle, "hf", f"pretrained={sft},dtype=float32", output, batch_size="16")

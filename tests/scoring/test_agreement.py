@@ -17,7 +17,7 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import stop_ids
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
@@ -78,7 +78,7 @@ def asked(bundle: Bundle, *splits: str) -> int:
 
 
 def test_score(almanac: Bundle, direct: dict[str, str], tmp_path: Path) -> None:
-    written = score(
+    written = run_lm_eval(
         almanac, "hf", f"pretrained={BASE},dtype=float32", tmp_path, batch_size="64", device="cpu"
     )
     assert agrees(written, almanac, direct) == asked(
@@ -137,7 +137,7 @@ def test_a_completions_server(
 ) -> None:
     pytest.importorskip("tenacity", reason="lm-eval's API models need lm_eval[api]")
     args = f"model=almanac,base_url={server}"
-    written = score(almanac, "local-completions", args, tmp_path, batch_size="64")
+    written = run_lm_eval(almanac, "local-completions", args, tmp_path, batch_size="64")
     assert agrees(written, almanac, direct) == asked(
         almanac, "known", "unknown", "heldout", "heldout_other"
     )

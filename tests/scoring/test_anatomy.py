@@ -14,7 +14,7 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.scoring.anatomy import anatomy
 from factual_forgetting.scoring.report import Report, make_report
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.score import run_lm_eval
 
 pytestmark = pytest.mark.slow
 RELATIONS = ("country", "spouse")
@@ -76,7 +76,7 @@ def encode(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], l
 
 
 def examine(bundle: Bundle, path: Path, output: Path) -> tuple[Report, dict[str, Any]]:
-    written = score(bundle, "hf", f"pretrained={path},dtype=float32", output, batch_size="64")
+    written = run_lm_eval(bundle, "hf", f"pretrained={path},dtype=float32", output, batch_size="64")
     report = make_report(bundle, read_results(written, bundle))
     return report, anatomy(bundle, report, device="cpu")
 

@@ -7,7 +7,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.scoring.frontier import Trained, find_runs, frontier, markdown
+from factual_forgetting.scoring.frontier import Trained, find_runs, frontier, frontier_markdown
 
 
 def trained(
@@ -51,7 +51,7 @@ def test_a_level_that_one_seed_never_reaches_is_null(bundle: Bundle) -> None:
     assert [row["method"] for row in rows] == ["a", "b"]
     assert rows[1]["stability_at_p90"] is None
     assert rows[1]["stability_at_p50"] is not None
-    assert "-" in markdown(rows).splitlines()[-1]
+    assert "-" in frontier_markdown(rows).splitlines()[-1]
 
 
 def test_one_seed_given_twice_is_refused(bundle: Bundle) -> None:

@@ -10,7 +10,7 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.scoring.merge import merge_adapter
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.score import run_lm_eval
 
 
 def adapter_on(base: Path, output: Path) -> Any:
@@ -79,7 +79,7 @@ def test_adapters_of_one_run_stay_beside_each_other(base: Path, tmp_path: Path) 
 
 def test_an_adapter_is_scored_as_its_merge(bundle: Bundle, base: Path, tmp_path: Path) -> None:
     adapter_on(base, tmp_path / "adapter")
-    written = score(bundle, "hf", str(tmp_path / "adapter"), tmp_path / "r", batch_size="16")
+    written = run_lm_eval(bundle, "hf", str(tmp_path / "adapter"), tmp_path / "r", batch_size="16")
     merged = next((tmp_path / "r" / "merged").glob("*/adapter"))
     assert read_results(written, bundle).weights_sha256 == checkpoint.weights_sha256(merged)
 

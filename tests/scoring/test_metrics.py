@@ -1,41 +1,70 @@
+from typing import Any
+
+import numpy as np
 import pytest
 
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.scoring.metrics import Crossing, curve_metrics, final_metrics, stability_at
+from factual_forgetting.scoring.crossing import find_crossing
+from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
+
+START = (0.0, 1.0)
+NINE = [(0.1 * i, 0.9) for i in range(1, 9)] + [(0.95, 0.7)]
 
 
-def test_linear_between_points() -> None:
-    # From (.8, .95) to (1.0, .85): .9 is half way.
-    points = [(0.0, 1.0), (0.8, 0.95), (1.0, 0.85)]
-    assert stability_at(points) == Crossing(pytest.approx(0.90), first_point=False, coarse=True)
+def lines(*points: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
+    return [{"plasticity": p, "stability": s} for p, s in points]
 
 
-def test_the_untrained_point_is_never_part_of_it() -> None:
-    assert stability_at([(0.95, 0.2), (0.92, 0.8)]) == Crossing(0.8, first_point=True, coarse=True)
+@pytest.mark.parametrize(
+    ("points", "stability", "marks"),
+    [
+        # From (.8, .95) to (1.0, .85): .9 is half way.
+        ([START, (0.8, 0.95), (1.0, 0.85)], 0.90, "coarse"),
+        # The untrained point is never part of it.
+        ([(0.95, 0.2), (0.92, 0.8)], 0.8, "coarse first_point"),
+        # The first crossing counts.
+        ([START, (0.85, 0.9), (0.95, 0.8), (0.8, 0.7), (0.99, 0.6)], 0.85, "coarse"),
+        # Eight points before it are not coarse, seven are.
+        ([START, *NINE], 0.9 - 0.2 * 2 / 3, ""),
+        ([START, *NINE[1:]], 0.9 - 0.2 * 2 / 3, "coarse"),
+        # Points at which plasticity wasn't asked are passed over.
+        ([START, (0.8, 0.95), (None, 0.1), (1.0, 0.85)], 0.90, "coarse"),
+    ],
+)
+def test_stability_where_plasticity_is_reached(
+    points: list[Any], stability: float, marks: str
+) -> None:
+    told = {name: name in marks for name in ("coarse", "first_point")}
+    assert stability_at(lines(*points)) == {"stability": pytest.approx(stability), **told}
 
 
-def test_never_reached_is_none() -> None:
-    assert stability_at([(0.0, 1.0), (0.5, 0.9), (0.89, 0.8)]) is None
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        [START, (0.5, 0.9), (0.89, 0.8)],
+        # D_Held wasn't asked at a neighbouring point.
+        [START, (0.7, 0.9), (0.8, None), (1.0, 0.8)],
+        [START, (0.7, 0.9), (0.8, 0.9), (1.0, None)],
+    ],
+)
+def test_what_is_never_reached_or_was_not_asked_is_none(points: list[Any]) -> None:
+    assert stability_at(lines(*points)) is None
 
 
-def test_eight_points_before_the_crossing_are_not_coarse() -> None:
-    points = [(0.0, 1.0)] + [(0.1 * i, 0.9) for i in range(1, 9)] + [(0.95, 0.7)]
-    crossing = stability_at(points)
-    assert crossing is not None
-    assert not crossing.coarse
-    fewer = stability_at([points[0], *points[2:]])
-    assert fewer is not None
-    assert fewer.coarse
-
-
-def test_the_first_crossing_counts() -> None:
-    points = [(0.0, 1.0), (0.85, 0.9), (0.95, 0.8), (0.8, 0.7), (0.99, 0.6)]
-    assert stability_at(points) == Crossing(pytest.approx(0.85), first_point=False, coarse=True)
+def test_each_of_many_curves_is_read_as_one_is() -> None:
+    rng = np.random.default_rng(0)
+    plasticity = np.sort(rng.random((200, 9)), axis=1) * 1.05
+    stability = rng.random((200, 9))
+    plasticity[rng.random((200, 9)) < 0.1] = stability[rng.random((200, 9)) < 0.1] = np.nan
+    found = find_crossing(plasticity).read(stability)
+    assert 0 < np.isnan(found).sum() < 100
+    ones = [find_crossing(p).read(s) for p, s in zip(plasticity, stability, strict=True)]
+    assert np.array_equal(found, ones, equal_nan=True)
 
 
 def test_forgetting_from_the_peak() -> None:
-    points = [{"plasticity": p, "stability": s} for p, s in [(0.0, 0.5), (0.5, 0.8), (1.0, 0.6)]]
-    metrics = curve_metrics(points)
+    metrics = curve_metrics(lines((0.0, 0.5), (0.5, 0.8), (1.0, 0.6)))
     assert metrics["peak_stability"] == 0.8
     assert metrics["forgetting_from_peak"] == pytest.approx(0.2)
     assert metrics["forgetting_from_peak_relative"] == pytest.approx(0.25)

@@ -11,12 +11,12 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import by_relation, majority_answer
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
 from factual_forgetting.scoring.judging import judge
-from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.report import Report, compare, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
-from factual_forgetting.scoring.transitions import majority_answers
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def read(bundle: Bundle, results: Path) -> Results:
 
 def answering(read: Results, bundle: Bundle, answer: Any) -> Results:
     """The same results with other answers: `answer(fact, split)`."""
-    answers = {item.fact.id: answer(item.fact, split) for split, item in bundle.items()}
-    answers = {key: text for key, text in answers.items() if key in read.answers}
-    facts = {item.fact.id: item.fact for _, item in bundle.items()}
+    facts = {item.fact.id: (item.fact, split) for split, item in bundle.items()}
+    answers = {key: answer(*facts[key]) for key in read.answers}
     judged = {
-        key: judge(text, facts[key].answers, facts[key].aliases, facts[key].subject, chat=False)
+        key: judge(text, fact.answers, fact.aliases, fact.subject, chat=False)
         for key, text in answers.items()
+        for fact, _ in [facts[key]]
     }
     correct = {key: judged[key].correct for key in read.correct}
     return dataclasses.replace(read, answers=answers, judgements=judged, correct=correct)
@@ -66,20 +66,21 @@ def test_intrusions_are_objects_of_the_unknown(bundle: Bundle, read: Results) ->
 
 
 def test_majority_answers_are_shown_apart(bundle: Bundle, read: Results) -> None:
-    majority = majority_answers(bundle)
-    assert set(majority) <= {"country", "place_of_birth"}
-    answers = answering(read, bundle, lambda fact, _: majority.get(fact.relation, "-"))
+    splits = ("known", "unknown", "heldout")
+    facts = by_relation(item.fact for split in splits for item in bundle.splits[split])
+    majority = {relation: majority_answer(found) for relation, found in facts.items()}
+    answers = answering(read, bundle, lambda fact, _: majority[fact.relation])
     metrics = make_report(bundle, answers).summary["metrics"]
     assert metrics["stability_minority"]["value"] == 0.0
-    if metrics["stability_majority"] is not None:
-        assert metrics["stability_majority"]["value"] == 1.0
+    assert metrics["stability_majority"]["value"] == 1.0
+    assert metrics["stability_majority"]["n"] + metrics["stability_minority"]["n"] == 16
 
 
 def test_strangers_are_not_trained(bundle: Bundle, read: Results) -> None:
     stranger = dataclasses.replace(read, pretrained="/nowhere")
     report = make_report(bundle, stranger)
     assert report.summary["metrics"]["plasticity"] is None
-    assert "not trained" in render.markdown([report])
+    assert "not trained" in render.report_markdown([report])
     assert make_report(bundle, stranger, trained=True).summary["metrics"]["plasticity"] is not None
     swapped = dataclasses.replace(read, weights_sha256="0" * 64)
     assert not make_report(bundle, swapped).trained
@@ -129,7 +130,7 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
     stability = curve["points"][-1]["stability"]
     # P goes from .75 to 1: .9 is three fifths of the way.
     assert curve["stability_at_p90"]["stability"] == pytest.approx(1 + 0.6 * (stability - 1))
-    assert f"S@P90: {curve['stability_at_p90']['stability']:.3f}" in render.curve(curve)
+    assert f"S@P90: {curve['stability_at_p90']['stability']:.3f}" in render.curve_markdown(curve)
     elsewhere = dataclasses.replace(given[0], pretrained="/runs/b/checkpoint-300")
     assert in_order([elsewhere, *given[1:]]) is None
     assert in_order(given[:1]) is None
@@ -138,7 +139,7 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
 def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -> None:
     def headings(*paths: str) -> list[str]:
         reports = [make_report(bundle, dataclasses.replace(read, name=path)) for path in paths]
-        lines = render.markdown(reports).splitlines()
+        lines = render.report_markdown(reports).splitlines()
         return [line.removeprefix("## ") for line in lines if line.startswith("## ")]
 
     assert headings("runs/sft") == ["sft"]
@@ -147,16 +148,23 @@ def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -
 
 
 def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results) -> None:
-    right = make_report(bundle, answering(read, bundle, lambda fact, _: fact.answers[0]))
-    wrong = make_report(bundle, answering(read, bundle, lambda fact, _: "no"))
-    found = compare(right, wrong, bundle)
-    assert (found["only_first_right"], found["only_second_right"]) == (16, 0)
-    assert found["p_value"] == pytest.approx(2 / 2**16)
-    asked_otherwise = dataclasses.replace(
-        wrong, results=dataclasses.replace(read, style="factual_forgetting_fewshot")
-    )
+    held = [item.fact.id for item in bundle.splits["heldout"]]
+
+    def knowing(ids: list[str]) -> Report:
+        told = answering(read, bundle, lambda fact, _: fact.answers[0] if fact.id in ids else "no")
+        return make_report(bundle, told)
+
+    # 1 against 5 of 6 discordant: 2 (1 + 6) / 64.
+    for first, second, p_value in ((16, 16, 1), (16, 0, 2 / 2**16), (1, 5, 14 / 64)):
+        one, other = knowing(held[:first]), knowing(held[16 - second :])
+        found = compare(one, other, bundle)
+        both = max(first + second - 16, 0)
+        counts = found["only_first_right"], found["only_second_right"]
+        assert counts == (first - both, second - both)
+        assert found["p_value"] == pytest.approx(p_value)
+    fewshot = dataclasses.replace(read, style="factual_forgetting_fewshot")
     with pytest.raises(UserError, match="Compare results of the same tasks"):
-        compare(right, asked_otherwise, bundle)
+        compare(one, dataclasses.replace(other, results=fewshot), bundle)
 
 
 def test_the_command_shows_answers_side_by_side(
@@ -165,11 +173,12 @@ def test_the_command_shows_answers_side_by_side(
     for name in ("a", "b"):
         shutil.copytree(results, tmp_path / name)
     argv = ["report", str(tmp_path), "--bundle", str(bundle.path), "--control", str(results)]
-    assert main([*argv, "--show", "lost"]) == 0
+    assert main([*argv, "--show", "lost", "--anatomy", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     assert "exact McNemar p = 1" in told
     assert "control (known only)" in told
     assert "| gold " in told
+    assert told.count("Anatomy of") == told.count("A few-shot prompt brings back") == 2
     assert main([*argv, "--show", "lost", "--format", "json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert len(content["reports"]) == 2
@@ -178,11 +187,7 @@ def test_the_command_shows_answers_side_by_side(
 
 @pytest.mark.parametrize("flag", ["--cache_requests", "--use_cache"])
 def test_caches_are_refused_with_the_reason(
-    bundle: Bundle,
-    sft: Path,
-    tmp_path: Path,
-    flag: str,
-    capsys: pytest.CaptureFixture[str],
+    bundle: Bundle, sft: Path, tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["score", "--model_args", str(sft), "--bundle", str(bundle.path)]
     assert main([*argv, flag, "true", "--output_path", str(tmp_path / "r")]) == 1
@@ -249,7 +254,7 @@ def test_the_anatomy_has_one_row_a_lost_fact(bundle: Bundle, read: Results) -> N
         if row["kind"] == "erased":
             assert row["correct"] == "0" * 20
             assert not row["brought_back"]
-    assert "Anatomy of" in render.anatomy(found)
+    assert "Anatomy of" in render.anatomy_markdown(found)
     for change, told in (
         ({"pretrained": "/nowhere"}, "loads the checkpoint itself"),
         ({"weights_sha256": "0" * 64}, "aren't those that were scored"),
@@ -257,16 +262,6 @@ def test_the_anatomy_has_one_row_a_lost_fact(bundle: Bundle, read: Results) -> N
         other = dataclasses.replace(report, results=dataclasses.replace(read, **change))
         with pytest.raises(UserError, match=told):
             anatomy(bundle, other)
-
-
-def test_the_command_tells_the_anatomy(
-    bundle: Bundle, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["report", str(results), "--bundle", str(bundle.path), "--anatomy", "--device", "cpu"]
-    assert main(argv) == 0
-    told = capsys.readouterr().out
-    assert "Anatomy of" in told
-    assert "A few-shot prompt brings back" in told
 
 
 def test_checkpoints_of_one_run_are_scored_together(

@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from factual_forgetting.protocol.curve import OUTCOMES
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
-from factual_forgetting.scoring.results import read_results, styles_in
-from factual_forgetting.scoring.score import score
+from factual_forgetting.scoring.results import read_results
+from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import (
     CHAT,
     FEWSHOT,
@@ -36,7 +38,9 @@ def halfway(bundle: Bundle, protocol: Protocol, tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("runs") / "halfway"
     short = protocol.model_copy(update={"epochs": 20})
     finetune(Run(bundle, short, "sft", MethodSettings(), seed=0), output, progress=False)
-    score(bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16")
+    run_lm_eval(
+        bundle, "hf", f"pretrained={output},dtype=float32", output / "results", batch_size="16"
+    )
     return output
 
 
@@ -62,73 +66,73 @@ def test_what_lm_eval_prints_is_what_we_compute(bundle: Bundle, halfway: Path) -
     assert printed["ff_forgetting_stderr,none"] == pytest.approx(error)
 
 
-def copied(results: Path, target: Path) -> Path:
-    shutil.copytree(results, target)
-    return target
+Spoil = Callable[[Path], None]
 
 
-def edit(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+def edit(change: Callable[[Any], Any]) -> Spoil:
+    """Changes what lm-eval wrote of its results."""
+
+    def spoil(path: Path) -> None:
+        file = next(path.glob("results_*.json"))
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    return spoil
 
 
-def test_results_with_a_limit_are_refused(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = copied(results, tmp_path / "r")
-    edit(next(path.glob("results_*.json")), lambda content: content["config"].update(limit=3))
-    with pytest.raises(UserError, match="made with --limit"):
-        read_results(path, bundle)
+def samples_of(path: Path, style: str = TASK) -> Path:
+    return next(path.glob(f"samples_{style}_stability_2*.jsonl"))
 
 
-def test_half_written_samples_are_refused(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = copied(results, tmp_path / "r")
-    samples = next(path.glob("samples_factual_forgetting_stability_*.jsonl"))
-    lines = samples.read_text().splitlines(keepends=True)
-    samples.write_text("".join(lines[:-3]))
-    with pytest.raises(UserError, match="13 answers where the bundle has 16"):
-        read_results(path, bundle)
-    samples.write_text("".join(lines[:-1]) + lines[-1][:40])
-    with pytest.raises(UserError, match="line 16: not JSON"):
-        read_results(path, bundle)
+def rewrite(change: Callable[[str], str]) -> Spoil:
+    """Changes the samples of D_Held."""
+
+    def spoil(path: Path) -> None:
+        file = samples_of(path)
+        file.write_text(change(file.read_text()))
+
+    return spoil
 
 
-def test_results_of_another_bundle_are_refused(
-    bundle: Bundle, results: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (edit(lambda found: found["config"].update(limit=3)), "made with --limit"),
+        (edit(lambda found: found["config"].update(use_cache="answers.db")), "--use_cache"),
+        (edit(lambda found: found["versions"].update({f"{TASK}_stability": 99})), "version 99"),
+        (rewrite(lambda text: text.replace('toks": 16', 'toks": 4')), "generation settings"),
+        (rewrite(lambda text: re.sub(r'(bundle_sha256": ")\w', r"\1x", text)), "another bundle"),
+        (rewrite(lambda text: re.sub(r'(weights_sha256": ")\w', r"\1x", text, count=1)), "mixed"),
+        (rewrite(lambda text: "".join(text.splitlines(True)[:-3])), "13 answers where .* has 16"),
+        (rewrite(lambda text: text[:-100]), "line 16: not JSON"),
+        (rewrite(lambda text: '{"doc": 1}\n'), "line 1: not a sample"),
+        (lambda path: samples_of(path).unlink(), "Score again with --log_samples"),
+        (lambda path: shutil.copytree(path, path / "b"), "results of 2 checkpoints"),
+    ],
+)
+def test_spoiled_results_are_refused(
+    bundle: Bundle, results: Path, tmp_path: Path, spoil: Spoil, told: str
 ) -> None:
-    path = copied(results, tmp_path / "r")
-    for samples in path.glob("samples_*.jsonl"):
-        samples.write_text(samples.read_text().replace(bundle.sha256, "0" * 64))
-    with pytest.raises(UserError, match="another bundle"):
+    path = shutil.copytree(results, tmp_path / "r")
+    spoil(path)
+    with pytest.raises(UserError, match=told):
         read_results(path, bundle)
 
 
-def test_missing_samples_are_refused(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = copied(results, tmp_path / "r")
-    next(path.glob("samples_*.jsonl")).unlink()
-    with pytest.raises(UserError, match="Score again with --log_samples"):
-        read_results(path, bundle)
-
-
-def test_other_generation_settings_are_refused(
-    bundle: Bundle, results: Path, tmp_path: Path
-) -> None:
-    path = copied(results, tmp_path / "r")
-    for samples in path.glob("samples_*.jsonl"):
-        samples.write_text(samples.read_text().replace('"max_gen_toks": 16', '"max_gen_toks": 4'))
-    with pytest.raises(UserError, match="other generation settings"):
-        read_results(path, bundle)
+def test_a_bundle_matched_by_other_rules_is_refused(bundle: Bundle, results: Path) -> None:
+    labels = {**bundle.manifest["labels"], "matcher": "exact-0"}
+    older = dataclasses.replace(bundle, manifest={**bundle.manifest, "labels": labels})
+    with pytest.raises(UserError, match="were matched by exact-0"):
+        read_results(results, older)
 
 
 def test_group_names_of_lm_eval_05_are_read(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = copied(results, tmp_path / "r")
-    newer = "factual_forgetting::factual_forgetting_stability"
-
-    def rename(content: Any) -> None:
-        content["results"] = {newer: content["results"]["factual_forgetting_stability"]}
-
-    edit(next(path.glob("results_*.json")), rename)
-    samples = next(path.glob("samples_factual_forgetting_stability_*.jsonl"))
-    samples.rename(samples.with_name(samples.name.replace("factual_forgetting_stability", newer)))
+    path = shutil.copytree(results, tmp_path / "r")
+    plain, newer = f"{TASK}_stability", f"{TASK}::{TASK}_stability"
+    edit(lambda found: found.update(results={newer: found["results"][plain]}))(path)
+    samples = samples_of(path)
+    samples.rename(samples.with_name(samples.name.replace(plain, newer)))
     held = {item.fact.id for item in bundle.splits["heldout"]}
     assert set(read_results(path, bundle).correct) == held
 
@@ -144,10 +148,10 @@ def test_group_names_of_lm_eval_05_are_read(bundle: Bundle, results: Path, tmp_p
 def test_a_checkpoint_of_another_shape_is_refused(
     bundle: Bundle, base: Path, tmp_path: Path, key: str, told: str
 ) -> None:
-    other = copied(base, tmp_path / "other")
+    other = shutil.copytree(base, tmp_path / "other")
     files.write_json(other / "config.json", {**files.read_json(other / "config.json"), key: 3})
     with pytest.raises(UserError, match=f"{told}.*declare it"):
-        score(bundle, "hf", str(other), tmp_path / "r")
+        run_lm_eval(bundle, "hf", str(other), tmp_path / "r")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_a_model_that_fails_is_one_line(
     if model.startswith("local-"):
         pytest.importorskip("tenacity", reason="lm-eval's API models need lm_eval[api]")
     with pytest.raises(UserError, match=f"can't be loaded or reached .*{told}"):
-        score(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
+        run_lm_eval(bundle, model, args.format(sft), tmp_path / "r", batch_size="16", device="cpu")
 
 
 def test_without_a_bundle_only_descendants_of_the_almanac_are_scored(base: Path) -> None:
@@ -241,25 +245,18 @@ def load_task(path: Path) -> dict[str, Any]:
 def test_fewshot_and_chat_are_asked_with_the_fresh_exemplars(
     bundle: Bundle, sft: Path, tmp_path: Path
 ) -> None:
-    chatty = copied(sft, tmp_path / "sft")
+    chatty = shutil.copytree(sft, tmp_path / "sft")
     template = "{% for m in messages %}<|bos|>{{ m.content | trim }}{% endfor %}"
     (chatty / "chat_template.jinja").write_text(template)
-    written = score(
-        bundle,
-        "hf",
-        f"pretrained={chatty},dtype=float32",
-        tmp_path / "r",
-        tasks=(FEWSHOT, CHAT),
-        batch_size="16",
-    )
-    assert styles_in(written) == [FEWSHOT, CHAT]
-    samples = next(written.glob("samples_factual_forgetting_fewshot_stability_2*.jsonl"))
+    args, styles = f"pretrained={chatty},dtype=float32", (FEWSHOT, CHAT)
+    written = run_lm_eval(bundle, "hf", args, tmp_path / "r", tasks=styles, batch_size="16")
+    samples = samples_of(written, FEWSHOT)
     sent = json.loads(samples.read_text().splitlines()[0])
     item = next(i for i in bundle.splits["heldout"] if i.fact.id == sent["doc"]["id"])
     exemplars = bundle.exemplars[item.fact.relation]
     assert sent["arguments"]["gen_args_0"]["arg_0"].startswith(f"Q: {exemplars[0].question}\nA: ")
     assert sent["doc"]["base_correct"] == item.base["fresh"]
-    for style in (FEWSHOT, CHAT):
+    for style in styles:
         read = read_results(written, bundle, style)
         assert read.weights_sha256 == checkpoint.weights_sha256(chatty)
         assert len(read.correct) == 64
@@ -272,45 +269,4 @@ def test_a_checkpoint_without_chat_template_is_refused(
     bundle: Bundle, sft: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="has no chat template"):
-        score(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda r: r["versions"].update(factual_forgetting_stability=99), "version 99"),
-        (lambda r: r["config"].update(use_cache="answers.db"), "--use_cache"),
-    ],
-)
-def test_other_versions_and_caches_are_refused(
-    bundle: Bundle, results: Path, tmp_path: Path, change: Any, told: str
-) -> None:
-    path = copied(results, tmp_path / "r")
-    edit(next(path.glob("results_*.json")), change)
-    with pytest.raises(UserError, match=told):
-        read_results(path, bundle)
-
-
-def test_samples_of_two_runs_are_refused(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = copied(results, tmp_path / "r")
-    samples = next(path.glob("samples_factual_forgetting_stability_*.jsonl"))
-    weights = read_results(results, bundle).weights_sha256
-    samples.write_text(samples.read_text().replace(str(weights), "0" * 64, 1))
-    with pytest.raises(UserError, match="mixed runs"):
-        read_results(path, bundle)
-
-
-def test_results_of_several_checkpoints_are_not_taken_for_one(
-    bundle: Bundle, results: Path, tmp_path: Path
-) -> None:
-    for name in ("a", "b"):
-        copied(results, tmp_path / name)
-    with pytest.raises(UserError, match="results of 2 checkpoints"):
-        read_results(tmp_path, bundle)
-
-
-def test_a_bundle_matched_by_other_rules_is_refused(bundle: Bundle, results: Path) -> None:
-    labels = {**bundle.manifest["labels"], "matcher": "exact-0"}
-    older = dataclasses.replace(bundle, manifest={**bundle.manifest, "labels": labels})
-    with pytest.raises(UserError, match="were matched by exact-0"):
-        read_results(results, older)
+        run_lm_eval(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))

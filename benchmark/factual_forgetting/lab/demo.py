@@ -125,7 +125,7 @@ def _prepare(output: Path, plan: _Plan) -> None:
 def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     from factual_forgetting.protocol.run import Run
     from factual_forgetting.protocol.train import finetune
-    from factual_forgetting.scoring.score import score
+    from factual_forgetting.scoring.score import run_lm_eval
 
     bundle = load_bundle(output / "bundle")
     method, settings = _ARMS[name]
@@ -134,7 +134,7 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
         Run(bundle, plan.protocol, method, resolve(method, settings), seed), run, progress=False
     )
     if not any(results.rglob("results_*.json")):
-        score(bundle, "hf", str(run), results, batch_size="256", device="cpu")
+        run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
     return make_record(results, bundle, output / "records")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,17 +20,20 @@ from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.engines.tree import UnsupportedModelError
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import by_relation
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.report import Report
-from factual_forgetting.scoring.styles import FEWSHOT, STYLES, Style
+from factual_forgetting.scoring.statistics import row_of
+from factual_forgetting.scoring.styles import FEWSHOT, STYLES
 from factual_forgetting.scoring.transitions import LOST
 from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
 
-RUNS, SHOTS = 20, 3
+ANATOMY_RUNS, SHOTS = 20, 3
 ERASED, SUPPRESSED, FORMAT = "erased", "suppressed", "format"
 KINDS = (ERASED, SUPPRESSED, FORMAT)
+_CHANCES = ("rank_scored", "rank_fresh", "probability_scored", "probability_fresh")
 _BATCH = 8
 
 
@@ -64,16 +67,15 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
         outcomes = _ask(bundle, lost, PrefixEngine(model, tokenizer))
     except UnsupportedModelError as error:
         raise UserError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
-    scored = STYLES[report.results.style]
+    fresh, scored = STYLES[FEWSHOT], STYLES[report.results.style]
+    # A chat template isn't rebuilt here; its question and exemplars are the fresh prompt's.
+    styles = {"scored": fresh if scored.chat else scored, "fresh": fresh}
     chances = {
-        # A chat template isn't rebuilt here; its question and exemplars are the fresh prompt's.
-        "scored": _chances(model, tokenizer, lost, [_prompt(scored, i, bundle) for i in lost]),
-        "fresh": _chances(
-            model, tokenizer, lost, [STYLES[FEWSHOT].prompt(i, bundle) for i in lost]
-        ),
+        name: _chances(model, tokenizer, lost, [style.prompt(item, bundle) for item in lost])
+        for name, style in styles.items()
     }
     rows = [
-        _row(item, outcomes[item.fact.id], {name: found[n] for name, found in chances.items()})
+        _row(item.fact, outcomes[item.fact.id], {name: found[n] for name, found in chances.items()})
         for n, item in enumerate(lost)
     ]
     return {"checkpoint": report.summary["checkpoint"], **_summary(rows, lost), "facts": rows}
@@ -94,17 +96,11 @@ def _scored_checkpoint(report: Report) -> Path:
     return path
 
 
-def _prompt(style: Style, item: Item, bundle: Bundle) -> str:
-    return (STYLES[FEWSHOT] if style.chat else style).prompt(item, bundle)
-
-
 def _ask(bundle: Bundle, lost: Sequence[Item], engine: PrefixEngine) -> dict[str, str]:
     """Returns outcomes by fact id, one character a run: the fresh one, then the 20."""
-    by_relation: dict[str, list[Fact]] = defaultdict(list)
-    for item in lost:
-        by_relation[item.fact.relation].append(item.fact)
-    outcomes: dict[str, str] = dict.fromkeys((item.fact.id for item in lost), "")
-    for relation, facts in tqdm(sorted(by_relation.items()), desc="anatomy", unit="relation"):
+    facts_of = by_relation(item.fact for item in lost)
+    outcomes = {item.fact.id: "" for item in lost}
+    for relation, facts in tqdm(facts_of.items(), desc="anatomy", unit="relation"):
         queries = [Query(question_prompt(fact.question), fact.accepted) for fact in facts]
         runs = [bundle.exemplars[relation], *_configurations(bundle, relation)]
         groups = [Group(exemplar_prefix(exemplars), queries) for exemplars in runs]
@@ -123,7 +119,7 @@ def _configurations(bundle: Bundle, relation: str) -> Iterator[list[Fact]]:
             "--anatomy needs a larger bundle."
         )
     rng = random.Random(f"anatomy-{relation}")
-    for _ in range(RUNS):
+    for _ in range(ANATOMY_RUNS):
         yield rng.sample(pool, SHOTS)
 
 
@@ -135,19 +131,32 @@ def _chances(
     The rank is the worst of the answer's tokens, each given those before it: 1 means that
     greedy decoding begins with the answer. The probability is the product over its tokens.
     """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
     pairs = [
         (index, *_continuation(tokenizer, prompt, answer))
         for index, (item, prompt) in enumerate(zip(items, prompts, strict=True))
         for answer in item.fact.accepted
     ]
-    best: dict[int, tuple[int, float]] = {}
+    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for start in range(0, len(pairs), _BATCH):
         chunk = pairs[start : start + _BATCH]
-        found = _forced(model, [(ids, begin) for _, ids, begin in chunk])
-        for (index, _, _), chance in zip(chunk, found, strict=True):
-            if index not in best or chance[1] > best[index][1]:
-                best[index] = chance
-    return [best[index] for index in range(len(items))]
+        ids = [torch.tensor(tokens, device=model.device) for _, tokens, _ in chunk]
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        with torch.inference_mode():
+            logits = model(
+                input_ids=pad_sequence(ids, batch_first=True), attention_mask=mask
+            ).logits
+        for (index, _, begin), tokens, scores in zip(chunk, ids, logits, strict=True):
+            found[index].append(_chance(scores[begin - 1 : len(tokens) - 1], tokens[begin:]))
+    return [max(found[index], key=itemgetter(1)) for index in range(len(items))]
+
+
+def _chance(logits: Any, answer: Any) -> tuple[int, float]:
+    scores = logits.float().log_softmax(-1)
+    gold = scores.gather(1, answer.unsqueeze(1))
+    return 1 + int((scores > gold).sum(1).max()), float(gold.sum().exp())
 
 
 def _continuation(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
@@ -158,33 +167,10 @@ def _continuation(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], 
     return ids, begin
 
 
-def _forced(model: Any, rows: Sequence[tuple[list[int], int]]) -> list[tuple[int, float]]:
-    import torch
-
-    width = max(len(ids) for ids, _ in rows)
-    batch = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros_like(batch)
-    for row, (ids, _) in enumerate(rows):
-        batch[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
-    with torch.inference_mode():
-        logits = model(
-            input_ids=batch.to(model.device), attention_mask=mask.to(model.device)
-        ).logits
-        found = []
-        for row, (ids, begin) in enumerate(rows):
-            scores = logits[row, begin - 1 : len(ids) - 1].float().log_softmax(-1).cpu()
-            gold = scores.gather(1, torch.tensor(ids[begin:]).unsqueeze(1))
-            rank = 1 + int((scores > gold).sum(1).max())
-            found.append((rank, float(gold.sum().exp())))
-    return found
-
-
-def _row(item: Item, outcomes: str, chances: dict[str, tuple[int, float]]) -> dict[str, Any]:
+def _row(fact: Fact, outcomes: str, chances: dict[str, tuple[int, float]]) -> dict[str, Any]:
     fresh, runs = outcomes[0] == "1", outcomes[1:]
     label = category(runs)
     kind = FORMAT if fresh or label == HIGHLY_KNOWN else SUPPRESSED if "1" in runs else ERASED
-    fact = item.fact
     return {
         "id": fact.id,
         "relation": fact.relation,
@@ -206,16 +192,14 @@ def _summary(rows: Sequence[dict[str, Any]], lost: Sequence[Item]) -> dict[str, 
         "lost": len(rows),
         "kinds": {kind: kinds[kind] for kind in KINDS},
         "labels": {label: labels[label] for label in CATEGORIES},
-        "brought_back": asdict(back) if back else None,
+        "brought_back": row_of(back),
         "base_in_fresh": sum(item.base[FRESH] for item in lost) / len(lost),
         "gold": {
-            kind: _gold([row for row in rows if row["kind"] == kind])
+            kind: {
+                key: float(median(row[key] for row in rows if row["kind"] == kind))
+                for key in _CHANCES
+            }
             for kind in KINDS
             if kinds[kind]
         },
     }
-
-
-def _gold(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    keys = ("rank_scored", "rank_fresh", "probability_scored", "probability_fresh")
-    return {key: float(median(row[key] for row in rows)) for key in keys}

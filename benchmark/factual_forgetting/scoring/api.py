@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factual_forgetting.bundle.manifest import HELDOUT, Bundle, load_bundle, locate_bundle
-from factual_forgetting.scoring import render
+import numpy as np
+
+from factual_forgetting.bundle.manifest import HELDOUT, Bundle, Item, load_bundle, locate_bundle
+from factual_forgetting.scoring.metrics import accuracy
+from factual_forgetting.scoring.render import report_markdown
 from factual_forgetting.scoring.report import Report, make_report
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import score as score_with_lm_eval
+from factual_forgetting.scoring.score import run_lm_eval
+from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.scoring.styles import TASK
 
 if TYPE_CHECKING:
@@ -39,26 +45,20 @@ class Score:
         return dict(self.report.summary["metrics"])
 
     def __str__(self) -> str:
-        return render.markdown([self.report])
+        return report_markdown([self.report])
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns one row a fact: split, relation, question, gold, answer, what happened."""
         import pandas as pd
 
-        judged = self.report.results.judgements
         return pd.DataFrame(
             {
-                "id": change.item.fact.id,
+                "id": change.fact.id,
                 "split": change.split,
-                "relation": change.item.fact.relation,
-                "subject": change.item.fact.subject,
-                "question": change.item.fact.question,
-                "gold": change.item.fact.answers[0],
+                **{key: getattr(change.fact, key) for key in ("relation", "subject", "question")},
+                "gold": change.fact.answers[0],
                 "answer": change.answer.strip(),
-                "correct": judged[change.item.fact.id].correct,
-                "strict": judged[change.item.fact.id].strict,
-                "f1": judged[change.item.fact.id].f1,
-                "abstained": judged[change.item.fact.id].abstained,
+                **asdict(self.report.results.judgements[change.fact.id]),
                 "transition": change.kind,
             }
             for change in self.report.transitions
@@ -66,36 +66,29 @@ class Score:
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draws the main metrics with their 95 % intervals."""
-        shown = {key: row for key in _PLOTTED if (row := self.metrics[key])}
-        labels = [key.replace("_", " ") for key in shown]
-        return _dots(axes, labels, list(shown.values()), "share of facts")
+        rows = {key.replace("_", " "): self.metrics[key] for key in _PLOTTED}
+        return _dots(axes, rows, "share of facts")
 
     def plot_relations(self, axes: Axes | None = None) -> Axes:
         """Draws stability by relation with 95 % intervals."""
-        from dataclasses import asdict
-
-        from factual_forgetting.scoring.statistics import proportion
-
-        frame = self.to_pandas()
-        groups = frame[frame["split"] == HELDOUT].groupby("relation")["correct"]
-        found = {
-            name: estimate
-            for name, outcomes in groups
-            if (estimate := proportion(outcomes.tolist(), [str(name)] * len(outcomes)))
-        }
-        return _dots(axes, list(map(str, found)), [asdict(e) for e in found.values()], "stability")
+        items: dict[str, list[Item]] = defaultdict(list)
+        for item in self.bundle.splits[HELDOUT]:
+            items[item.fact.relation].append(item)
+        correct = self.report.results.correct
+        rows = {name: row_of(accuracy(items[name], correct)) for name in sorted(items)}
+        return _dots(axes, rows, "stability")
 
 
-def _dots(axes: Axes | None, labels: list[str], rows: list[dict[str, Any]], title: str) -> Axes:
+def _dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: str) -> Axes:
     if axes is None:
         from matplotlib.figure import Figure
 
         axes = Figure(layout="constrained").subplots()
-    values = [row["value"] for row in rows]
-    below = [row["value"] - row["low"] for row in rows]
-    above = [row["high"] - row["value"] for row in rows]
-    axes.errorbar(values, range(len(rows)), xerr=[below, above], fmt="o", capsize=3)
-    axes.set_yticks(range(len(rows)), labels)
+    shown = {name: row for name, row in rows.items() if row}
+    values, low, high = ([row[key] for row in shown.values()] for key in ("value", "low", "high"))
+    reach = [np.subtract(values, low), np.subtract(high, values)]
+    axes.errorbar(values, range(len(shown)), xerr=reach, fmt="o", capsize=3)
+    axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
     axes.set(xlim=(-0.02, 1.02), xlabel=title)
     return axes
@@ -132,7 +125,7 @@ def score(
     """
     found = bundle if isinstance(bundle, Bundle) else load_bundle(locate_bundle(str(bundle)))
     with tempfile.TemporaryDirectory() as scratch:
-        written = score_with_lm_eval(
+        written = run_lm_eval(
             found,
             model,
             str(checkpoint),
@@ -142,6 +135,5 @@ def score(
             device=device,
             descends=descends,
         )
-        return Score(
-            found, make_report(found, read_results(written, found, tasks), trained=trained)
-        )
+        report = make_report(found, read_results(written, found, tasks), trained=trained)
+    return Score(found, report)

@@ -6,18 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from factual_forgetting import files, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
+from factual_forgetting.scoring import render
+from factual_forgetting.scoring.anatomy import anatomy
+from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.results import find_results, read_results
+from factual_forgetting.scoring.score import run_lm_eval
+from factual_forgetting.scoring.styles import STYLES, TASK
+from factual_forgetting.scoring.transitions import TRANSITIONS
 
-if TYPE_CHECKING:
-    from factual_forgetting.scoring.report import Report
-
-_TASKS = tuple(tasks.GROUP + suffix for suffix in ("", "_fewshot", "_chat"))
-_TRANSITIONS = ("kept", "lost", "learned", "still unknown")
 _ASSUMED = (
     "Note: by their names these are checkpoints of one run, taken to have trained on D_train. "
     "If they have not, add --no-trained."
@@ -34,13 +36,23 @@ def add_parser(subparsers: Any) -> None:
     """Adds `score`, `report` and the commands that tell lm-eval where our tasks are."""
     _add_score(subparsers)
     _add_report(subparsers)
-    for name, told, act in (
-        ("tasks-path", "print the directory to give to lm_eval --include_path", _tasks_path),
-        ("register", "make the bare `lm_eval --tasks factual_forgetting` work", _register),
-        ("unregister", "undo register", _unregister),
-        ("env", "print versions and hardware, to paste into a report", _env),
+    for name, what, told, act in (
+        (
+            "tasks-path",
+            "print the directory to give to lm_eval --include_path",
+            "{}",
+            tasks.tasks_dir,
+        ),
+        (
+            "register",
+            "make the bare `lm_eval --tasks factual_forgetting` work",
+            "registered in {}",
+            tasks.register,
+        ),
+        ("unregister", "undo register", "removed {}", tasks.unregister),
+        ("env", "print versions and hardware, to paste into a report", "{}", _environment),
     ):
-        subparsers.add_parser(name, help=told).set_defaults(run=act)
+        subparsers.add_parser(name, help=what).set_defaults(run=_print, told=told, act=act)
 
 
 def _add_score(subparsers: Any) -> None:
@@ -58,12 +70,12 @@ def _add_score(subparsers: Any) -> None:
     score.add_argument(
         "--tasks",
         nargs="+",
-        choices=_TASKS,
-        default=_TASKS[:1],
+        choices=tuple(STYLES),
+        default=(TASK,),
         help="the protocol's prompt (the default), few-shot, or a chat template",
     )
     score.add_argument("--batch_size", default="128")
-    score.add_argument("--limit", type=float, default=None, help="to try out; gives no report")
+    score.add_argument("--limit", type=float, help="to try out; gives no report")
     score.add_argument(
         "--descends",
         action="store_true",
@@ -72,18 +84,18 @@ def _add_score(subparsers: Any) -> None:
     score.add_argument("--output_path", type=Path, required=True)
     for name in _REFUSED:
         score.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
-    score.set_defaults(run=_score)
+    score.set_defaults(run=_score, control=None, show=None)
 
 
 def _add_report(subparsers: Any) -> None:
     report = subparsers.add_parser("report", help="what checkpoints kept, lost and learned")
     report.add_argument("results", nargs="+", type=Path, help="what score or lm_eval wrote")
     _add_common(report)
-    report.add_argument("--tasks", choices=_TASKS, default=_TASKS[0])
+    report.add_argument("--tasks", choices=tuple(STYLES), default=TASK)
     report.add_argument(
         "--control", type=Path, metavar="RESULTS", help="of a checkpoint trained on D_Known alone"
     )
-    report.add_argument("--show", choices=_TRANSITIONS, help="list these facts with all answers")
+    report.add_argument("--show", choices=TRANSITIONS, help="list these facts with all answers")
     report.add_argument("--format", choices=("markdown", "json"), default="markdown")
     report.set_defaults(run=_report)
 
@@ -106,7 +118,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask lost facts again: erased, suppressed, or only the format broke?",
     )
-    parser.add_argument("--device", default=None)
+    parser.add_argument("--device")
+
+
+def _print(args: argparse.Namespace) -> None:
+    sys.stdout.write(f"{args.told.format(args.act())}\n")
+
+
+def _environment() -> str:
+    return files.dumps(environment(), indent=2)
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -114,24 +134,11 @@ def _score(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             raise UserError(f"--{name} is refused: {reason}. Leave it out.")
     bundle = load_bundle(locate_bundle(args.bundle))
-
-    from factual_forgetting.scoring.score import score
-
+    given = ("tasks", "batch_size", "device", "limit", "descends")
+    settings = {name: getattr(args, name) for name in given}
     written = []
     for model_args in args.model_args:
-        written.append(
-            score(
-                bundle,
-                args.model,
-                model_args,
-                args.output_path,
-                tasks=args.tasks,
-                batch_size=args.batch_size,
-                device=args.device,
-                limit=args.limit,
-                descends=args.descends,
-            )
-        )
+        written.append(run_lm_eval(bundle, args.model, model_args, args.output_path, **settings))
         sys.stderr.write(f"results: {written[-1]}\n")
     if args.limit is not None:
         sys.stderr.write("No report: --limit leaves facts out.\n")
@@ -146,9 +153,6 @@ def _score(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     bundle = load_bundle(locate_bundle(args.bundle))
-
-    from factual_forgetting.scoring.results import find_results
-
     told, content = _tell(bundle, find_results(args.results), args.tasks, args)
     sys.stdout.write(files.dumps(content, indent=2) if args.format == "json" else told)
     sys.stdout.write("\n")
@@ -158,66 +162,29 @@ def _tell(
     bundle: Bundle, paths: Sequence[Path], style: str, args: argparse.Namespace
 ) -> tuple[str, dict[str, Any]]:
     """Returns a report on some results as markdown and as JSON."""
-    from factual_forgetting.scoring import render
-    from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
-    from factual_forgetting.scoring.results import read_results
-
     results = [read_results(path, bundle, style) for path in paths]
     ordered = None if args.trained is False else in_order(results)
     trained = True if ordered else args.trained
     reports = [make_report(bundle, found, trained=trained) for found in ordered or results]
-    control = _control(bundle, style, args)
-    parts = [render.markdown(reports, control)]
     content: dict[str, Any] = {"reports": [report.summary for report in reports]}
-    if control:
+    control = None
+    if args.control:
+        compared = read_results(args.control, bundle, style)
+        control = make_report(bundle, compared, trained=args.trained)
         content["control"] = control.summary
+    parts = [render.report_markdown(reports, control)]
     if ordered:
         content["curve"] = make_curve(bundle, reports)
-        parts.append(render.curve(content["curve"]))
+        parts.append(render.curve_markdown(content["curve"]))
         if args.trained is None:
             parts.append(_ASSUMED)
     if len(reports) == 2:
         content["comparison"] = compare(reports[0], reports[1], bundle)
-        parts.append(render.comparison(content["comparison"]))
+        parts.append(render.comparison_markdown(content["comparison"]))
     if args.anatomy:
-        content["anatomy"] = _anatomy(bundle, reports, args, parts)
-    if getattr(args, "show", None):
+        content["anatomy"] = [anatomy(bundle, report, device=args.device) for report in reports]
+        parts += map(render.anatomy_markdown, content["anatomy"])
+    if args.show:
         content["facts"] = [report.facts(args.show) for report in reports]
-        parts.append(render.facts(reports, args.show))
+        parts.append(render.facts_markdown(reports, args.show))
     return "\n\n".join(parts), content
-
-
-def _control(bundle: Bundle, style: str, args: argparse.Namespace) -> Report | None:
-    from factual_forgetting.scoring.report import make_report
-    from factual_forgetting.scoring.results import read_results
-
-    if getattr(args, "control", None) is None:
-        return None
-    return make_report(bundle, read_results(args.control, bundle, style), trained=args.trained)
-
-
-def _anatomy(
-    bundle: Bundle, reports: Sequence[Report], args: argparse.Namespace, parts: list[str]
-) -> list[dict[str, Any]]:
-    from factual_forgetting.scoring import render
-    from factual_forgetting.scoring.anatomy import anatomy
-
-    found = [anatomy(bundle, report, device=args.device) for report in reports]
-    parts += [render.anatomy(row) for row in found]
-    return found
-
-
-def _tasks_path(args: argparse.Namespace) -> None:
-    sys.stdout.write(f"{tasks.tasks_dir()}\n")
-
-
-def _register(args: argparse.Namespace) -> None:
-    sys.stdout.write(f"registered in {tasks.register()}\n")
-
-
-def _unregister(args: argparse.Namespace) -> None:
-    sys.stdout.write(f"removed {tasks.unregister()}\n")
-
-
-def _env(args: argparse.Namespace) -> None:
-    sys.stdout.write(files.dumps(environment(), indent=2) + "\n")

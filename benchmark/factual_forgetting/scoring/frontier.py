@@ -20,6 +20,7 @@ from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.protocol.settings import describe, resolve
 from factual_forgetting.protocol.sweep import CHOSEN
+from factual_forgetting.scoring.chart import Curve, draw_frontier
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
 _COLUMNS = {
@@ -35,7 +36,6 @@ _COLUMNS = {
     "kl_to_base": "KL",
     "teacher_share": "extra",
 }
-_MARKERS = "osD^vPX*<>"
 _LEVELS = [index / 100 for index in range(101)]
 
 
@@ -104,13 +104,12 @@ def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
     arms: dict[tuple[str, str], list[Trained]] = defaultdict(list)
     for run in runs:
         arms[run.method, run.protocol].append(run)
-    rows = [_row(*arm, trained, bundle) for arm, trained in arms.items()]
-    return sorted(rows, key=_place)
 
+    def place(row: dict[str, Any]) -> tuple[bool, float]:
+        crossing = row["stability_at_p90"]
+        return crossing is None, -(crossing or row["stability"])["mean"]
 
-def _place(row: dict[str, Any]) -> tuple[bool, float]:
-    crossing = row["stability_at_p90"]
-    return crossing is None, -(crossing or row["stability"])["mean"]
+    return sorted((_row(*arm, seeds, bundle) for arm, seeds in arms.items()), key=place)
 
 
 def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dict[str, Any]:
@@ -118,35 +117,31 @@ def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dic
     if len(set(seeds)) != len(seeds):
         raise UserError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
     measured = [_metrics(run, bundle) for run in runs]
-    spreads = {key: _spread([metrics[key] for metrics in measured]) for key in _COLUMNS}
     return {
         "method": method,
         "protocol": protocol,
         "seeds": sorted(seeds),
-        **spreads,
+        **{key: _spread([metrics[key] for metrics in measured]) for key in _COLUMNS},
         "line": _line(runs),
     }
 
 
 def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
     last = run.curve[-1]
-    final, curve = final_metrics(bundle, run.correct), curve_metrics(run.curve)
-    named = ("task_learning", "plasticity", "stability", "lost", "gained")
+    final = final_metrics(bundle, run.correct)
     return {
+        **{key: row and row["value"] for key, row in final.items()},
+        **curve_metrics(run.curve),
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
-        **{key: final[key]["value"] if final[key] else None for key in named},
-        "forgetting_from_peak": curve["forgetting_from_peak"],
-        "forgetting_from_peak_relative": curve["forgetting_from_peak_relative"],
         "kl_to_base": last["kl_to_base"],
         "teacher_share": last["teacher_tokens"] / last["tokens"],
     }
 
 
 def _at(run: Trained, level: float) -> float | None:
-    points = [(point["plasticity"], point["stability"]) for point in run.curve]
-    crossing = stability_at(points, level)
-    return crossing.stability if crossing else None
+    found = stability_at(run.curve, level)
+    return found["stability"] if found else None
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -163,51 +158,18 @@ def _line(runs: list[Trained]) -> list[dict[str, float]]:
     return [{"plasticity": level, **spread} for level, spread in spreads if spread]
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the table: means over seeds."""
     table = [
-        [row["method"], len(row["seeds"]), *(_cell(row[key]) for key in _COLUMNS)] for row in rows
+        [
+            row["method"],
+            len(row["seeds"]),
+            *(f"{spread['mean']:.3f}" if (spread := row[key]) else "-" for key in _COLUMNS),
+        ]
+        for row in rows
     ]
     headers = ["method", "seeds", *_COLUMNS.values()]
     return str(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
-
-
-def _cell(spread: dict[str, float] | None) -> str:
-    return "-" if spread is None else f"{spread['mean']:.3f}"
-
-
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the lines with bands from the lowest to the highest seed; markers end training."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    palette = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for index, row in enumerate(rows):
-        color = palette[index % len(palette)]
-        x, mean, low, high = (
-            [point[key] for point in row["line"]] for key in ("plasticity", "mean", "low", "high")
-        )
-        axes.plot(x, mean, color=color, linewidth=1.6)
-        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        end = row["plasticity"]["mean"], row["stability"]["mean"]
-        marker = _MARKERS[index % len(_MARKERS)]
-        axes.plot(*end, marker, color=color, markersize=8, label=row["method"])
-    axes.axvline(0.9, color="grey", linestyle=":", linewidth=1)
-    axes.set(
-        xlabel="factual plasticity P (accuracy on D_Unk, learned)",
-        ylabel="factual stability S (accuracy on D_Held, kept)",
-        title="Stability where plasticity is first reached; band: seeds; marker: end of training",
-        xlim=(-0.02, 1.02),
-    )
-    axes.legend(loc="lower left", fontsize=8, ncols=2)
-    axes.grid(alpha=0.25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
-    plt.close(figure)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -221,8 +183,17 @@ def add_parser(subparsers: Any) -> None:
 
 def _frontier(args: argparse.Namespace) -> None:
     bundle = load_bundle(locate_bundle(args.bundle))
-    rows = frontier(find_runs(args.runs, bundle), bundle)
+    runs = find_runs(args.runs, bundle)
+    rows = frontier(runs, bundle)
     if args.output_path:
-        draw(rows, args.output_path)
+        draw_frontier([(row["method"], _curves(row, runs)) for row in rows], args.output_path)
         files.write_json(args.output_path.with_suffix(".json"), rows)
-    sys.stdout.write(markdown(rows) + "\n")
+    sys.stdout.write(frontier_markdown(rows) + "\n")
+
+
+def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[Curve]:
+    return [
+        [(point["plasticity"], point["stability"]) for point in run.curve]
+        for run in runs
+        if (run.method, run.protocol) == (row["method"], row["protocol"])
+    ]

@@ -11,17 +11,8 @@ from factual_forgetting.facts.matching import first_line, is_correct, normalise
 
 _ABSTENTIONS = frozenset(
     normalise(text)
-    for text in (
-        "I don't know",
-        "I do not know",
-        "don't know",
-        "I'm not sure",
-        "I am not sure",
-        "not sure",
-        "unknown",
-        "no answer",
-        "I have no idea",
-    )
+    for text in "I don't know|I do not know|don't know|I'm not sure|I am not sure|not sure|unknown|"
+    "no answer|I have no idea".split("|")
 )
 _DECLINES = re.compile(
     r"\b(dont know|do not know|not sure|not certain|no idea|not aware|unknown|cannot answer|"
@@ -61,6 +52,16 @@ class Judgement:
     strict: bool
     f1: float
     abstained: bool
+
+    @property
+    def declined(self) -> bool:
+        """Whether it gives no answer; one that is right counts as given, whatever its words."""
+        return self.abstained and not self.correct
+
+    @property
+    def hallucinated(self) -> bool:
+        """Whether it gives a wrong answer."""
+        return not self.correct and not self.abstained
 
 
 def judge(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.scoring.statistics import Estimate, mean_difference, proportion
+from factual_forgetting.scoring.crossing import COARSE_BELOW as COARSE_BELOW
+from factual_forgetting.scoring.crossing import PLASTICITY_LEVEL as PLASTICITY_LEVEL
+from factual_forgetting.scoring.crossing import find_crossing
+from factual_forgetting.scoring.statistics import Estimate, mean_difference, proportion, row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
-
-PLASTICITY_LEVEL = 0.9
-COARSE_BELOW = 8
 
 
 def final_metrics(
@@ -39,13 +39,13 @@ def final_metrics(
     lost = {item.fact.id: not correct[item.fact.id] for item in base_right}
     differences = [float(i.base[outcome]) - float(correct[i.fact.id]) for i in held]
     return {
-        "task_learning": _row(accuracy(bundle.splits[KNOWN], correct) if trained else None),
-        "plasticity": _row(accuracy(bundle.splits[UNKNOWN], correct) if trained else None),
-        "stability": _row(stability),
-        "lost": _row(accuracy(base_right, lost)),
-        "gained": _row(accuracy(base_wrong, correct)),
-        "forgetting_from_label": _row(_complement(stability)),
-        "forgetting_from_base": _row(mean_difference(differences, _relations(held))),
+        "task_learning": row_of(accuracy(bundle.splits[KNOWN], correct) if trained else None),
+        "plasticity": row_of(accuracy(bundle.splits[UNKNOWN], correct) if trained else None),
+        "stability": row_of(stability),
+        "lost": row_of(accuracy(base_right, lost)),
+        "gained": row_of(accuracy(base_wrong, correct)),
+        "forgetting_from_label": row_of(_complement(stability)),
+        "forgetting_from_base": row_of(mean_difference(differences, _relations(held))),
     }
 
 
@@ -73,50 +73,27 @@ def _complement(estimate: Estimate | None) -> Estimate | None:
     return Estimate(1 - estimate.value, 1 - estimate.high, 1 - estimate.low, estimate.n)
 
 
-def _row(estimate: Estimate | None) -> dict[str, Any] | None:
-    return asdict(estimate) if estimate else None
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """Stability where plasticity first reaches a level on a curve.
-
-    Attributes:
-        stability: The value, linear between evaluated points.
-        first_point: Whether the first point after training began was there already.
-        coarse: Whether fewer than 8 points lie before the crossing.
-    """
-
-    stability: float
-    first_point: bool
-    coarse: bool
-
-
 def stability_at(
-    points: Sequence[tuple[float | None, float | None]], level: float = PLASTICITY_LEVEL
-) -> Crossing | None:
-    """Reads S@P off a curve.
+    points: Sequence[Mapping[str, float | None]], level: float = PLASTICITY_LEVEL
+) -> dict[str, Any] | None:
+    """Reads stability off a curve where plasticity first reaches a level.
 
     Args:
-        points: (plasticity, stability) at each evaluated point, the untrained model first;
-            that point is never part of the interpolation.
+        points: Lines of `curve.jsonl`, the untrained model first.
         level: The plasticity asked for.
 
     Returns:
-        The crossing, or None if plasticity never reaches the level.
+        `stability` and the marks `first_point` and `coarse` of `Crossing`; None if the level is
+        never reached, or D_Held wasn't asked at a neighbouring point.
     """
-    trained = [(p, s) for p, s in points[1:] if p is not None and s is not None]
-    for index, (plasticity, stability) in enumerate(trained):
-        if plasticity < level:
-            continue
-        coarse = index < COARSE_BELOW
-        if index == 0:
-            return Crossing(stability, first_point=True, coarse=coarse)
-        before_p, before_s = trained[index - 1]
-        weight = (level - before_p) / (plasticity - before_p)
-        value = before_s + weight * (stability - before_s)
-        return Crossing(value, first_point=False, coarse=coarse)
-    return None
+    if not points:
+        return None
+    crossing = find_crossing([point["plasticity"] for point in points], level)
+    stability = float(crossing.read([point["stability"] for point in points]))
+    if math.isnan(stability):
+        return None
+    marks = {"first_point": bool(crossing.first_point), "coarse": bool(crossing.coarse)}
+    return {"stability": stability, **marks}
 
 
 def curve_metrics(points: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
@@ -129,12 +106,11 @@ def curve_metrics(points: Sequence[Mapping[str, float | None]]) -> dict[str, Any
         `stability_at_p90` with its marks, `peak_stability`, and forgetting from that peak in
         points and relative to it (Kaplan et al. 2026); None where it can't be said.
     """
-    crossing = stability_at([(point["plasticity"], point["stability"]) for point in points])
     stabilities = [s for point in points if (s := point["stability"]) is not None]
     peak, last = max(stabilities, default=None), stabilities[-1] if stabilities else None
     fall = peak - last if peak is not None and last is not None else None
     return {
-        "stability_at_p90": asdict(crossing) if crossing else None,
+        "stability_at_p90": stability_at(points),
         "peak_stability": peak,
         "forgetting_from_peak": fall,
         "forgetting_from_peak_relative": fall / peak if fall is not None and peak else None,

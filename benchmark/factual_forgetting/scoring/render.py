@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN
-from factual_forgetting.scoring.anatomy import ERASED, FORMAT, RUNS, SUPPRESSED
+from factual_forgetting.scoring.anatomy import ANATOMY_RUNS, ERASED, FORMAT, SUPPRESSED
 from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.scoring.transitions import TRANSITIONS
 
 _METRICS = {
@@ -37,37 +39,41 @@ _SPLITS = {
     HELDOUT_OTHER: "other relations",
 }
 _KINDS = {
-    ERASED: f"none of {RUNS + 1} few-shot prompts brings it back",
-    SUPPRESSED: f"some of {RUNS} do, the one that the base was asked in doesn't",
-    FORMAT: f"the one that the base was asked in does, or all {RUNS}",
+    ERASED: f"none of {ANATOMY_RUNS + 1} few-shot prompts brings it back",
+    SUPPRESSED: f"some of {ANATOMY_RUNS} do, the one that the base was asked in doesn't",
+    FORMAT: f"the one that the base was asked in does, or all {ANATOMY_RUNS}",
 }
+_MARKS = {
+    "first_point": "reached before the first checkpoint",
+    "coarse": "coarse: fewer than 8 checkpoints before P = .90",
+}
+_HASHED = ("bundle", "weights", "tokenizer", "prompts", "settings")
 _MOST_SHOWN = 200
+_table = partial(tabulate, tablefmt="github", disable_numparse=True)
 
 
-def markdown(reports: Sequence[Report], control: Report | None = None) -> str:
+def report_markdown(reports: Sequence[Report], control: Report | None = None) -> str:
     """Renders reports side by side: metrics, transitions, relations and notes."""
-    columns = [*reports, *([control] if control else [])]
-    names = [*_names(reports), *(["control (known only)"] if control else [])]
-    rows = [[label, *(_cell(key, report) for report in columns)] for key, label in _METRICS.items()]
-    parts = [_head(reports[0]), _table(["metric", *names], rows)]
-    for name, report in zip(names, columns, strict=True):
-        parts += [f"## {name}", report.summary["checkpoint"], _facts(report), _by_relation(report)]
-        parts += [f"Note: {note}" for note in report.summary["notes"]]
-        parts.append(_hashes(report.summary["made_with"]))
+    named = list(zip(_names(reports), reports, strict=True))
+    if control:
+        named.append(("control (known only)", control))
+    first = reports[0].summary
+    metrics = [
+        [label, *(_cell(key, report) for _, report in named)] for key, label in _METRICS.items()
+    ]
+    parts = [
+        f"# {first['style']}, bundle {first['made_with']['bundle_sha256'][:12]}",
+        "Shares of facts with 95 % intervals over facts within relations. Lost and gained compare "
+        "with the base in the same prompt, fact by fact.",
+        _table(metrics, ["metric", *(name for name, _ in named)]),
+    ]
+    for name, report in named:
+        parts += [f"## {name}", *_details(report.summary)]
     return "\n\n".join(parts)
 
 
-def _head(report: Report) -> str:
-    summary = report.summary
-    return (
-        f"# {summary['style']}, bundle {summary['made_with']['bundle_sha256'][:12]}\n\n"
-        "Shares of facts with 95 % intervals over facts within relations. Lost and gained compare "
-        "with the base in the same prompt, fact by fact."
-    )
-
-
 def _names(reports: Sequence[Report]) -> list[str]:
-    return _short([report.summary["checkpoint"] for report in reports])
+    return _short([report.results.name for report in reports])
 
 
 def _short(paths: Sequence[str]) -> list[str]:
@@ -82,42 +88,34 @@ def _short(paths: Sequence[str]) -> list[str]:
 
 def _cell(key: str, report: Report) -> str:
     value = report.summary["metrics"][key]
-    if value is None:
-        untrained = key in ("task_learning", "plasticity") and not report.trained
-        return "not trained" if untrained else "-"
-    return f"{value:.3f}" if isinstance(value, float) else interval(value)
+    if value is None and key in ("task_learning", "plasticity") and not report.trained:
+        return "not trained"
+    return f"{value:.3f}" if isinstance(value, float) else interval_text(value)
 
 
-def interval(row: Mapping[str, Any]) -> str:
-    """Formats an estimate: the value and its 95 % interval."""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _facts(report: Report) -> str:
-    counts = report.summary["transitions"]
-    rows = [[_SPLITS[split], *(counts[split][kind] for kind in TRANSITIONS)] for split in counts]
-    return _table(["split", *TRANSITIONS], rows)
-
-
-def _by_relation(report: Report) -> str:
-    rows = [
-        [row["relation"], row["n"], f"{row['stability']:.3f}", *(row[k] for k in TRANSITIONS)]
-        for row in report.summary["relations"]
+def _details(summary: Mapping[str, Any]) -> list[str]:
+    splits = [
+        [_SPLITS[split], *(counts[kind] for kind in TRANSITIONS)]
+        for split, counts in summary["transitions"].items()
     ]
-    return _table(["relation in D_Held", "facts", "S", *TRANSITIONS], rows)
+    relations = [
+        [row["relation"], row["n"], f"{row['stability']:.3f}", *(row[k] for k in TRANSITIONS)]
+        for row in summary["relations"]
+    ]
+    hashes = [
+        f"- {name} sha256 {summary['made_with'][f'{name}_sha256'] or 'not recorded'}"
+        for name in _HASHED
+    ]
+    return [
+        summary["checkpoint"],
+        _table(splits, ["split", *TRANSITIONS]),
+        _table(relations, ["relation in D_Held", "facts", "S", *TRANSITIONS]),
+        *(f"Note: {note}" for note in summary["notes"]),
+        "\n".join(hashes),
+    ]
 
 
-def _hashes(made_with: Mapping[str, Any]) -> str:
-    named = ("bundle", "weights", "tokenizer", "prompts", "settings")
-    found = {name: made_with[f"{name}_sha256"] for name in named}
-    return "\n".join(f"- {name} sha256 {value or 'not recorded'}" for name, value in found.items())
-
-
-def comparison(row: Mapping[str, Any]) -> str:
+def comparison_markdown(row: Mapping[str, Any]) -> str:
     """Renders McNemar's test of two checkpoints in a sentence."""
     first, second = _short(row["checkpoints"])
     return (
@@ -127,45 +125,34 @@ def comparison(row: Mapping[str, Any]) -> str:
     )
 
 
-def curve(row: Mapping[str, Any]) -> str:
+def curve_markdown(row: Mapping[str, Any]) -> str:
     """Renders a curve and S@P90."""
-    keys = ("task_learning", "plasticity", "stability")
-    points = row["points"]
+    points, crossing = row["points"], row["stability_at_p90"]
+    told = "never reached by these checkpoints"
+    if crossing:
+        marks = "; ".join(text for key, text in _MARKS.items() if crossing[key])
+        told = f"{crossing['stability']:.3f}" + (f" ({marks})" if marks else "")
     rows = [
-        [name, *(f"{point[key]:.3f}" for key in keys)]
+        [name, *(f"{point[key]:.3f}" for key in ("task_learning", "plasticity", "stability"))]
         for name, point in zip(_short([p["checkpoint"] for p in points]), points, strict=True)
     ]
-    crossing = row["stability_at_p90"]
-    if crossing is None:
-        told = "S@P90: never reached by these checkpoints"
-    else:
-        marks = [
-            text
-            for key, text in (
-                ("first_point", "reached before the first checkpoint"),
-                ("coarse", "coarse: fewer than 8 checkpoints before P = .90"),
-            )
-            if crossing[key]
-        ]
-        told = f"S@P90: {crossing['stability']:.3f}" + (f" ({'; '.join(marks)})" if marks else "")
-    return _table(["checkpoint", "T", "P", "S"], rows) + f"\n\n{told}"
+    return _table(rows, ["checkpoint", "T", "P", "S"]) + f"\n\nS@P90: {told}"
 
 
-def facts(reports: Sequence[Report], kind: str) -> str:
+def facts_markdown(reports: Sequence[Report], kind: str) -> str:
     """Lists the facts of one kind of transition, the answers of all checkpoints side by side.
 
     Args:
         reports: Their first one decides which facts are shown.
         kind: One of `TRANSITIONS`.
     """
-    chosen = [change for change in reports[0].transitions if change.kind == kind]
+    chosen = reports[0].facts(kind)
     rows = [
-        [_SPLITS[change.split], change.item.fact.relation, change.item.fact.question]
-        + [change.item.fact.answers[0]]
-        + [_one_line(report.results.answers.get(change.item.fact.id, "")) for report in reports]
-        for change in chosen[:_MOST_SHOWN]
+        [_SPLITS[row["split"]], row["relation"], row["question"], row["gold"]]
+        + [_one_line(report.results.answers.get(row["id"], "")) for report in reports]
+        for row in chosen[:_MOST_SHOWN]
     ]
-    table = _table(["split", "relation", "question", "gold", *_names(reports)], rows)
+    table = _table(rows, ["split", "relation", "question", "gold", *_names(reports)])
     left = len(chosen) - len(rows)
     return f"{table}\n\n{left} more: --format json has all" if left else table
 
@@ -174,12 +161,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def anatomy(row: Mapping[str, Any]) -> str:
+def anatomy_markdown(row: Mapping[str, Any]) -> str:
     """Renders the anatomy of a checkpoint's losses."""
     head = f"Anatomy of {row['checkpoint']}: {row['lost']} facts of D_Held lost"
     if not row["lost"]:
         return head
-    table = [
+    rows = [
         [
             kind,
             row["kinds"][kind],
@@ -188,12 +175,12 @@ def anatomy(row: Mapping[str, Any]) -> str:
         ]
         for kind, gold in row["gold"].items()
     ]
-    labels = ", ".join(f"{label} {count}" for label, count in row["labels"].items() if count)
     headers = ["kind", "facts", "median rank of the gold, scored / few-shot", "its probability"]
+    labels = ", ".join(f"{label} {count}" for label, count in row["labels"].items() if count)
     kinds = "; ".join(f"{kind}: {told}" for kind, told in _KINDS.items())
     return (
-        f"{head}\n\n{_table(headers, table)}\n\n{kinds}.\n\n"
-        f"A few-shot prompt brings back {interval(row['brought_back'])} "
+        f"{head}\n\n{_table(rows, headers)}\n\n{kinds}.\n\n"
+        f"A few-shot prompt brings back {interval_text(row['brought_back'])} "
         f"(the base has {row['base_in_fresh']:.3f} of them right there). "
         f"Labels under the checkpoint itself: {labels}."
     )

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import scipy  # Loads its parts on first use.
+
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, Bundle, Item
+from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.account import by_relation, majority_answer
 from factual_forgetting.facts.matching import normalise
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.run import RUN
-from factual_forgetting.scoring.judging import Judgement, spoken
+from factual_forgetting.scoring.judging import spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.statistics import mcnemar
+from factual_forgetting.scoring.statistics import Estimate, row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
 from factual_forgetting.scoring.transitions import (
+    KEPT,
     LEARNED,
-    TRANSITIONS,
     Transition,
-    intrusions,
-    majority_answers,
+    count_transitions,
     transitions,
 )
 
@@ -54,8 +57,8 @@ class Report:
         return [
             {
                 "split": change.split,
-                **{key: getattr(change.item.fact, key) for key in ("id", "relation", "question")},
-                "gold": change.item.fact.answers[0],
+                **{key: getattr(change.fact, key) for key in ("id", "relation", "question")},
+                "gold": change.fact.answers[0],
                 "answer": change.answer,
             }
             for change in self.transitions
@@ -78,17 +81,20 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
     trained = _is_run(results, bundle) if trained is None else trained
     outcome = STYLES[results.style].outcome
     correct = {key: found.correct for key, found in results.judgements.items()}
-    held = [item for item in bundle.splits[HELDOUT] if item.fact.id in correct]
     changes = transitions(bundle, correct, results.answers, outcome)
+    held = [change for change in changes if change.split == HELDOUT]
+    splits = dict.fromkeys(change.split for change in changes)
     summary = {
         "checkpoint": results.name,
         "style": results.style,
         "metrics": {
             **final_metrics(bundle, results.correct, trained=trained, outcome=outcome),
-            **_more_metrics(bundle, held, results),
+            **_more_metrics(bundle, results),
         },
-        "relations": [_relation(name, changes) for name in sorted(_relations(held))],
-        "transitions": _transition_counts(changes),
+        "relations": [_relation(n, held) for n in sorted({c.fact.relation for c in held})],
+        "transitions": {
+            split: count_transitions(c for c in changes if c.split == split) for split in splits
+        },
         "made_with": _made_with(bundle, results),
         "notes": _notes(bundle, results),
     }
@@ -105,59 +111,59 @@ def _is_run(results: Results, bundle: Bundle) -> bool:
     return bool(same and run.get("bundle_sha256") == bundle.sha256)
 
 
-def _more_metrics(bundle: Bundle, held: list[Item], results: Results) -> dict[str, Any]:
+def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
     """Metrics on D_Held that need the answers, not only whether they are right."""
     found = results.judgements
-    correct = {key: judged.correct for key, judged in found.items()}
-    majority = majority_answers(bundle)
-    common = [i for i in held if normalise(i.fact.answers[0]) == majority.get(i.fact.relation)]
-    rare = [i for i in held if normalise(i.fact.answers[0]) != majority.get(i.fact.relation)]
-    chat = STYLES[results.style].chat
-    said = {key: spoken(text, chat=chat) for key, text in results.answers.items()}
-    wrong, intruding = intrusions(bundle, held, found, said)
+    held = [item for item in bundle.splits[HELDOUT] if item.fact.id in found]
+    common = _common(bundle)
+
+    def share(items: list[Item], name: str, *, macro: bool = False) -> Estimate | None:
+        return accuracy(items, {k: getattr(j, name) for k, j in found.items()}, macro=macro)
+
     estimates = {
-        "stability_macro": accuracy(held, correct, macro=True),
-        "stability_strict": accuracy(held, _outcomes(found, "strict")),
-        "stability_other": accuracy(bundle.splits[HELDOUT_OTHER], correct),
-        "stability_majority": accuracy(common, correct),
-        "stability_minority": accuracy(rare, correct),
-        "abstention": accuracy(held, {k: f.abstained and not f.correct for k, f in found.items()}),
-        "hallucination": accuracy(
-            held, {k: not f.correct and not f.abstained for k, f in found.items()}
-        ),
-        "intrusion": accuracy(wrong, intruding),
+        "stability_macro": share(held, "correct", macro=True),
+        "stability_strict": share(held, "strict"),
+        "stability_other": share(bundle.splits[HELDOUT_OTHER], "correct"),
+        "stability_majority": share([i for i in held if i.fact.id in common], "correct"),
+        "stability_minority": share([i for i in held if i.fact.id not in common], "correct"),
+        "abstention": share(held, "declined"),
+        "hallucination": share(held, "hallucinated"),
+        "intrusion": accuracy(held, _intrusions(bundle, held, results)),
     }
-    f1 = [found[item.fact.id].f1 for item in held]
     return {
-        **{name: asdict(value) if value else None for name, value in estimates.items()},
-        "token_f1": sum(f1) / len(f1) if f1 else None,
+        **{name: row_of(value) for name, value in estimates.items()},
+        "token_f1": sum(found[i.fact.id].f1 for i in held) / len(held) if held else None,
     }
 
 
-def _outcomes(found: Mapping[str, Judgement], name: str) -> dict[str, bool]:
-    return {key: bool(getattr(judged, name)) for key, judged in found.items()}
+def _common(bundle: Bundle) -> set[str]:
+    """Facts whose gold is their relation's most frequent in D_Known, D_Unk and D_Held.
+
+    One that occurs once is nobody's; ties go to the first in the alphabet.
+    """
+    facts = [item.fact for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
+    golds = {fact.id: (fact.relation, normalise(fact.answers[0])) for fact in facts}
+    often = Counter(golds.values())
+    most = {(name, normalise(majority_answer(found))) for name, found in by_relation(facts).items()}
+    return {key for key, gold in golds.items() if gold in most and often[gold] > 1}
 
 
-def _relations(items: Sequence[Item]) -> set[str]:
-    return {item.fact.relation for item in items}
+def _intrusions(bundle: Bundle, held: list[Item], results: Results) -> dict[str, bool]:
+    """Whether a wrong answer names an object that D_Unk teaches, of whatever relation."""
+    golds = {normalise(gold) for item in bundle.splits[UNKNOWN] for gold in item.fact.accepted}
+    golds.discard("")
+    chat = STYLES[results.style].chat
+    return {
+        key: normalise(spoken(results.answers[key], chat=chat)) in golds
+        for key in (item.fact.id for item in held)
+        if results.judgements[key].hallucinated
+    }
 
 
-def _relation(name: str, changes: Sequence[Transition]) -> dict[str, Any]:
-    counts = Counter(
-        change.kind
-        for change in changes
-        if change.split == HELDOUT and change.item.fact.relation == name
-    )
-    n = counts.total()
-    right = {kind: counts[kind] for kind in TRANSITIONS}
-    return {"relation": name, "n": n, "stability": (right["kept"] + right[LEARNED]) / n, **right}
-
-
-def _transition_counts(changes: Sequence[Transition]) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
-    for change in changes:
-        found.setdefault(change.split, Counter())[change.kind] += 1
-    return {split: {kind: counts[kind] for kind in TRANSITIONS} for split, counts in found.items()}
+def _relation(name: str, held: Sequence[Transition]) -> dict[str, Any]:
+    counts = count_transitions(change for change in held if change.fact.relation == name)
+    n, right = sum(counts.values()), counts[KEPT] + counts[LEARNED]
+    return {"relation": name, "n": n, "stability": right / n, **counts}
 
 
 def _made_with(bundle: Bundle, results: Results) -> dict[str, Any]:
@@ -193,19 +199,14 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
         notes.append("Its descent from the bundle's base was declared, not checked.")
     elif results.weights_sha256 is None:
         notes.append("lm-eval didn't see its weights: neither hashed nor checked for descent.")
-    note = _tokenizer_note(bundle, results)
-    return [*notes, note] if note else notes
-
-
-def _tokenizer_note(bundle: Bundle, results: Results) -> str | None:
     base = bundle.manifest["base"]
     path = local_checkpoint(base["pretrained"], base.get("revision"))
     expected = tokenizer_sha256(path) if path else None
-    if results.tokenizer_sha256 is None or expected is None:
-        return None
-    if results.tokenizer_sha256 == expected:
-        return None
-    return "Its tokenizer differs from the base's: the same questions reach it as other tokens."
+    if expected and results.tokenizer_sha256 not in (None, expected):
+        notes.append(
+            "Its tokenizer differs from the base's: the same questions reach it as other tokens."
+        )
+    return notes
 
 
 def in_order(results: Sequence[Results]) -> list[Results] | None:
@@ -214,16 +215,15 @@ def in_order(results: Sequence[Results]) -> list[Results] | None:
     Trainers write them beside each other, as directories whose names differ in a number at
     the end (`checkpoint-100`).
     """
-    steps: dict[int, Results] = {}
-    stems = set()
-    for found in results:
-        match = _STEP.fullmatch((found.pretrained or "").rstrip("/"))
-        if match:
-            stems.add(match["stem"])
-            steps[int(match["step"])] = found
+    steps = {
+        (match["stem"], int(match["step"])): found
+        for found in results
+        if (match := _STEP.fullmatch((found.pretrained or "").rstrip("/")))
+    }
+    stems = {stem for stem, _ in steps}
     if len(results) < 2 or len(steps) < len(results) or len(stems) > 1:
         return None
-    return [steps[step] for step in sorted(steps)]
+    return [steps[key] for key in sorted(steps)]
 
 
 def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
@@ -238,24 +238,24 @@ def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
     """
     outcome = STYLES[reports[0].results.style].outcome
     base = {item.fact.id: item.base[outcome] for _, item in bundle.items()}
-    correct = [("base", base), *((r.results.name, r.results.correct) for r in reports)]
-    points = [
-        {"checkpoint": name, **{key: _value(metrics[key]) for key in _CURVE}}
-        for name, outcomes in correct
-        for metrics in [final_metrics(bundle, outcomes, outcome=outcome)]
+    asked = [("base", base), *((r.results.name, r.results.correct) for r in reports)]
+    points: list[dict[str, Any]] = [
+        {
+            "checkpoint": name,
+            **{
+                metric: share.value if (share := accuracy(bundle.splits[split], correct)) else None
+                for split, metric in METRIC_OF_SPLIT.items()
+            },
+        }
+        for name, correct in asked
     ]
     return {"points": points, **curve_metrics(points)}
 
 
-_CURVE = ("task_learning", "plasticity", "stability")
-
-
-def _value(estimate: Mapping[str, Any] | None) -> Any:
-    return estimate["value"] if estimate else None
-
-
 def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
-    """Compares two single checkpoints on D_Held by McNemar's exact test.
+    """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
+
+    Over several seeds it would be wrong: their facts aren't independent.
 
     Raises:
         UserError: If they were asked in different prompts.
@@ -266,10 +266,13 @@ def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
             f"{second.results.style}. Compare results of the same tasks."
         )
     ids = [item.fact.id for item in bundle.splits[HELDOUT]]
-    one, two = ([r.results.correct[key] for key in ids] for r in (first, second))
+    pairs = [(first.results.correct[key], second.results.correct[key]) for key in ids]
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    differing = only_first + only_second
+    test = scipy.stats.binomtest(only_first, differing) if differing else None
     return {
         "checkpoints": [first.results.name, second.results.name],
-        "only_first_right": sum(a and not b for a, b in zip(one, two, strict=True)),
-        "only_second_right": sum(b and not a for a, b in zip(one, two, strict=True)),
-        "p_value": mcnemar(one, two),
+        "only_first_right": only_first,
+        "only_second_right": only_second,
+        "p_value": float(test.pvalue) if test else 1.0,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
 from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
@@ -67,21 +69,21 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     results_path, results = _newest(path, style)
     config = results.get("config", {})
     _check_settings(results_path, results, STYLES[style])
-    found = [task for task in results["results"] if _has(task, style)]
-    rows = {task: _rows(results_path, task) for task in found}
-    _check_versions(results_path, results, found)
+    splits = _splits(results, style)
+    _check_versions(results_path, results, splits)
+    by_task = {task: _samples(results_path, task) for task in splits}
     items = {item.fact.id: item for _, item in bundle.items()}
-    asked = [_Sample.parse(row, where) for task in found for row, where in rows[task]]
+    asked = [sample for samples in by_task.values() for sample in samples]
     for sample in asked:
-        sample.check(items, bundle, style)
-    _check_complete(results_path, found, rows, bundle)
-    judgements = {
-        sample.id: _judge(sample.text, items[sample.id], STYLES[style]) for sample in asked
-    }
+        sample.check(items, bundle, STYLES[style])
+    for task, samples in by_task.items():
+        _check_complete(results_path, task, samples, bundle.splits[splits[task]])
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = parse_model_args(arguments)
+    judgements = {s.id: s.judge(items[s.id].fact, STYLES[style]) for s in asked}
     scored = {item.fact.id for split in _SCORED for item in bundle.splits[split]}
+    configs = results.get("configs", {}).values()
     return Results(
         path=results_path,
         style=style,
@@ -93,66 +95,46 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         weights_sha256=_one_of(results_path, "weights_sha256", asked),
         tokenizer_sha256=_one_of(results_path, "tokenizer_sha256", asked),
         prompts_sha256=files.sha256_json(sorted((sample.id, sample.prompt) for sample in asked)),
-        descent_declared=_descent_declared(results),
+        descent_declared=any((c.get("metadata") or {}).get("ff_descends") for c in configs),
         environment=_environment(results),
     )
 
 
-def find_results(paths: list[Path]) -> list[Path]:
+def find_results(paths: Sequence[Path]) -> list[Path]:
     """Returns the directories or files of single checkpoints under some paths, in order."""
-    found: list[Path] = []
-    for path in paths:
-        folders = {file.parent for file in path.rglob("results_*.json")} if path.is_dir() else None
-        if folders is not None and not folders:
-            raise _nothing(path)
-        found += sorted(folders) if folders else [path]
-    return found
+    return [found for path in paths for found in (_folders(path) if path.is_dir() else [path])]
 
 
-def styles_in(path: Path) -> list[str]:
-    """Returns the styles that a checkpoint's results hold, in the order of `STYLES`."""
-    names = [parse_task(name) for file in _files(path) for name in _read(file)["results"]]
-    found = {parsed[0] for parsed in names if parsed}
-    return [style for style in STYLES if style in found]
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
-    folders = sorted({str(file.parent) for file in found})
-    if len(folders) > 1:
-        raise UserError(
-            f"{path} holds results of {len(folders)} checkpoints: {', '.join(folders[:5])}. "
-            "Name one of them."
-        )
+def _folders(path: Path) -> list[Path]:
+    found = sorted({file.parent for file in path.rglob("results_*.json")})
     if not found:
-        raise _nothing(path)
+        raise UserError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
     return found
-
-
-def _nothing(path: Path) -> UserError:
-    return UserError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    results = files.read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
-        raise UserError(f"{path} is no results file of lm-eval. Score again.")
-    return results
 
 
 def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
-    for file in reversed(_files(path)):
-        results = _read(file)
-        if any(_has(task, style) for task in results["results"]):
+    found = [path]
+    if not path.is_file():
+        folders = _folders(path)
+        if len(folders) > 1:
+            raise UserError(
+                f"{path} holds results of {len(folders)} checkpoints: "
+                f"{', '.join(map(str, folders[:5]))}. Name one of them."
+            )
+        found = sorted(folders[0].glob("results_*.json"), reverse=True)
+    for file in found:
+        results = files.read_json(file)
+        if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+            raise UserError(f"{file} is no results file of lm-eval. Score again.")
+        if _splits(results, style):
             return file, results
     raise UserError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
 
 
-def _has(task: str, style: str) -> bool:
-    parsed = parse_task(task)
-    return parsed is not None and parsed[0] == style
+def _splits(results: dict[str, Any], style: str) -> dict[str, str]:
+    """The split that each task of a style asks, by the name that lm-eval has for it."""
+    parsed = {task: parse_task(task) for task in results["results"]}
+    return {task: found[1] for task, found in parsed.items() if found and found[0] == style}
 
 
 def _check_settings(path: Path, results: dict[str, Any], style: Style) -> None:
@@ -168,7 +150,7 @@ def _check_settings(path: Path, results: dict[str, Any], style: Style) -> None:
         raise UserError(f"{path} lacks a chat template. Score again with --apply_chat_template.")
 
 
-def _check_versions(path: Path, results: dict[str, Any], tasks: list[str]) -> None:
+def _check_versions(path: Path, results: dict[str, Any], tasks: Iterable[str]) -> None:
     versions = {parse_task(name): version for name, version in results["versions"].items()}
     for task in tasks:
         version = versions.get(parse_task(task))
@@ -177,17 +159,6 @@ def _check_versions(path: Path, results: dict[str, Any], tasks: list[str]) -> No
                 f"{path} was made with version {version} of {task}; this is {TASK_VERSION}. "
                 "Score again, or read it with the version that made it."
             )
-
-
-def _rows(results_path: Path, task: str) -> list[tuple[Any, str]]:
-    stamp = results_path.stem.removeprefix("results_")
-    samples = results_path.with_name(f"samples_{task}_{stamp}.jsonl")
-    if not samples.exists():
-        raise UserError(f"{samples} is missing. Score again with --log_samples.")
-    return [
-        (row, f"{samples}, line {number}")
-        for number, row in enumerate(files.read_jsonl(samples), start=1)
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +181,9 @@ class _Sample:
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{where}: not a sample of lm-eval. Score again.") from None
 
-    def check(self, items: dict[str, Item], bundle: Bundle, style_name: str) -> None:
+    def check(self, items: Mapping[str, Item], bundle: Bundle, style: Style) -> None:
         """Checks bundle, prompt and settings against what this package would have asked."""
-        item, style = items.get(self.id), STYLES[style_name]
+        item = items.get(self.id)
         if item is None or self.doc.get("bundle_sha256") != bundle.sha256:
             raise UserError(f"{self.where}: made with another bundle than {bundle.path}.")
         prompt = style.prompt(item, bundle)
@@ -229,6 +200,18 @@ class _Sample:
         stops = self.settings.get("until") == list(style.stops)
         return greedy and stops and self.settings.get("max_gen_toks") == style.max_new_tokens
 
+    def judge(self, fact: Fact, style: Style) -> Judgement:
+        return judge(self.text, fact.answers, fact.aliases, fact.subject, chat=style.chat)
+
+
+def _samples(results_path: Path, task: str) -> list[_Sample]:
+    stamp = results_path.stem.removeprefix("results_")
+    path = results_path.with_name(f"samples_{task}_{stamp}.jsonl")
+    if not path.exists():
+        raise UserError(f"{path} is missing. Score again with --log_samples.")
+    rows = enumerate(files.read_jsonl(path), start=1)
+    return [_Sample.parse(row, f"{path}, line {number}") for number, row in rows]
+
 
 def _as_text(prompt: Any) -> str:
     """The prompt as text; chat servers get their messages as JSON, alone in a list."""
@@ -239,36 +222,21 @@ def _as_text(prompt: Any) -> str:
 
 
 def _check_complete(
-    path: Path, tasks: list[str], rows: dict[str, list[tuple[Any, str]]], bundle: Bundle
+    path: Path, task: str, samples: Sequence[_Sample], expected: Sequence[Item]
 ) -> None:
-    for task in tasks:
-        parsed = parse_task(task)
-        expected = [item.fact.id for item in bundle.splits[parsed[1]]] if parsed else []
-        found = [row["doc"]["id"] for row, _ in rows[task]]
-        if sorted(found) != sorted(expected):
-            raise UserError(
-                f"The samples of {task} beside {path} hold {len(found)} answers where the bundle "
-                f"has {len(expected)} facts. They are half-written or of another bundle; "
-                "score again."
-            )
+    if sorted(sample.id for sample in samples) != sorted(item.fact.id for item in expected):
+        raise UserError(
+            f"The samples of {task} beside {path} hold {len(samples)} answers where the bundle "
+            f"has {len(expected)} facts. They are half-written or of another bundle; score again."
+        )
 
 
-def _judge(text: str, item: Item, style: Style) -> Judgement:
-    fact = item.fact
-    return judge(text, fact.answers, fact.aliases, fact.subject, chat=style.chat)
-
-
-def _one_of(path: Path, key: str, asked: list[_Sample]) -> str | None:
+def _one_of(path: Path, key: str, asked: Sequence[_Sample]) -> str | None:
     found = {sample.doc.get(key) for sample in asked}
     if len(found) > 1:
         raise UserError(f"The samples beside {path} differ in {key}: mixed runs. Score again.")
     value = next(iter(found), None)
     return str(value) if value else None
-
-
-def _descent_declared(results: dict[str, Any]) -> bool:
-    configs = results.get("configs", {}).values()
-    return any((config.get("metadata") or {}).get("ff_descends") for config in configs)
 
 
 def _environment(results: dict[str, Any]) -> dict[str, Any]:

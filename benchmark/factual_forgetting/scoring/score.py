@@ -24,7 +24,7 @@ _LOCAL_MODELS = {"hf", "vllm"}
 _LOADING = {"get_model", "create_from_arg_obj"}
 
 
-def score(
+def run_lm_eval(
     bundle: Bundle,
     model: str,
     model_args: str,
@@ -73,14 +73,13 @@ def score(
         "limit": limit,
     }
     written = output
-    if any(STYLES[task].chat for task in tasks):
+    styles = [STYLES[task] for task in tasks]
+    if any(style.chat for style in styles):
         _require_chat_template(arguments)
     with _quiet_logging():
         # A chat template would change the other prompts, so chat tasks are a run of their own.
         for chat in (False, True):
-            asked = [
-                t for s in map(STYLES.get, tasks) if s and s.chat == chat for t in s.tasks(bundle)
-            ]
+            asked = [t for style in styles if style.chat == chat for t in style.tasks(bundle)]
             if asked:
                 run = {**settings, "tasks": asked, "apply_chat_template": chat}
                 written = _evaluate(run, arguments, metadata, output)

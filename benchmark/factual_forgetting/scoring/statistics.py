@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+import scipy  # Loads its parts on first use.
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
-RESAMPLES = 10_000
 _Z = 1.959963984540054
 _MOST_MISSED = 0.07
 _MOST_GAIN, _MOST_GAIN_MACRO = 4.0, 1.5
-_HALVINGS = 50
+_XTOL = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,19 @@ class Estimate:
     high: float
     n: int
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+def row_of(estimate: Estimate | None) -> dict[str, Any] | None:
+    """Returns an estimate as plain JSON."""
+    return asdict(estimate) if estimate else None
+
+
+def interval_text(row: Mapping[str, Any] | None) -> str:
+    """Writes an estimate's value and 95 % interval; a dash where there is none.
+
+    Args:
+        row: What `row_of` returned.
+    """
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if row else "-"
 
 
 def proportion(
@@ -112,8 +124,8 @@ def _interval(share: float, size: float, n: int) -> tuple[float, float]:
     spread = math.sqrt(share * (1 - share) / size + _Z**2 / (4 * size**2)) * _Z
     spread /= 1 + _Z**2 / size
     right, wrong = share * n, (1 - share) * n
-    lowest = betaincinv(right, wrong + 1, _MOST_MISSED) if share > 0 else 0.0
-    highest = betaincinv(right + 1, wrong, 1 - _MOST_MISSED) if share < 1 else 1.0
+    lowest = scipy.special.betaincinv(right, wrong + 1, _MOST_MISSED) if share > 0 else 0.0
+    highest = scipy.special.betaincinv(right + 1, wrong, 1 - _MOST_MISSED) if share < 1 else 1.0
     return max(0.0, min(center - spread, lowest)), min(1.0, max(center + spread, highest))
 
 
@@ -137,68 +149,26 @@ def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Esti
     value, size = _effective(values, strata, lambda part: float(part.var()))
     losses = float(np.maximum(values, 0).mean()) * size
     gains = float(np.maximum(-values, 0).mean()) * size
-    low = _solve(lambda difference: _tango(losses, gains, size, difference) - _Z, -1.0, value)
-    high = _solve(lambda difference: _tango(losses, gains, size, difference) + _Z, value, 1.0)
-    return Estimate(value, low, high, len(values))
+
+    tango = partial(_tango, value, losses, gains, size)
+    return Estimate(value, _end(tango, _Z, value, -1.0), _end(tango, -_Z, value, 1.0), len(values))
 
 
-def _tango(losses: float, gains: float, n: float, difference: float) -> float:
+def _tango(value: float, losses: float, gains: float, n: float, difference: float) -> float:
     """Tango's score statistic for a true difference; it falls as the difference rises."""
-    b = -losses - gains + (2 * n - losses + gains) * difference
+    b = (2 - value) * n * difference - losses - gains
     c = -gains * difference * (1 - difference)
     nuisance = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
     variance = n * (2 * nuisance + difference * (1 - difference))
-    distance = losses - gains - n * difference
-    return distance / math.sqrt(variance) if variance > 1e-12 else math.copysign(1e9, distance)
+    distance = n * (value - difference)
+    return distance / math.sqrt(variance) if variance > 1e-12 else float(np.sign(distance)) * 1e9
 
 
-def _solve(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Finds the root of a falling function between two ends, by halving."""
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
-    return (low + high) / 2
-
-
-def bootstrap_means(
-    values: NDArray[np.float64], strata: Sequence[str], seed: int, resamples: int = RESAMPLES
-) -> NDArray[np.float64]:
-    """Resamples facts within their relation.
-
-    Args:
-        values: Shape (facts, columns).
-        strata: The relation of each fact.
-        seed: Seed of the resampling.
-        resamples: Number of resamples.
-
-    Returns:
-        Column means of each resample, shape (resamples, columns).
-    """
-    rng = np.random.default_rng(seed)
-    sums = np.zeros((resamples, values.shape[1]))
-    for rows in _strata(strata):
-        size = len(rows)
-        # Drawing rows with replacement is drawing how often each occurs.
-        counts = rng.multinomial(size, np.full(size, 1 / size), size=resamples)
-        sums += counts @ values[rows]
-    return sums / len(values)
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Returns the exact two-sided p-value that two paired checkpoints are equally often right.
-
-    McNemar's test (1947) by the binomial distribution of the facts on which they differ. For
-    two single checkpoints only: over several seeds, facts aren't independent.
-
-    Args:
-        first: Outcomes of one checkpoint, fact by fact.
-        second: Outcomes of the other on the same facts.
-    """
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    n, least = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(least + 1))
-    return min(1.0, 2 * tail / (1 << n))
+def _end(statistic: Callable[[float], float], score: float, value: float, most: float) -> float:
+    """Finds the difference between the mean and the most there can be that has a score."""
+    if statistic(most) * most > score * most:
+        return most
+    return float(scipy.optimize.brentq(lambda d: statistic(d) - score, value, most, xtol=_XTOL))
 
 
 def _strata(names: Sequence[str]) -> list[NDArray[np.int64]]:

@@ -68,10 +68,10 @@ def load_split(
         checkpoint.require_descent(path, bundle.manifest["base"])
     # With an adapter on top, the files in `pretrained` aren't the weights that answer.
     hashed = None if _ADAPTERS & set(others) else path
-    return {"test": Dataset.from_list(documents(bundle, ff_split, ff_style, hashed))}
+    return {"test": Dataset.from_list(task_documents(bundle, ff_split, ff_style, hashed))}
 
 
-def documents(
+def task_documents(
     bundle: Bundle, split: str, style_name: str, path: Path | None
 ) -> list[dict[str, Any]]:
     """Returns a split's documents: prompt, answers, the base's outcome, and what made them.
@@ -174,7 +174,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]
         "ff_strict": float(found.strict),
         "ff_f1": found.f1,
         "ff_forgetting": float(base) - correct,
-        "ff_abstention": float(found.abstained and not found.correct),
-        "ff_hallucination": float(not found.correct and not found.abstained),
+        "ff_abstention": float(found.declined),
+        "ff_hallucination": float(found.hallucinated),
         **({"ff_lost": 1 - correct} if base else {"ff_gained": correct}),
     }
