@@ -16,7 +16,7 @@ from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
 from factual_forgetting.mechanism.figures import draw_all
-from factual_forgetting.mechanism.findings import crossing, findings
+from factual_forgetting.mechanism.findings import findings
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.protocol.config import Protocol
@@ -157,21 +157,6 @@ def test_distillation_keeps_the_states_nearer(
     distilled = run_condition(bundle, condition, settings, root, progress=False)
     drifts = [result["points"][3]["drift"]["same"]["cosine"][-1] for result in (distilled, named)]
     assert drifts[0] < drifts[1]
-
-
-@pytest.mark.parametrize("level", [0.15, 0.3, 0.45])
-def test_crossing_interpolates_as_the_curve_does(level: float) -> None:
-    points = [{"plasticity": p} for p in (0.0, 0.1, 0.2, 0.4, 0.5)]
-    found = crossing(points, level)
-    assert found
-    index, weight = found
-    before, after = points[index - 1]["plasticity"], points[index]["plasticity"]
-    assert weight * after + (1 - weight) * before == pytest.approx(level)
-
-
-def test_crossing_never_uses_the_untrained_model() -> None:
-    assert crossing([{"plasticity": 0.0}, {"plasticity": 0.9}], 0.5) == (1, 1.0)
-    assert crossing([{"plasticity": 0.9}, {"plasticity": 0.1}], 0.5) is None
 
 
 def made(

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.fact import Fact
@@ -25,13 +24,13 @@ from factual_forgetting.mechanism.conditions import (
 from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.keys import known_facts
 from factual_forgetting.mechanism.overlap import regress
-from factual_forgetting.scoring.statistics import mean_difference
+from factual_forgetting.scoring.crossing import Floats, find_crossing
+from factual_forgetting.scoring.statistics import mean_difference, row_of
 
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.
 BITS_PER_PARAMETER = 2
 _FIXED = ("bundle_sha256", "facts", "mixed", "passes")
 VARIED = ("keys", "values", "method")
-_Values = NDArray[np.float64]
 
 
 def findings(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
@@ -69,14 +68,14 @@ class _Moment:
     index: int
     weight: float = 1.0
 
-    def read(self, *path: Any) -> _Values:
+    def read(self, *path: Any) -> Floats:
         """Returns what was measured, linear between the points; outcomes as 1 for right."""
         before, after = (
             _value(self.result["points"][i], *path) for i in (self.index - 1, self.index)
         )
         return np.asarray(self.weight * after + (1 - self.weight) * before)
 
-    def forgotten(self, name: str) -> _Values:
+    def forgotten(self, name: str) -> Floats:
         """Returns outcome at the peak minus outcome now, of each fact."""
         until = [_value(p, "outcomes", name) for p in self.result["points"][: self.index + 1]]
         return np.asarray(max(until, key=np.sum) - self.read("outcomes", name))
@@ -87,32 +86,20 @@ class _Moment:
         return dict(self.result["points"][self.index - (self.weight < 0.5)])
 
 
-def _value(point: Row, *path: Any) -> _Values:
+def _value(point: Row, *path: Any) -> Floats:
     found: Any = reduce(lambda value, key: value[key], path, point)
     return np.array([mark == RIGHT for mark in found] if isinstance(found, str) else found, float)
-
-
-def crossing(points: Sequence[Mapping[str, Any]], level: float) -> tuple[int, float] | None:
-    """Finds where plasticity first reaches a level.
-
-    Returns:
-        A point's index, and the weight of that point against the one before it, as
-        `scoring.metrics.stability_at` interpolates; None if the level is never reached.
-    """
-    for index in range(1, len(points)):
-        after = points[index]["plasticity"]
-        if after >= level:
-            before = points[index - 1]["plasticity"]
-            return index, 1.0 if index == 1 else (level - before) / (after - before)
-    return None
 
 
 def _arm(group: Sequence[Row], bundle: Bundle, level: float) -> Row:
     first, seeds = group[0], [result["condition"]["seed"] for result in group]
     held = held_facts(bundle, first["settings"]["relation"])
-    places = [crossing(result["points"], level) for result in group]
-    reached = [_Moment(result, *at) for result, at in zip(group, places, strict=True) if at]
-    at_level = reached if len(reached) == len(group) else []
+    crossings = [find_crossing([p["plasticity"] for p in r["points"]], level) for r in group]
+    at_level = [
+        _Moment(result, int(at.point), float(at.weight))
+        for result, at in zip(group, crossings, strict=True)
+        if all(each.reached for each in crossings)
+    ]
     at_end = [_Moment(result, len(result["points"]) - 1) for result in group]
     kept = [moment.read("outcomes", SAME) for moment in at_level]
     return {
@@ -151,8 +138,8 @@ def _estimate(moments: Sequence[_Moment], name: str, facts: Sequence[Fact]) -> R
     """Returns the mean forgetting of facts with its interval, and the mean of each seed."""
     values = np.array([moment.forgotten(name) for moment in moments])
     relations = [fact.relation for fact in facts]
-    estimate = mean_difference(values.mean(axis=0).tolist(), relations)
-    return {**asdict(estimate), "seeds": values.mean(axis=1).tolist()} if estimate else None
+    row = row_of(mean_difference(values.mean(axis=0).tolist(), relations))
+    return row and {**row, "seeds": values.mean(axis=1).tolist()}
 
 
 def _abstained(moments: Sequence[_Moment], name: str) -> float | None:
@@ -198,13 +185,10 @@ def _contrast(first: Row, second: Row) -> Row | None:
     if len(differing) != 1 or not alike or not seeds:
         return None
     lost = np.mean([second["kept"][seed] - first["kept"][seed] for seed in seeds], axis=0)
-    estimate = mean_difference(lost.tolist(), [SAME] * len(lost))
-    if estimate is None:
-        return None
     (name,) = differing
     told = {key: first[key] for key in (*_FIXED, *VARIED) if key != name}
     more = {"differing": name, "more": first[name], "than": second[name], "seeds": seeds}
-    return {**told, **more, **asdict(estimate)}
+    return {**told, **more, **(row_of(mean_difference(lost.tolist(), [SAME] * len(lost))) or {})}
 
 
 def like_first(found: Row, rows: Sequence[Row], *names: str) -> list[Row]:
@@ -247,10 +231,3 @@ def bases_of(found: Row) -> dict[str, list[Row]]:
 def size(parameters: int) -> str:
     """Writes the size of a base."""
     return f"{parameters / 1e6:.2f} M"
-
-
-def cell(estimate: Row | None) -> str:
-    """Writes an estimate with its interval."""
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -21,7 +21,6 @@ from factual_forgetting.mechanism.findings import (
     BITS_PER_PARAMETER,
     VARIED,
     bases_of,
-    cell,
     cloning_of,
     grid_of,
     like_first,
@@ -29,6 +28,7 @@ from factual_forgetting.mechanism.findings import (
     values_of,
 )
 from factual_forgetting.protocol.config import protocol_sha256
+from factual_forgetting.scoring.statistics import interval_text
 
 REPORT = "report.md"
 _PAGE = Path(__file__).parent / REPORT
@@ -109,8 +109,8 @@ def _arm_cells(arm: Row, level: float) -> dict[str, str]:
         "seeds": str(len(arm["seeds"])),
         "passes": f"{place['passes']:.1f}",
         "P": f"{place['plasticity']:.3f}{missed}",
-        "forgotten, same relation": cell(place[SAME]),
-        "other relations": cell(place[OTHER]),
+        "forgotten, same relation": interval_text(place[SAME]),
+        "other relations": interval_text(place[OTHER]),
         "drift": "-" if drift is None else f"{drift:.3f}",
     }
 
@@ -127,7 +127,7 @@ def _differences(found: Row, differing: str) -> str:
             "new facts": f"{row['facts']:,}",
             **{name: row[name] for name in told},
             "seeds": ", ".join(map(str, row["seeds"])),
-            "more forgotten": cell(row),
+            "more forgotten": interval_text(row),
             "clear of 0": "yes" if row["low"] > 0 or row["high"] < 0 else "no",
         }
         for row in like_first(found, contrasts, *alike)
@@ -160,8 +160,8 @@ def _overlap(arms: Sequence[Row]) -> str:
                 "new facts": f"{arm['facts']:,}",
                 "method": arm["method"],
                 "nearness": f"{arm['overlap']['nearness']:.2f}",
-                "slope": cell(arm["overlap"]["controlled"]),
-                "without controls": cell(arm["overlap"]["alone"]),
+                "slope": interval_text(arm["overlap"]["controlled"]),
+                "without controls": interval_text(arm["overlap"]["alone"]),
             }
             for arm in arms
             if arm["overlap"]
@@ -176,9 +176,9 @@ def _cloning(arms: Sequence[Row]) -> str:
                 "targets": f"{arm['keys']} keys, {arm['values']} answers",
                 "facts": f"{arm['facts']:,}",
                 "P": f"{arm['at_end']['plasticity']:.3f}",
-                "forgotten, same relation": cell(arm["at_end"][SAME]),
+                "forgotten, same relation": interval_text(arm["at_end"][SAME]),
                 "abstained": f"{arm['at_end']['abstained'][SAME]:.3f}",
-                "other relations": cell(arm["at_end"][OTHER]),
+                "other relations": interval_text(arm["at_end"][OTHER]),
             }
             for arm in arms
         ]
@@ -193,7 +193,7 @@ def _capacity(bases: Mapping[str, Sequence[Row]]) -> str:
                 "keys": keys,
                 "new facts": f"{arm['facts']:,}",
                 "share of capacity": f"{arm['share_of_capacity']:.2e}",
-                "forgotten, same relation": cell(arm["at_level"][SAME]),
+                "forgotten, same relation": interval_text(arm["at_level"][SAME]),
             }
             for keys, arms in bases.items()
             for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
