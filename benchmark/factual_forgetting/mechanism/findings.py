@@ -70,15 +70,9 @@ class _Moment:
 
     def read(self, *path: Any) -> Floats:
         """Returns what was measured, linear between the points; outcomes as 1 for right."""
-        before, after = (
-            _value(self.result["points"][i], *path) for i in (self.index - 1, self.index)
-        )
+        points = self.result["points"]
+        before, after = _value(points[self.index - 1], *path), _value(points[self.index], *path)
         return np.asarray(self.weight * after + (1 - self.weight) * before)
-
-    def forgotten(self, name: str) -> Floats:
-        """Returns outcome at the peak minus outcome now, of each fact."""
-        until = [_value(p, "outcomes", name) for p in self.result["points"][: self.index + 1]]
-        return np.asarray(max(until, key=np.sum) - self.read("outcomes", name))
 
     @property
     def nearest(self) -> Row:
@@ -121,10 +115,8 @@ def _arm(group: Sequence[Row], bundle: Bundle, level: float) -> Row:
 
 def _measured(moments: Sequence[_Moment], held: Mapping[str, Sequence[Fact]]) -> Row:
     middle = moments[0].result["middle"]
-    layers = {name: [m.read("drift", name, "cosine") for m in moments] for name in held}
-    drift = {
-        name: [fmean(seeds) for seeds in zip(*rows, strict=True)] for name, rows in layers.items()
-    }
+    cosines = {name: [m.read("drift", name, "cosine") for m in moments] for name in held}
+    drift = {name: list(map(fmean, zip(*rows, strict=True))) for name, rows in cosines.items()}
     return {
         **{key: fmean(m.read(key) for m in moments) for key in ("passes", "plasticity")},
         **{name: _estimate(moments, name, facts) for name, facts in held.items()},
@@ -134,9 +126,18 @@ def _measured(moments: Sequence[_Moment], held: Mapping[str, Sequence[Fact]]) ->
     }
 
 
+def _forgotten(moments: Sequence[_Moment], name: str) -> Floats:
+    """Returns outcome at the peak minus outcome now, of each fact, shape (seeds, facts)."""
+    peaks = [
+        max((_value(p, "outcomes", name) for p in m.result["points"][: m.index + 1]), key=np.sum)
+        for m in moments
+    ]
+    return np.array(peaks) - [moment.read("outcomes", name) for moment in moments]
+
+
 def _estimate(moments: Sequence[_Moment], name: str, facts: Sequence[Fact]) -> Row | None:
     """Returns the mean forgetting of facts with its interval, and the mean of each seed."""
-    values = np.array([moment.forgotten(name) for moment in moments])
+    values = _forgotten(moments, name)
     relations = [fact.relation for fact in facts]
     row = row_of(mean_difference(values.mean(axis=0).tolist(), relations))
     return row and {**row, "seeds": values.mean(axis=1).tolist()}
@@ -164,10 +165,9 @@ def _drift_curve(group: Sequence[Row]) -> list[Row]:
 def _overlap(moments: Sequence[_Moment], bundle: Bundle, held: Sequence[Fact]) -> Row | None:
     rows = [moment.result["held"] for moment in moments]
     often = Counter(fact.answers[0] for fact in known_facts(bundle, held[0].relation))
-    near = np.array([[row["nearness"] for row in described] for described in rows])
-    forgotten = np.array([moment.forgotten(SAME) for moment in moments])
+    near = np.array([[row["nearness"] for row in facts] for facts in rows])
     slope = regress(
-        np.clip(forgotten, 0, 1).mean(axis=0),
+        np.clip(_forgotten(moments, SAME), 0, 1).mean(axis=0),
         near.mean(axis=0),
         {
             "answer frequency": np.log([often[fact.answers[0]] for fact in held]),
@@ -185,10 +185,11 @@ def _contrast(first: Row, second: Row) -> Row | None:
     if len(differing) != 1 or not alike or not seeds:
         return None
     lost = np.mean([second["kept"][seed] - first["kept"][seed] for seed in seeds], axis=0)
+    row = row_of(mean_difference(lost.tolist(), [SAME] * len(lost)))
     (name,) = differing
     told = {key: first[key] for key in (*_FIXED, *VARIED) if key != name}
     more = {"differing": name, "more": first[name], "than": second[name], "seeds": seeds}
-    return {**told, **more, **(row_of(mean_difference(lost.tolist(), [SAME] * len(lost))) or {})}
+    return row and {**told, **more, **row}
 
 
 def like_first(found: Row, rows: Sequence[Row], *names: str) -> list[Row]:
