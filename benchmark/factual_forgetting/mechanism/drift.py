@@ -132,82 +132,67 @@ def directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(vectors / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
-class _Layer:
-    """What one layer's pairs of states, as rows of `before` beside `after`, sum up to."""
-
-    def __init__(self, size: int) -> None:
-        self.n, self.distance = 0, 0.0
-        self.mean, self.moments = np.zeros(2 * size), np.zeros((2 * size, 2 * size))
-
-    def add(self, before: States, after: States) -> None:
-        units = [directions(side.astype(np.float64)) for side in (before, after)]
-        # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
-        self.distance += float(((units[0] - units[1]) ** 2).sum()) / 2
-        pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
-        # Centred moments of two parts join without cancellation (Chan, Golub & LeVeque 1983):
-        # the shift between their means is one more row.
-        mean, total = pairs.mean(axis=0), self.n + len(pairs)
-        shift = mean - self.mean
-        rows = np.vstack([pairs - mean, shift * np.sqrt(self.n * len(pairs) / total)])
-        self.moments += rows.T @ rows
-        self.mean += shift * len(pairs) / total
-        self.n = total
-
-    def cka(self) -> float | None:
-        size = len(self.mean) // 2
-        sides = (slice(size), slice(size, None))
-        for side in sides:
-            floor = _ROUNDING * self.n * float(self.mean[side] @ self.mean[side])
-            if float(np.trace(self.moments[side, side])) <= floor:
-                return None
-        own = [float(np.linalg.norm(self.moments[side, side])) for side in sides]
-        return min(1.0, float(np.linalg.norm(self.moments[sides])) ** 2 / (own[0] * own[1]))
-
-
 class Drift:
-    """Compares the states of the same subjects in two checkpoints, in one pass.
+    """How far the states of the same subjects moved in one layer, in one pass over the subjects.
 
-    Memory is flat in the number of facts: a layer keeps (2 * hidden size)^2 sums in float64,
-    75 MB at a hidden size of 1536.
+    Memory is flat in their number: (2 * hidden size)^2 sums are kept in float64, 75 MB at a hidden
+    size of 1536.
+
+    Attributes:
+        n: Number of facts.
     """
 
     def __init__(self) -> None:
         """Starts without facts."""
-        self._layers: list[_Layer] = []
+        self.n, self._distance = 0, 0.0
+        # They take the shape of the first facts, the two sides as one vector.
+        self._mean: NDArray[np.float64] = np.zeros(())
+        self._moments: NDArray[np.float64] = np.zeros(())
 
     def add(self, before: States, after: States) -> None:
-        """Adds a batch of facts.
+        """Adds facts.
 
         Args:
-            before: States in the reference, shape (layers, facts, hidden size).
-            after: States of the same facts in the other checkpoint, of the same shape.
+            before: Their states in the reference, shape (facts, hidden size).
+            after: Their states in the other checkpoint, of the same shape.
 
         Raises:
             ValueError: If the shapes differ from each other, or from those of other batches.
         """
-        self._layers = self._layers or [_Layer(before.shape[2]) for _ in before]
-        for layer, x, y in zip(self._layers, before, after, strict=True):
-            layer.add(x, y)
+        units = [directions(side.astype(np.float64)) for side in (before, after)]
+        # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
+        self._distance += float(((units[0] - units[1]) ** 2).sum()) / 2
+        pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
+        # Centred moments of two parts join without cancellation (Chan, Golub & LeVeque 1983):
+        # the shift between their means is one more row.
+        mean, total = pairs.mean(axis=0), self.n + len(pairs)
+        shift = mean - self._mean
+        rows = np.vstack([pairs - mean, shift * np.sqrt(self.n * len(pairs) / total)])
+        self._moments = self._moments + rows.T @ rows
+        self._mean = self._mean + shift * len(pairs) / total
+        self.n = total
 
     @property
-    def n(self) -> int:
-        """Number of facts."""
-        return self._layers[0].n if self._layers else 0
+    def cosine(self) -> float:
+        """Mean of 1 - cosine over facts, in [0, 2]; 0 if nothing moved."""
+        return self._distance / self.n
 
     @property
-    def cosine(self) -> list[float]:
-        """Mean of 1 - cosine over facts, in [0, 2], for each layer; 0 if nothing moved."""
-        return [layer.distance / layer.n for layer in self._layers]
-
-    @property
-    def cka(self) -> list[float | None]:
-        """Linear centred kernel alignment of each layer, in [0, 1]; 1 if nothing moved.
+    def cka(self) -> float | None:
+        """Linear centred kernel alignment, in [0, 1]; 1 if nothing moved.
 
         Kornblith et al. 2019 (arXiv 1905.00414), section 3: blind to a common shift, rotation
         and scale. It is close to 1 for any states where facts are fewer than the hidden size,
         so compare values of equal n. None where a side has no variance, as with one fact.
         """
-        return [layer.cka() for layer in self._layers]
+        size = len(self._mean) // 2
+        sides = (slice(size), slice(size, None))
+        for side in sides:
+            floor = _ROUNDING * self.n * float(self._mean[side] @ self._mean[side])
+            if float(np.trace(self._moments[side, side])) <= floor:
+                return None
+        own = [float(np.linalg.norm(self._moments[side, side])) for side in sides]
+        return min(1.0, float(np.linalg.norm(self._moments[sides])) ** 2 / (own[0] * own[1]))
 
 
 def measure(
@@ -234,17 +219,20 @@ def measure(
     Raises:
         UserError: As `subject_states`; or if there are no facts.
     """
-    drift = Drift()
     states = [
         subject_states(model, tokenizer, stream, layers, batch_size)
         for model, stream in zip((before_model, after_model), tee(facts), strict=True)
     ]
+    drifts = [Drift() for _ in layers]
     total = length_hint(facts) or None
     with tqdm(total=total, desc="drift", unit="fact", leave=False) as shown:
         for before, after in zip(*states, strict=True):
-            drift.add(before, after)
+            for drift, x, y in zip(drifts, before, after, strict=True):
+                drift.add(x, y)
             shown.update(before.shape[1])
-    if not drift.n:
+    if not drifts[0].n:
         raise UserError("There are no facts to measure drift on. Give some.")
-    measured = zip(layers, drift.cosine, drift.cka, strict=True)
-    return [{"layer": i, "cosine": c, "cka": k, "n": drift.n} for i, c, k in measured]
+    return [
+        {"layer": layer, "cosine": drift.cosine, "cka": drift.cka, "n": drift.n}
+        for layer, drift in zip(layers, drifts, strict=True)
+    ]

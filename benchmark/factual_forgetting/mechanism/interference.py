@@ -336,10 +336,16 @@ class _Watch(Points):
         return self.line(self.points[-1])
 
     def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
-        drift = Drift()
-        if name in self._before:
-            drift.add(self._before[name], self._states(model, self._held[name]))
-        return {"cosine": list(drift.cosine), "cka": drift.cka}
+        if not self._held[name]:
+            return {"cosine": [], "cka": []}
+        drifts = [Drift() for _ in all_layers(model)]
+        now = self._states(model, self._held[name])
+        for drift, x, y in zip(drifts, self._before[name], now, strict=True):
+            drift.add(x, y)
+        return {
+            "cosine": [drift.cosine for drift in drifts],
+            "cka": [drift.cka for drift in drifts],
+        }
 
     def _states(self, model: Any, facts: Sequence[Fact]) -> States:
         batches = subject_states(model, self.tokenizer, facts, all_layers(model))
