@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -311,19 +312,14 @@ def test_a_subject_that_no_token_covers(model: Any, without_bos: Any) -> None:
 
 
 def test_a_slow_tokenizer(facts: list[Fact], model: Any) -> None:
-    class Slow:
-        is_fast = False
-
     with pytest.raises(UserError, match="fast tokenizer"):
-        next(subject_states(model, Slow(), facts, [1]))
+        next(subject_states(model, SimpleNamespace(is_fast=False), facts, [1]))
 
 
 @pytest.mark.parametrize("layers", [[3], [-1], []])
-def test_a_layer_that_is_not_there(
-    layers: list[int], facts: list[Fact], model: Any, tokenizer: Any
-) -> None:
+def test_a_layer_that_is_not_there(layers: list[int], model: Any, tokenizer: Any) -> None:
     with pytest.raises(UserError, match="layers 1 to 2"):
-        next(subject_states(model, tokenizer, facts, layers))
+        subject_states(model, tokenizer, [], layers)
 
 
 def test_a_diverged_model(facts: list[Fact], tokenizer: Any) -> None:
@@ -444,29 +440,25 @@ def test_another_tokenizer(drift: Command, base: Path, without_bos: Any, tmp_pat
     assert "another tokenizer" in drift(base, changed)
 
 
-def test_facts_that_are_not_there(drift: Command, base: Path) -> None:
-    told = drift(base, base, "--relation", "colour")
-    assert "heldout has no facts of colour" in told
-    assert "country" in told
-    told = drift(base, base, "--split", "heldout_other")
-    assert "no facts in heldout_other" in told
-    assert "known" in told
-
-
-@pytest.mark.parametrize("layers", ["first", "1,", "-1", "1.5"])
-def test_layers_that_are_no_numbers(drift: Command, base: Path, layers: str) -> None:
-    assert "numbers as in 3,5" in drift(base, base, f"--layers={layers}")
-
-
-def test_a_layer_beyond_the_depth(drift: Command, base: Path) -> None:
-    assert "No layer 3" in drift(base, base, "--layers", "1,3")
-
-
-def test_a_checkpoint_that_is_not_there(drift: Command, base: Path, tmp_path: Path) -> None:
-    assert "config.json" in drift(base, tmp_path)
-
-
-def test_an_image_of_unknown_kind(drift: Command, base: Path, tmp_path: Path) -> None:
-    told = drift(base, base, "--output_path", tmp_path / "drift.txt")
-    assert ".png or .svg" in told
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ("--relation=colour", "heldout has no facts of colour. Give --relation one of country"),
+        ("--split=heldout_other", "no facts in heldout_other. Give --split one of known"),
+        *((f"--layers={text}", "numbers as in 3,5") for text in ("first", "1,", "-1", "1.5")),
+        ("--layers=1,3", "No layer 3: the model has the layers 1 to 2"),
+        (".", "holds no config.json"),
+        ("--output_path=drift.txt", ".png or .svg"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    extra: str,
+    told: str,
+    drift: Command,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in drift(base, base, extra)
     assert not list(tmp_path.iterdir())
