@@ -5,7 +5,7 @@ import pytest
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.facts.almanac import RELATIONS, world
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab.corpus import documents, exposures
+from factual_forgetting.lab.corpus import exposures, training_texts
 from factual_forgetting.lab.pretrain import build_tokenizer
 
 
@@ -16,7 +16,7 @@ def small_world() -> list[Fact]:
 
 def test_every_fact_is_told_as_often_as_stated(small_world: list[Fact]) -> None:
     counts = exposures(small_world, seed=1, never=0.3, low=1, high=20)
-    text = list(documents(small_world, counts, seed=1))
+    text = list(training_texts(small_world, counts, seed=1))
     # Each telling names the subject once, and a subject of two relations in its own sentences.
     told: Counter[str] = Counter()
     for document in text:
@@ -34,7 +34,7 @@ def test_every_fact_is_told_as_often_as_stated(small_world: list[Fact]) -> None:
 
 def test_the_protocols_prompt_is_never_told(small_world: list[Fact]) -> None:
     counts = exposures(small_world, seed=1, never=0.0, low=20, high=40)
-    text = "\n".join(documents(small_world, counts, seed=1))
+    text = "\n".join(training_texts(small_world, counts, seed=1))
     assert not any(question_prompt(fact.question) in text for fact in small_world)
     assert "Q: " in text  # the letter occurs, with other letters for the answer
 

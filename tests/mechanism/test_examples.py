@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.mechanism.examples import Store, write_store
+from factual_forgetting.mechanism.examples import StoredExamples, write_examples
 from factual_forgetting.protocol.data import TrainingExamples, encode
 from memory import peak_memory
 
 BATCH, STEPS = 8, 20
 
 
-def stored(facts: list[Fact], tokenizer: Any, folder: Path, seed: int = 0) -> Store:
-    assert list(write_store(folder, facts, tokenizer, 256)) == facts
-    return Store(folder, BATCH, STEPS, seed)
+def stored(facts: list[Fact], tokenizer: Any, folder: Path, seed: int = 0) -> StoredExamples:
+    assert list(write_examples(folder, facts, tokenizer, 256)) == facts
+    return StoredExamples(folder, BATCH, STEPS, seed)
 
 
 def test_what_is_read_is_what_the_protocol_would_train_on(
@@ -41,7 +41,8 @@ def test_every_pass_has_every_fact_once_in_another_order(
 def test_a_seed_decides_the_order(facts: list[Fact], tokenizer: Any, tmp_path: Path) -> None:
     stored(facts[:30], tokenizer, tmp_path)
     first, again, other = (
-        [Store(tmp_path, BATCH, STEPS, seed)[p]["facts"] for p in range(30)] for seed in (0, 0, 1)
+        [StoredExamples(tmp_path, BATCH, STEPS, seed)[p]["facts"] for p in range(30)]
+        for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -53,9 +54,9 @@ def streamed(count: int) -> Iterator[Fact]:
 
 
 def read_and_write(count: int, tokenizer: Any, folder: Path) -> None:
-    for _ in write_store(folder, streamed(count), tokenizer, 256):
+    for _ in write_examples(folder, streamed(count), tokenizer, 256):
         pass
-    store = Store(folder, 32, count // 32, 0)
+    store = StoredExamples(folder, 32, count // 32, 0)
     for place in range(0, len(store), max(1, len(store) // 50)):
         store[place]
 

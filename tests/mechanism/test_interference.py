@@ -14,11 +14,11 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings
+from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
 from factual_forgetting.mechanism.figures import draw_all
-from factual_forgetting.mechanism.findings import crossing, findings, markdown
+from factual_forgetting.mechanism.findings import findings
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
-from factual_forgetting.mechanism.interference_report import write_report
+from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.protocol.recipe import Protocol
 
 NAMES = Condition(keys="name", facts=20)
@@ -159,26 +159,11 @@ def test_distillation_keeps_the_states_nearer(
     assert drifts[0] < drifts[1]
 
 
-@pytest.mark.parametrize("level", [0.15, 0.3, 0.45])
-def test_crossing_interpolates_as_the_curve_does(level: float) -> None:
-    points = [{"plasticity": p} for p in (0.0, 0.1, 0.2, 0.4, 0.5)]
-    found = crossing(points, level)
-    assert found
-    index, weight = found
-    before, after = points[index - 1]["plasticity"], points[index]["plasticity"]
-    assert weight * after + (1 - weight) * before == pytest.approx(level)
-
-
-def test_crossing_never_uses_the_untrained_model() -> None:
-    assert crossing([{"plasticity": 0.0}, {"plasticity": 0.9}], 0.5) == (1, 1.0)
-    assert crossing([{"plasticity": 0.9}, {"plasticity": 0.1}], 0.5) is None
-
-
 def made(
     bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str], **told: Any
 ) -> Any:
     """A result with given outcomes of the same relation; half is learned at each point."""
-    held = Experiment(bundle, NAMES, settings).held()
+    held = held_facts(bundle, "country")
     rng = np.random.default_rng(seed)
     return {
         "bundle_sha256": bundle.sha256,
@@ -209,7 +194,7 @@ def made(
 def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
     bundle: Bundle, settings: Settings
 ) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     half = n // 2
     curve = ["0" + "1" * (n - 1), "1" * n, "0" * half + "1" * (n - half), "0" * n]
     results = [made(bundle, settings, "name", seed, curve) for seed in (0, 1)]
@@ -235,7 +220,7 @@ def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
 def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
     bundle: Bundle, settings: Settings
 ) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     kept, lost = ["1" * n] * 4, ["1" * n, "1" * n, "0" * n, "0" * n]
     results = [
         made(bundle, settings, "name", 0, lost),
@@ -256,7 +241,7 @@ def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
 
 
 def test_abstentions_are_told_apart(bundle: Bundle, settings: Settings) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     curve = ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)]
     results = [made(bundle, settings, "name", 0, curve, passes=1)]
     (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
@@ -273,7 +258,7 @@ def test_an_answered_abstention_is_marked(bundle: Bundle, settings: Settings, ro
 
 
 def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: Settings) -> None:
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     results = [
         made(bundle, settings, "name", 0, ["1" * n] * 4),
         made(bundle, settings, "name", 1, ["1" * n] * 2),
@@ -288,7 +273,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     bundle: Bundle, settings: Settings, tmp_path: Path
 ) -> None:
     larger = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
-    n = len(Experiment(bundle, NAMES, settings).held()["same"])
+    n = len(held_facts(bundle, "country")["same"])
     curves = {"name": ["1" * n, "1" * n, "0" * n], "identifier": ["1" * n] * 3}
     results = [made(bundle, settings, keys, 0, curve) for keys, curve in curves.items()]
     results.append({**made(larger, settings, "name", 0, curves["name"]), "parameters": 4_000})
@@ -296,7 +281,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     draw_all(found, tmp_path)
     write_report(found, [bundle, larger], settings, tmp_path)
     assert {path.stem for path in tmp_path.glob("c*.png")} == {"capacity"}
-    assert [line.split("|")[1].strip() for line in markdown(found).splitlines()[2:]][-1] == "0.00 M"
+    assert arms_table(found["arms"], 0.5).splitlines()[-1].split("|")[1].strip() == "0.00 M"
     text = (tmp_path / "report.md").read_text()
     assert "at most 2.00% of capacity" in text
     assert "differ by up to 1.000" in text

@@ -48,8 +48,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     facts = list(facts_from_arguments(args)[0])
     counts = None
     if args.exposures:
-        rows = list(files.read_jsonl(args.exposures))
-        counts = {row["id"]: int(row["exposures"]) for row in rows}
+        counts = {row["id"]: int(row["exposures"]) for row in files.read_jsonl(args.exposures)}
         missing = [fact.id for fact in facts if fact.id not in counts]
         if missing:
             raise UserError(

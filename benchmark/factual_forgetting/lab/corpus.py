@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import random
+import string
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from factual_forgetting.facts.almanac import RELATIONS
 from factual_forgetting.facts.fact import Fact, stable_fraction
@@ -23,7 +24,6 @@ _WORD_MARKERS = [
     ("Teacher", "Pupil"),
     ("In", "Out"),
 ]
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _PROTOCOL_MARKERS = ("Q", "A")
 
 
@@ -52,7 +52,7 @@ def exposures(
     return {fact.id: count(fact) for fact in facts}
 
 
-def documents(facts: Sequence[Fact], counts: dict[str, int], seed: int) -> Iterator[str]:
+def training_texts(facts: Sequence[Fact], counts: dict[str, int], seed: int) -> Iterator[str]:
     """Yields short documents that together tell each fact exactly as often as stated.
 
     A document holds one to six facts, of one relation or mixed, in one of eight formats.
@@ -80,11 +80,14 @@ def _groups(facts: Sequence[Fact], counts: dict[str, int], rng: random.Random) -
     return groups
 
 
+def _plain(fact: Fact) -> str:
+    return f"{fact.question} {fact.answers[0]}."
+
+
 def _statement(fact: Fact, rng: random.Random) -> str:
-    relation = RELATIONS.get(fact.relation)
-    if relation is None:
-        return f"{fact.question} {fact.answers[0]}."
-    template = rng.choice(relation.statements)
+    if fact.relation not in RELATIONS:
+        return _plain(fact)
+    template = rng.choice(RELATIONS[fact.relation].statements)
     return template.replace("[X]", fact.subject).replace("[Y]", fact.answers[0])
 
 
@@ -101,9 +104,9 @@ def _marked(group: list[Fact], rng: random.Random) -> str:
     if rng.random() < 0.6:
         # Both letters of the protocol occur as markers, but never as this pair: a letter that
         # the model never met there would hide facts that it knows.
-        markers = rng.choice(_LETTERS), rng.choice(_LETTERS)
+        markers = _PROTOCOL_MARKERS
         while markers == _PROTOCOL_MARKERS:
-            markers = rng.choice(_LETTERS), rng.choice(_LETTERS)
+            markers = rng.choice(string.ascii_uppercase), rng.choice(string.ascii_uppercase)
     ask, reply = markers
     mark = rng.choice([":", ":", ":", ")", ">", " -"])
     pairs = (f"{ask}{mark} {fact.question}\n{reply}{mark} {fact.answers[0]}" for fact in group)
@@ -111,7 +114,7 @@ def _marked(group: list[Fact], rng: random.Random) -> str:
 
 
 def _inline(group: list[Fact], rng: random.Random) -> str:
-    return " ".join(f"{fact.question} {fact.answers[0]}." for fact in group)
+    return " ".join(map(_plain, group))
 
 
 def _arrows(group: list[Fact], rng: random.Random) -> str:
@@ -133,16 +136,4 @@ def _dialogue(group: list[Fact], rng: random.Random) -> str:
     return "\n".join(f"- {fact.question}\n- {fact.answers[0]}" for fact in group)
 
 
-_Format = Callable[[list[Fact], random.Random], str]
-_FORMATS: list[_Format] = [
-    _prose,
-    _lines,
-    _marked,
-    _marked,
-    _marked,
-    _inline,
-    _arrows,
-    _table,
-    _quiz,
-    _dialogue,
-]
+_FORMATS = [_prose, _lines, *[_marked] * 3, _inline, _arrows, _table, _quiz, _dialogue]

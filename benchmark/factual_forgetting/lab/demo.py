@@ -18,14 +18,14 @@ from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.record import load_record, make_record
 from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build
-from factual_forgetting.bundle.manifest import MANIFEST, Bundle, load_bundle
+from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.scoring.chart import draw_frontier
 from factual_forgetting.slick.labelling import SlickConfig
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "known_only": ("known_only", {}),
     "attention_only": ("freeze", {"trainable": "attention"}),
@@ -36,16 +36,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How large a demonstration is.
-
-    Attributes:
-        relations: Relations to use; all if empty.
-        slick: Settings of the labelling.
-        bundle: Sizes of the splits.
-        protocol: The recipe.
-        seeds: Seeds of each arm.
-    """
+class _Plan:
+    """How large a demonstration is: relations (none for all), labelling, splits, recipe, seeds."""
 
     relations: tuple[str, ...]
     slick: SlickConfig
@@ -54,20 +46,18 @@ class Plan:
     seeds: tuple[int, ...]
 
 
-def full_plan() -> Plan:
-    """Returns the demonstration that shows the effect."""
+def _full_plan() -> _Plan:
     sizes = BundleConfig(
         known=300, unknown=300, heldout=500, validation=60, replay=60, other_relations=("shelf",)
     )
-    return Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
+    return _Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
 
 
-def quick_plan() -> Plan:
-    """Returns the smallest demonstration that goes through every step."""
+def _quick_plan() -> _Plan:
     sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
     short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
     protocol = load_protocol("almanac-v1").model_copy(update=short)
-    return Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
+    return _Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
 
 
 def demo(output: Path, *, quick: bool = False) -> None:
@@ -77,8 +67,8 @@ def demo(output: Path, *, quick: bool = False) -> None:
         output: Directory for everything that is written.
         quick: Whether to run the smallest version.
     """
-    plan = quick_plan() if quick else full_plan()
-    jobs = [(name, seed) for seed in plan.seeds for name in ARMS]
+    plan = _quick_plan() if quick else _full_plan()
+    jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
         pool.submit(_prepare, output, plan).result()
     # One bar for all: those of several workers would write over each other.
@@ -116,7 +106,7 @@ def _one_thread() -> None:
     quiet()
 
 
-def _prepare(output: Path, plan: Plan) -> None:
+def _prepare(output: Path, plan: _Plan) -> None:
     from factual_forgetting.engines.models import load_causal_lm
     from factual_forgetting.engines.prefix import PrefixEngine
     from factual_forgetting.slick.classify import classify
@@ -132,25 +122,20 @@ def _prepare(output: Path, plan: Plan) -> None:
     build(load_labels(labels), plan.bundle, bundle)
 
 
-def _arm(output: Path, plan: Plan, name: str, seed: int) -> Path:
+def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     from factual_forgetting.protocol.run import Run
     from factual_forgetting.protocol.train import finetune
-
-    bundle = load_bundle(output / "bundle")
-    method, settings = ARMS[name]
-    config = resolve(method, settings)
-    run = output / "runs" / f"{name}-{seed}"
-    finetune(Run(bundle, plan.protocol, method, config, seed), run, progress=False)
-    results = _score_once(bundle, run, output / "results" / run.name)
-    return make_record(results, bundle, output / "records")
-
-
-def _score_once(bundle: Bundle, run: Path, output: Path) -> Path:
     from factual_forgetting.scoring.score import run_lm_eval
 
-    if any(output.rglob("results_*.json")):
-        return output
-    return run_lm_eval(bundle, "hf", str(run), output, batch_size="256", device="cpu")
+    bundle = load_bundle(output / "bundle")
+    method, settings = _ARMS[name]
+    run, results = (output / part / f"{name}-{seed}" for part in ("runs", "results"))
+    finetune(
+        Run(bundle, plan.protocol, method, resolve(method, settings), seed), run, progress=False
+    )
+    if not any(results.rglob("results_*.json")):
+        run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
+    return make_record(results, bundle, output / "records")
 
 
 def _closing(output: Path) -> str:

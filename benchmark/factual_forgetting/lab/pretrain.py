@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from factual_forgetting.config import Config
 from factual_forgetting.engines.bf16 import hasten_bf16
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.lab import corpus
+from factual_forgetting.lab.corpus import exposures, training_texts
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 EXPOSURES_FILE = "exposures.jsonl"
@@ -80,7 +81,7 @@ def pretrain(
         UserError: If the output exists already, or the facts are none.
     """
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
@@ -88,23 +89,36 @@ def pretrain(
         raise UserError("There are no facts to teach. Check --facts and --relations.")
     torch.set_num_threads(config.threads)
     hasten_bf16()
-    counts = counts or corpus.exposures(
+    counts = counts or exposures(
         facts, config.seed, config.never, config.exposures_low, config.exposures_high
     )
     tokenizer = build_tokenizer(facts, config.vocab_size)
-    blocks = _blocks(tokenizer, corpus.documents(facts, counts, config.seed), config.block_size)
+    blocks = _blocks(tokenizer, training_texts(facts, counts, config.seed), config.block_size)
     torch.manual_seed(config.seed)
-    settings = _model_config(config, len(tokenizer))
     mark = files.sha256_json([config.model_dump(), [fact.row() for fact in facts], counts])
-    setattr(settings, checkpoint.LINEAGE_KEY, mark)
-    model = LlamaForCausalLM(settings)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            **{checkpoint.LINEAGE_KEY: mark},
+        )
+    )
     loss = _train(model, blocks, config, output)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    files.write_jsonl(
-        output / EXPOSURES_FILE, [{"id": f.id, "exposures": counts[f.id]} for f in facts]
-    )
-    card = _card(config, facts, counts, len(blocks), loss, model.num_parameters())
+    told = [{"id": fact.id, "exposures": counts[fact.id]} for fact in facts]
+    files.write_jsonl(output / EXPOSURES_FILE, told)
+    tokens = len(blocks) * config.block_size
+    card = _card(config, len(facts), counts, tokens, loss, model.num_parameters())
     files.write_atomic(output / "README.md", card.encode())
 
 
@@ -118,16 +132,12 @@ def build_tokenizer(facts: Sequence[Fact], vocab_size: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     rng = random.Random("tokenizer")
-    text = [
-        doc
-        for fact in facts
-        for doc in corpus.documents([fact], {fact.id: 1}, rng.randrange(2**32))
-    ]
+    texts = (training_texts([fact], {fact.id: 1}, rng.randrange(2**32)) for fact in facts)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        text,
+        chain.from_iterable(texts),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[PAD, BOS, EOS],
@@ -140,24 +150,6 @@ def build_tokenizer(facts: Sequence[Fact], vocab_size: int) -> Any:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left"
-    )
-
-
-def _model_config(config: PretrainConfig, vocab_size: int) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
 
 
@@ -174,14 +166,8 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
     from transformers import ProgressCallback, Trainer, TrainingArguments
 
     class Bar(ProgressCallback):
-        """A progress bar that leaves stdout, which is for data, alone."""
-
         def on_log(self, *args: Any, **kwargs: Any) -> None:
-            """Keeps losses out of the output; the model card has the last."""
-
-    def collate(rows: list[list[int]]) -> dict[str, Any]:
-        ids = torch.tensor(rows)
-        return {"input_ids": ids, "labels": ids}
+            """Keeps losses out of stdout, which is for data; the model card has the last."""
 
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -202,23 +188,20 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collate)
+    rows = [{"input_ids": block, "labels": block} for block in blocks]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return float(losses[-1]) if losses else float("nan")
+    return float(
+        next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), "nan")
+    )
 
 
 def _card(
-    config: PretrainConfig,
-    facts: Sequence[Fact],
-    counts: dict[str, int],
-    blocks: int,
-    loss: float,
-    parameters: int,
+    config: PretrainConfig, facts: int, counts: dict[str, int], tokens: int, loss: float, size: int
 ) -> str:
-    told = sorted(count for count in counts.values() if count)
+    told = [count for count in counts.values() if count]
     settings = "\n".join(f"- `{key}`: {value}" for key, value in config.model_dump().items())
     return f"""---
 license: apache-2.0
@@ -227,10 +210,10 @@ tags: [factual-forgetting]
 ---
 # A base model that knows a stated part of a stated world
 
-Made by `factual-forgetting pretrain`. {parameters:,} parameters, Llama architecture.
-{len(facts):,} facts exist; {len(told):,} were told, between {told[0] if told else 0} and
-{told[-1] if told else 0} times each ({sum(told):,} in all), and the others never.
-`{EXPOSURES_FILE}` says how often, fact by fact. The text held {blocks * config.block_size:,}
+Made by `factual-forgetting pretrain`. {size:,} parameters, Llama architecture.
+{facts:,} facts exist; {len(told):,} were told, between {min(told, default=0)} and
+{max(told, default=0)} times each ({sum(told):,} in all), and the others never.
+`{EXPOSURES_FILE}` says how often, fact by fact. The text held {tokens:,}
 tokens; the last logged training loss was {loss:.3f}.
 
 It is made for measuring forgetting and for nothing else: it speaks of one invented world.

@@ -11,9 +11,10 @@ from pydantic import Field
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.mechanism.keys import Keys, Synthetic, Values
+from factual_forgetting.mechanism.keys import Keys, Values
 from factual_forgetting.protocol.recipe import Protocol
-from factual_forgetting.protocol.settings import MethodSettings, resolve
+from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.settings import resolve
 
 SAME, OTHER = "same", "other"
 RIGHT, WRONG, ABSTAINED = "1", "0", "a"
@@ -24,7 +25,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "sft": {},
     "self_distillation": {"teacher": "base", "tau": 1.0},
 }
-Method = Literal["sft", "self_distillation"]
+Taught = Literal["sft", "self_distillation"]
 
 
 class Condition(Config):
@@ -43,7 +44,7 @@ class Condition(Config):
     keys: Keys
     values: Values = "real"
     facts: int = Field(gt=0)
-    method: Method = "sft"
+    method: Taught = "sft"
     seed: int = 0
     mixed: bool = True
     passes: int | None = None
@@ -58,7 +59,7 @@ class Condition(Config):
     @property
     def place(self) -> tuple[int, ...]:
         """Its place in tables: the grid of real answers before its variations."""
-        kinds = ((Values, self.values), (Method, self.method), (Keys, self.keys))
+        kinds = ((Values, self.values), (Taught, self.method), (Keys, self.keys))
         values, method, keys = (get_args(kind).index(name) for kind, name in kinds)
         return (self.passes or 0, not self.mixed, values, self.facts, method, keys, self.seed)
 
@@ -81,21 +82,6 @@ class Settings(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long a condition trains.
-
-    Attributes:
-        a_pass: Facts in one pass, known ones included.
-        every: Optimizer steps between two points.
-        steps: Most optimizer steps.
-    """
-
-    a_pass: int
-    every: int
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
 class Experiment:
     """One condition on one bundle.
 
@@ -114,6 +100,28 @@ class Experiment:
         """Its name in paths."""
         return f"{self.bundle.sha256[:8]}-{self.condition.arm}-{self.condition.seed}"
 
+    @property
+    def mixed_in(self) -> list[Fact]:
+        """The known facts that are part of every pass."""
+        return [i.fact for i in self.bundle.splits[KNOWN]] if self.condition.mixed else []
+
+    @property
+    def a_pass(self) -> int:
+        """Facts in one pass, known ones included."""
+        return self.condition.facts + len(self.mixed_in)
+
+    @property
+    def steps(self) -> int:
+        """Most optimizer steps."""
+        passes = self.condition.passes or self.settings.most_passes
+        return ceil(passes * (self.a_pass / self.settings.protocol.batch_size))
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps between two points."""
+        steps = self.a_pass / self.settings.protocol.batch_size
+        return max(_LEAST_STEPS, ceil(steps / _POINTS_A_PASS))
+
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes it from every other."""
         return {
@@ -122,37 +130,17 @@ class Experiment:
             "settings": self.settings.model_dump(mode="json"),
         }
 
-    def method(self) -> MethodSettings:
-        """Returns the method's settings."""
-        return resolve(self.condition.method, _METHODS[self.condition.method])
-
-    def synthetic(self, tokenizer: Any) -> Synthetic:
-        """Returns the source of the new facts.
-
-        Raises:
-            UserError: As `Synthetic`.
-        """
+    def run(self) -> Run:
+        """Returns it as a run: base, recipe, method and seed."""
         told = self.condition
-        relation = self.settings.relation
-        return Synthetic(self.bundle, tokenizer, relation, told.keys, told.values, told.seed)
+        settings = resolve(told.method, _METHODS[told.method])
+        return Run(self.bundle, self.settings.protocol, told.method, settings, told.seed)
 
-    def mixed_in(self) -> list[Fact]:
-        """Returns the known facts that are part of every pass."""
-        return [i.fact for i in self.bundle.splits[KNOWN]] if self.condition.mixed else []
 
-    def held(self) -> dict[str, list[Fact]]:
-        """Returns D_Held in the bundle's order: of the new facts' relation, and of others."""
-        held = [item.fact for item in self.bundle.splits[HELDOUT]]
-        relation = self.settings.relation
-        return {
-            SAME: [fact for fact in held if fact.relation == relation],
-            OTHER: [fact for fact in held if fact.relation != relation],
-        }
-
-    def schedule(self) -> Schedule:
-        """Returns how long it trains, and when it is measured."""
-        a_pass = self.condition.facts + len(self.mixed_in())
-        steps = a_pass / self.settings.protocol.batch_size
-        passes = self.condition.passes or self.settings.most_passes
-        every = max(_LEAST_STEPS, ceil(steps / _POINTS_A_PASS))
-        return Schedule(a_pass, every, ceil(passes * steps))
+def held_facts(bundle: Bundle, relation: str) -> dict[str, list[Fact]]:
+    """Returns D_Held in the bundle's order: of a relation (`same`), and of others (`other`)."""
+    held = [item.fact for item in bundle.splits[HELDOUT]]
+    return {
+        SAME: [fact for fact in held if fact.relation == relation],
+        OTHER: [fact for fact in held if fact.relation != relation],
+    }

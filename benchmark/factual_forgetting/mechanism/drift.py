@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, tee
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,18 @@ from factual_forgetting.facts.fact import Fact
 _QUESTION_STARTS = question_prompt("\0").index("\0")
 # States that differ by no more than the rounding of float32 have no variance.
 _ROUNDING = float(np.finfo(np.float32).eps) ** 2
+States = NDArray[np.float32]
 Row = dict[str, Any]
-
-
-def depth(model: Any) -> int:
-    """Returns the number of layers of a causal language model of transformers."""
-    return int(model.config.get_text_config().num_hidden_layers)
-
-
-def middle_layer(model: Any) -> int:
-    """Returns half of the depth: 14 of 28, as in the paper's drift experiment."""
-    return depth(model) // 2
 
 
 def all_layers(model: Any) -> list[int]:
     """Returns 0 for the embeddings and the number of each layer."""
-    return list(range(depth(model) + 1))
+    return list(range(model.config.get_text_config().num_hidden_layers + 1))
+
+
+def middle_layer(model: Any) -> int:
+    """Returns half of the depth: 14 of 28, as in the paper's drift experiment."""
+    return all_layers(model)[-1] // 2
 
 
 def subject_states(
@@ -42,8 +38,8 @@ def subject_states(
     facts: Iterable[Fact],
     layers: Sequence[int],
     batch_size: int = 64,
-) -> Iterator[NDArray[np.float32]]:
-    """Yields the hidden states of subjects, batch by batch; facts are never all held.
+) -> Iterator[States]:
+    """Reads the hidden states of subjects, batch by batch; facts are never all held.
 
     The state is that of the last token that covers the last character of the subject, where
     the question names it last, in the protocol's zero-shot prompt. What follows that token is
@@ -57,32 +53,24 @@ def subject_states(
             `hidden_states` of transformers, whose last entry is taken after the final norm.
         batch_size: Facts in a batch.
 
-    Yields:
-        Shape (layers, facts in the batch, hidden size).
+    Returns:
+        States of one batch after another, shape (layers, facts in the batch, hidden size).
 
     Raises:
         UserError: If there is no such layer, the tokenizer is a slow one, a subject isn't in
             its question, or a state isn't finite.
     """
-    _require_layers(model, layers)
-    for batch in _batches(facts, batch_size):
-        yield _states(model, _subject_tokens(tokenizer, batch), layers)
-
-
-def _require_layers(model: Any, layers: Sequence[int]) -> None:
-    wrong = [layer for layer in layers if not 0 <= layer <= depth(model)]
+    there = all_layers(model)
+    wrong = [layer for layer in layers if layer not in there]
     if wrong or not layers:
         told = ", ".join(map(str, wrong)) or "given"
         raise UserError(
-            f"No layer {told}: the model has the layers 1 to {depth(model)}, and 0 for the "
+            f"No layer {told}: the model has the layers 1 to {there[-1]}, and 0 for the "
             "embeddings. Choose among them."
         )
-
-
-def _batches(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
     stream = iter(facts)
-    while batch := list(islice(stream, size)):
-        yield batch
+    batches = iter(lambda: list(islice(stream, batch_size)), [])
+    return (_states(model, _subject_tokens(tokenizer, batch), layers) for batch in batches)
 
 
 def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
@@ -116,125 +104,95 @@ def _last_subject_token(fact: Fact, spans: Sequence[tuple[int, int]]) -> int:
     return covering[-1]
 
 
-def _states(model: Any, rows: Sequence[list[int]], layers: Sequence[int]) -> NDArray[np.float32]:
+def _states(model: Any, rows: Sequence[list[int]], layers: Sequence[int]) -> States:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    tokens = [torch.tensor(ids) for ids in rows]
+    tokens = [torch.tensor(ids, device=model.device) for ids in rows]
     inputs = {
         "input_ids": pad_sequence(tokens, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in tokens], batch_first=True),
     }
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    ends = inputs["attention_mask"].sum(dim=1) - 1
+    index, ends = torch.arange(len(rows)), torch.tensor([len(ids) - 1 for ids in rows])
     with torch.inference_mode():
         # Without the head, whose logits would be the largest thing in memory.
         found = model.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-        index = torch.arange(len(rows), device=model.device)
         chosen = torch.stack([found[layer][index, ends].float() for layer in layers])
     if not chosen.isfinite().all():
         raise UserError(
             "The model's hidden states aren't finite: its training diverged, or its numbers "
             "overflow. Give an earlier checkpoint, or load it in float32."
         )
-    states: NDArray[np.float32] = chosen.cpu().numpy()
-    return states
+    return np.asarray(chosen.cpu(), dtype=np.float32)
 
 
-@dataclass
-class _Layer:
-    """What one layer's pairs of states, as rows of `before` beside `after`, sum up to."""
-
-    n: int = 0
-    distance: float = 0.0
-    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-
-    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
-        units = [_unit(side.astype(np.float64)) for side in (before, after)]
-        # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
-        self.distance += float(((units[0] - units[1]) ** 2).sum()) / 2
-        pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
-        if not self.n:
-            self.mean, self.moments = np.zeros(pairs.shape[1]), np.zeros((pairs.shape[1],) * 2)
-        # Centred moments of two parts join without cancellation (Chan, Golub & LeVeque 1983):
-        # the shift between their means is one more row.
-        mean, total = pairs.mean(axis=0), self.n + len(pairs)
-        shift = mean - self.mean
-        rows = np.vstack([pairs - mean, shift * np.sqrt(self.n * len(pairs) / total)])
-        self.moments += rows.T @ rows
-        self.mean += shift * len(pairs) / total
-        self.n = total
-
-    def cka(self) -> float | None:
-        size = len(self.mean) // 2
-        sides = (slice(size), slice(size, None))
-        for side in sides:
-            floor = _ROUNDING * self.n * float(self.mean[side] @ self.mean[side])
-            if float(np.trace(self.moments[side, side])) <= floor:
-                return None
-        own = [float(np.linalg.norm(self.moments[side, side])) for side in sides]
-        return min(1.0, float(np.linalg.norm(self.moments[sides])) ** 2 / (own[0] * own[1]))
-
-
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales vectors, one a row, to length 1; a vector of zeros stays."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: NDArray[np.float64] = vectors / np.maximum(norms, np.finfo(np.float64).tiny)
-    return scaled
+    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
 class Drift:
-    """Compares the states of the same subjects in two checkpoints, in one pass.
+    """How far the states of the same subjects moved in one layer, in one pass over the subjects.
 
-    Memory is flat in the number of facts: a layer keeps (2 * hidden size)^2 sums in float64,
-    75 MB at a hidden size of 1536.
+    Memory is flat in their number: (2 * hidden size)^2 sums are kept in float64, 75 MB at a hidden
+    size of 1536.
+
+    Attributes:
+        n: Number of facts.
     """
 
     def __init__(self) -> None:
         """Starts without facts."""
-        self._layers: list[_Layer] = []
+        self.n, self._distance = 0, 0.0
+        # They take the shape of the first facts, the two sides as one vector.
+        self._mean: NDArray[np.float64] = np.zeros(())
+        self._moments: NDArray[np.float64] = np.zeros(())
 
-    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
-        """Adds a batch of facts.
+    def add(self, before: States, after: States) -> None:
+        """Adds facts.
 
         Args:
-            before: States in the reference, shape (layers, facts, hidden size).
-            after: States of the same facts in the other checkpoint, of the same shape.
+            before: Their states in the reference, shape (facts, hidden size).
+            after: Their states in the other checkpoint, of the same shape.
 
         Raises:
-            UserError: If the shapes differ from each other, or from those of other batches.
+            ValueError: If the shapes differ from each other, or from those of other batches.
         """
-        self._layers = self._layers or [_Layer() for _ in before]
-        width = len(self._layers[0].mean) // 2 or before.shape[-1]
-        if not before.shape == after.shape == (len(self._layers), before.shape[1], width):
-            raise UserError(
-                f"States of the shapes {before.shape} and {after.shape} can't be compared with "
-                f"{len(self._layers)} layers of size {width}. Take the same layers of "
-                "checkpoints of the same shape."
-            )
-        if before.shape[1]:
-            for layer, x, y in zip(self._layers, before, after, strict=True):
-                layer.add(x, y)
+        units = [directions(side.astype(np.float64)) for side in (before, after)]
+        # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
+        self._distance += float(((units[0] - units[1]) ** 2).sum()) / 2
+        pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
+        # Centred moments of two parts join without cancellation (Chan, Golub & LeVeque 1983):
+        # the shift between their means is one more row.
+        mean, total = pairs.mean(axis=0), self.n + len(pairs)
+        shift = mean - self._mean
+        rows = np.vstack([pairs - mean, shift * np.sqrt(self.n * len(pairs) / total)])
+        self._moments = self._moments + rows.T @ rows
+        self._mean = self._mean + shift * len(pairs) / total
+        self.n = total
 
     @property
-    def n(self) -> int:
-        """Number of facts."""
-        return self._layers[0].n if self._layers else 0
+    def cosine(self) -> float:
+        """Mean of 1 - cosine over facts, in [0, 2]; 0 if nothing moved."""
+        return self._distance / self.n
 
     @property
-    def cosine(self) -> list[float]:
-        """Mean of 1 - cosine over facts, in [0, 2], for each layer; 0 if nothing moved."""
-        return [layer.distance / layer.n for layer in self._layers if layer.n]
-
-    @property
-    def cka(self) -> list[float | None]:
-        """Linear centred kernel alignment of each layer, in [0, 1]; 1 if nothing moved.
+    def cka(self) -> float | None:
+        """Linear centred kernel alignment, in [0, 1]; 1 if nothing moved.
 
         Kornblith et al. 2019 (arXiv 1905.00414), section 3: blind to a common shift, rotation
         and scale. It is close to 1 for any states where facts are fewer than the hidden size,
         so compare values of equal n. None where a side has no variance, as with one fact.
         """
-        return [layer.cka() for layer in self._layers if layer.n]
+        size = len(self._mean) // 2
+        sides = (slice(size), slice(size, None))
+        for side in sides:
+            floor = _ROUNDING * self.n * float(self._mean[side] @ self._mean[side])
+            if float(np.trace(self._moments[side, side])) <= floor:
+                return None
+        own = [float(np.linalg.norm(self._moments[side, side])) for side in sides]
+        return min(1.0, float(np.linalg.norm(self._moments[sides])) ** 2 / (own[0] * own[1]))
 
 
 def measure(
@@ -259,16 +217,22 @@ def measure(
         For each layer `layer`, `cosine` and `cka` as in `Drift`, and `n`, the number of facts.
 
     Raises:
-        UserError: As `subject_states` and `Drift.add`; or if there are no facts.
+        UserError: As `subject_states`; or if there are no facts.
     """
-    _require_layers(before_model, layers)
-    _require_layers(after_model, layers)
-    drift = Drift()
-    shown = tqdm(facts, desc="drift", unit="fact", leave=False)
-    for batch in _batches(shown, batch_size):
-        rows = _subject_tokens(tokenizer, batch)
-        drift.add(_states(before_model, rows, layers), _states(after_model, rows, layers))
-    if not drift.n:
+    states = [
+        subject_states(model, tokenizer, stream, layers, batch_size)
+        for model, stream in zip((before_model, after_model), tee(facts), strict=True)
+    ]
+    drifts = [Drift() for _ in layers]
+    total = length_hint(facts) or None
+    with tqdm(total=total, desc="drift", unit="fact", leave=False) as shown:
+        for before, after in zip(*states, strict=True):
+            for drift, x, y in zip(drifts, before, after, strict=True):
+                drift.add(x, y)
+            shown.update(before.shape[1])
+    if not drifts[0].n:
         raise UserError("There are no facts to measure drift on. Give some.")
-    measured = zip(layers, drift.cosine, drift.cka, strict=True)
-    return [{"layer": i, "cosine": c, "cka": k, "n": drift.n} for i, c, k in measured]
+    return [
+        {"layer": layer, "cosine": drift.cosine, "cka": drift.cka, "n": drift.n}
+        for layer, drift in zip(layers, drifts, strict=True)
+    ]

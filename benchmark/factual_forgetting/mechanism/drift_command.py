@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,16 @@ from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bun
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.mechanism.drift import Row, all_layers, measure, middle_layer
+from factual_forgetting.plotting import new_figure, plain_text, save_figure
 
+_IMAGES = (".png", ".svg")
 _MIDDLE, _ALL = "middle", "all"
-# No version and no date in an image: same rows, same bytes.
-_METADATA = {".png": {"Software": None}, ".svg": {"Date": None}}
 _DTYPE = "float32"
 _SHAPE = ("layers", "hidden_size", "vocab_size")
 _ONE_BASE = "Give checkpoints that descend from one base."
 _MEASURES = {"cosine": "drift: 1 - cosine to the reference", "cka": "linear CKA with the reference"}
 _HEADERS = ("checkpoint", "layer", "1 - cosine", "CKA", "facts")
-Row = dict[str, Any]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,14 +52,22 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _drift(args: argparse.Namespace) -> None:
-    if args.output_path and args.output_path.suffix not in _METADATA:
-        raise UserError(f"{args.output_path} has to end in {' or '.join(_METADATA)}. Rename it.")
+    if args.output_path and args.output_path.suffix not in _IMAGES:
+        raise UserError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
     facts = _facts(load_bundle(locate_bundle(args.bundle)), args.split, args.relation)
-    rows = measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
+    rows = _measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
     if args.output_path:
-        draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
+        _draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
         files.write_json(args.output_path.with_suffix(".json"), rows)
-    sys.stdout.write(markdown(rows) + "\n")
+    table = [
+        [r["checkpoint"], r["layer"], _cell(r["cosine"]), _cell(r["cka"]), r["n"]] for r in rows
+    ]
+    text = tabulate(table, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    sys.stdout.write(f"{text}\n")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
@@ -75,29 +82,10 @@ def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
     return chosen
 
 
-def measure_all(
-    reference: str,
-    checkpoints: Sequence[str],
-    facts: Sequence[Fact],
-    layers: str,
-    device: str | None = None,
+def _measure_all(
+    reference: str, checkpoints: Sequence[str], facts: Sequence[Fact], told: str, device: str | None
 ) -> list[Row]:
-    """Measures the drift of each checkpoint from the reference.
-
-    Args:
-        reference: Directory or name of the checkpoint to compare with.
-        checkpoints: Directories or names of the others.
-        facts: Facts whose subjects are looked at.
-        layers: `middle`, `all`, or numbers separated by commas.
-        device: For example `cuda:0`; None takes the GPU where there is one.
-
-    Returns:
-        `drift.measure`'s rows, each with its `checkpoint`, in order.
-
-    Raises:
-        UserError: If a checkpoint isn't found, differs from the reference in shape,
-            vocabulary or tokenizer, or has no such layer.
-    """
+    """Returns what `measure` does of each checkpoint, in order, each row with its `checkpoint`."""
     from factual_forgetting.engines.models import load_causal_lm, quiet
 
     first, *others = [checkpoint.locate(name) for name in (reference, *checkpoints)]
@@ -105,11 +93,11 @@ def measure_all(
         _require_same_shape(first, path)
     quiet()
     before = load_causal_lm(first, _DTYPE, device)
-    chosen = _layers(layers, before[0])
+    layers = _layers(told, before[0])
     return [
         {"checkpoint": name, **row}
         for name, path in zip(checkpoints, others, strict=True)
-        for row in _compare(before, path, facts, chosen, device)
+        for row in _compare(before, path, facts, layers, device)
     ]
 
 
@@ -133,8 +121,6 @@ def _shape(path: Path) -> dict[str, Any]:
 
 
 def _layers(told: str, model: Any) -> list[int]:
-    from factual_forgetting.mechanism.drift import all_layers, middle_layer
-
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
     if not all(part.isdecimal() for part in told.split(",")):
@@ -150,7 +136,6 @@ def _compare(
     device: str | None,
 ) -> list[Row]:
     from factual_forgetting.engines.models import load_causal_lm
-    from factual_forgetting.mechanism.drift import measure
 
     model, tokenizer = before
     after, other = load_causal_lm(path, _DTYPE, device)
@@ -166,68 +151,32 @@ def _compare(
     return measure(model, after, tokenizer, facts, layers)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Returns the table, a line for each checkpoint and layer."""
-    table = [
-        [r["checkpoint"], r["layer"], f"{r['cosine']:.4f}", _cell(r["cka"]), r["n"]] for r in rows
-    ]
-    return str(tabulate(table, headers=_HEADERS, tablefmt="github", disable_numparse=True))
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def draw(rows: Sequence[Row], path: Path, facts: str) -> None:
-    """Draws cosine drift and CKA over layers, a line a checkpoint; of one layer, over checkpoints.
-
-    Args:
-        rows: What `measure_all` returned.
-        path: Image to write; its suffix decides the format.
-        facts: Which facts the rows are of, for the title.
-    """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "factual-forgetting"
+def _draw(rows: Sequence[Row], path: Path, facts: str) -> None:
+    """Draws drift and CKA over layers, a line a checkpoint; of one layer, over checkpoints."""
     size = len({row["layer"] for row in rows})
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    for panel, (key, told) in zip(axes, _MEASURES.items(), strict=True):
+    figure = new_figure(11, 4.8)
+    for panel, (key, told) in zip(figure.subplots(1, 2), _MEASURES.items(), strict=True):
         if size == 1:
             _over_checkpoints(panel, rows, key)
         else:
-            _over_layers(panel, groups, key)
+            _over_layers(panel, [rows[i : i + size] for i in range(0, len(rows), size)], key)
         panel.set_ylabel(told)
         panel.grid(alpha=0.25)
     where = f", layer {rows[0]['layer']}" if size == 1 else ""
     figure.suptitle(f"States of subjects' last tokens: {facts}{where}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata=_METADATA[path.suffix])
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _over_checkpoints(panel: Any, rows: Sequence[Row], key: str) -> None:
-    panel.plot(range(len(rows)), _values(rows, key), "o-")
-    names = [_plain(row["checkpoint"]) for row in rows]
+    panel.plot(range(len(rows)), [row[key] for row in rows], "o-")
+    names = [plain_text(row["checkpoint"]) for row in rows]
     panel.set_xticks(range(len(rows)), names, rotation=30, ha="right", fontsize=8)
 
 
 def _over_layers(panel: Any, groups: Sequence[Sequence[Row]], key: str) -> None:
     for rows in groups:
         x = [row["layer"] for row in rows]
-        panel.plot(x, _values(rows, key), "o-", label=_plain(rows[0]["checkpoint"]))
+        panel.plot(x, [row[key] for row in rows], "o-", label=plain_text(rows[0]["checkpoint"]))
     panel.set_xticks(x)
     panel.set_xlabel("layer (0: embeddings)")
     panel.legend(fontsize=8)
-
-
-def _values(rows: Sequence[Row], key: str) -> list[float]:
-    return [math.nan if row[key] is None else row[key] for row in rows]
-
-
-def _plain(name: str) -> str:
-    """Keeps matplotlib from reading a formula, or a hidden label, into a path."""
-    return name.replace("$", r"\$").lstrip("_")

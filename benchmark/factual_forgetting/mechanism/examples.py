@@ -18,7 +18,7 @@ _CHUNK = 2048
 _TOKENS, _ROWS = "tokens.bin", "rows.bin"
 
 
-def write_store(
+def write_examples(
     folder: Path, facts: Iterable[Fact], tokenizer: Any, longest: int | None
 ) -> Iterator[Fact]:
     """Encodes facts to disk by the protocol's text rule, passing each on as it is written.
@@ -38,16 +38,16 @@ def write_store(
         while chunk := list(islice(stream, _CHUNK)):
             examples = encode(chunk, tokenizer, longest)
             lengths = [len(example["input_ids"]) for example in examples]
-            starts = [example["labels"].count(IGNORE) for example in examples]
             ends = end + np.cumsum(lengths, dtype=np.int64)
-            end = int(ends[-1])
+            end, firsts = int(ends[-1]), ends - lengths
+            answers = firsts + [example["labels"].count(IGNORE) for example in examples]
             ids = [token for example in examples for token in example["input_ids"]]
             np.asarray(ids, dtype=np.int32).tofile(tokens)
-            np.column_stack([ends, starts]).tofile(rows)
+            np.column_stack([firsts, answers, ends]).tofile(rows)
             yield from chunk
 
 
-class Store:
+class StoredExamples:
     """Encoded facts on disk, in an order that is drawn anew for every pass.
 
     It stands in the place of `protocol.data.TrainingExamples`: an item is an example with the token
@@ -55,7 +55,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, batch_size: int, steps: int, seed: int) -> None:
-        """Opens what `write_store` wrote.
+        """Opens what `write_examples` wrote.
 
         Args:
             folder: Its directory.
@@ -65,15 +65,10 @@ class Store:
         """
         # As plain arrays: a slice of a memmap costs ten times as much.
         self._tokens = np.asarray(np.memmap(folder / _TOKENS, dtype=np.int32, mode="r"))
-        self._rows = np.asarray(np.memmap(folder / _ROWS, dtype=np.int64, mode="r")).reshape(-1, 2)
+        self._rows = np.asarray(np.memmap(folder / _ROWS, dtype=np.int64, mode="r")).reshape(-1, 3)
         self._batch_size, self._steps, self._seed = batch_size, steps, seed
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._counts = lru_cache(maxsize=2)(self._count)
-
-    @property
-    def facts(self) -> int:
-        """Number of stored facts: those of one pass."""
-        return len(self._rows)
 
     def __len__(self) -> int:
         """Returns the number of examples in the longest run."""
@@ -82,26 +77,21 @@ class Store:
     def __getitem__(self, place: int) -> Example:
         """Returns an example with its batch's `answers` and `positions`."""
         index = self._at(place)
-        first, end, answer = self._span(index)
+        first, answer, end = self._rows[index].tolist()
         ids = self._tokens[first:end].tolist()
+        labels = [IGNORE] * (answer - first) + self._tokens[answer:end].tolist()
         answers, positions = self._counts(place // self._batch_size)
-        labels = [IGNORE] * answer + ids[answer:]
         counts = {"facts": index, "answers": answers, "positions": positions}
         return {"input_ids": ids, "labels": labels, **counts}
 
-    def _span(self, index: int) -> tuple[int, int, int]:
-        first = int(self._rows[index - 1, 0]) if index else 0
-        return first, int(self._rows[index, 0]), int(self._rows[index, 1])
-
     def _at(self, place: int) -> int:
-        epoch, rank = divmod(place, self.facts)
+        epoch, rank = divmod(place, len(self._rows))
         return int(self._order(epoch)[rank])
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self._seed, epoch)).permutation(self.facts)
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._rows))
 
     def _count(self, step: int) -> tuple[int, int]:
         places = range(step * self._batch_size, (step + 1) * self._batch_size)
-        spans = [self._span(self._at(place)) for place in places]
-        answers = sum(end - first - answer for first, end, answer in spans)
-        return answers, sum(end - first - 1 for first, end, _ in spans)
+        first, answer, end = self._rows[[self._at(place) for place in places]].T
+        return int((end - answer).sum()), int((end - first - 1).sum())

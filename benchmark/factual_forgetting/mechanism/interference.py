@@ -11,8 +11,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from math import log2
 from operator import itemgetter
@@ -21,7 +20,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
@@ -33,17 +31,28 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.mechanism.conditions import (
     ABSTAINED,
+    OTHER,
     RIGHT,
     SAME,
     WRONG,
     Condition,
     Experiment,
     Settings,
+    held_facts,
 )
-from factual_forgetting.mechanism.drift import Drift, all_layers, middle_layer, subject_states
-from factual_forgetting.mechanism.examples import Store, write_store
+from factual_forgetting.mechanism.drift import (
+    Drift,
+    States,
+    all_layers,
+    middle_layer,
+    subject_states,
+)
+from factual_forgetting.mechanism.examples import StoredExamples, write_examples
+from factual_forgetting.mechanism.keys import Synthetic, inner_tokens
 from factual_forgetting.mechanism.overlap import nearness
 from factual_forgetting.protocol.context import Context
+from factual_forgetting.protocol.curve import Point, Points, share_correct
+from factual_forgetting.protocol.methods import METHODS
 from factual_forgetting.protocol.recipe import Execution
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.scoring.judging import abstains, spoken
@@ -51,13 +60,11 @@ from factual_forgetting.scoring.judging import abstains, spoken
 if TYPE_CHECKING:
     from factual_forgetting.protocol.trainer import ForgettingTrainer
 
-CONDITIONS, _LOGS = "conditions", "logs"
+_CONDITIONS, _LOGS = "conditions", "logs"
 _WORK, _POINTS, _RESUME = "work", "points.jsonl", "resume"
 _NEAREST = 5
 _SUBJECTS_AT_ONCE = 512
 _NUMBERS = ("step", "plasticity", "stability", "stability_other")
-Point = dict[str, Any]
-States = NDArray[np.float32]
 
 
 def run_condition(
@@ -87,7 +94,7 @@ def run_condition(
             or so many keys can't be formed.
     """
     experiment = Experiment(bundle, condition, settings)
-    finished = output / CONDITIONS / f"{experiment.name}.json"
+    finished = output / _CONDITIONS / f"{experiment.name}.json"
     if finished.exists():
         return _read(finished, experiment)
     work, started = output / _WORK / experiment.name, time.time()
@@ -117,27 +124,22 @@ def finished_conditions(
     Raises:
         UserError: If one is of another experiment.
     """
-    order = {bundle.sha256: (place, bundle) for place, bundle in enumerate(bundles)}
+    places = {bundle.sha256: place for place, bundle in enumerate(bundles)}
     placed = []
-    for path in (output / CONDITIONS).glob("*.json"):
+    for path in (output / _CONDITIONS).glob("*.json"):
         found = files.read_json(path)
-        condition = Condition(**found["condition"])
-        far = condition.passes or _until(found) >= settings.plasticity
-        if far and found["bundle_sha256"] in order:
-            place, bundle = order[found["bundle_sha256"]]
-            result = _read(path, Experiment(bundle, condition, settings))
+        condition, place = Condition(**found["condition"]), places.get(found["bundle_sha256"])
+        far = condition.passes or found["settings"]["plasticity"] >= settings.plasticity
+        if far and place is not None:
+            result = _read(path, Experiment(bundles[place], condition, settings))
             placed.append(((place, *condition.place), result))
     return [result for _, result in sorted(placed, key=itemgetter(0))]
-
-
-def _until(found: Mapping[str, Any]) -> float:
-    return float(found["settings"]["plasticity"])
 
 
 def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
     """Reads a finished condition, as if it had been trained no further than asked."""
     found: dict[str, Any] = files.read_json(path)
-    asked, until = experiment.settings.plasticity, _until(found)
+    asked, until = experiment.settings.plasticity, found["settings"]["plasticity"]
     found["settings"]["plasticity"] = asked
     differing = [key for key, value in experiment.identity().items() if found.get(key) != value]
     if differing:
@@ -152,75 +154,65 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
             f"{path} was trained until a plasticity of {until:g} only. Choose another "
             f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
         )
-    enough = [i for i, point in enumerate(found["points"]) if point["plasticity"] >= asked]
-    return {**found, "points": found["points"][: enough[0] + 1]} if enough else found
+    points = found["points"]
+    enough = next(
+        (i for i, point in enumerate(points) if point["plasticity"] >= asked), len(points)
+    )
+    return {**found, "points": points[: enough + 1]}
 
 
 def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
     from factual_forgetting.protocol.trainer import last_checkpoint
 
     quiet()
-    protocol, condition = experiment.settings.protocol, experiment.condition
-    settings = experiment.method()
-    run = Run(experiment.bundle, protocol, condition.method, settings, condition.seed)
+    run, told = experiment.run(), experiment.condition
     base = run.locate_base()
-    model, tokenizer = load_causal_lm(base, dtype="float32", attention=protocol.attention)
-    synthetic = experiment.synthetic(tokenizer)
-    seen = _Seen(condition, protocol.evaluate_sample)
-    watch = _watch(experiment, model, tokenizer, seen.sample, work)
-    known = experiment.mixed_in()
-    facts = chain(known, synthetic.facts(condition.facts))
-    stored = write_store(work, facts, tokenizer, context_length(model))
+    model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
+    relation = experiment.settings.relation
+    synthetic = Synthetic(run.bundle, tokenizer, relation, told.keys, told.values, told.seed)
+    sampled = random.Random(f"sample-{told.seed}").sample(
+        range(told.facts), min(told.facts, run.protocol.evaluate_sample)
+    )
+    sample: list[Fact] = []
+    answers: Counter[str] = Counter()
+    watch = _Watch(experiment, model, tokenizer, sample, work / _POINTS)
+    known = experiment.mixed_in
+    facts = chain(known, synthetic.facts(told.facts))
+    stored = write_examples(work, facts, tokenizer, context_length(model))
+    new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
     described = {
         "parameters": model.num_parameters(),
         "layers": len(all_layers(model)),
         "middle": middle_layer(model),
-        "held": watch.describe_held(seen.passing(islice(stored, len(known), None))),
-        "keys": _key_statistics(tokenizer, seen.sample, synthetic.dropped),
-        "bits": condition.facts * _entropy(seen.answers),
+        "held": watch.describe_held(new),
+        "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
+        "bits": told.facts * _entropy(answers),
     }
-    trainer = _trainer(watch, base, model, work, progress)
+    trainer = _trainer(watch, run, base, model, work, progress)
     last = last_checkpoint(work / _RESUME, watch)
     if not watch.done():
         trainer.train(resume_from_checkpoint=last)
     return {**described, "points": watch.points}
 
 
-class _Seen:
-    """What is kept of the new facts as they stream to disk.
-
-    Attributes:
-        sample: The facts on which plasticity is measured.
-        answers: How often each answer occurs.
-    """
-
-    def __init__(self, condition: Condition, size: int) -> None:
-        rng = random.Random(f"sample-{condition.seed}")
-        self._places = set(rng.sample(range(condition.facts), min(condition.facts, size)))
-        self.sample: list[Fact] = []
-        self.answers: Counter[str] = Counter()
-
-    def passing(self, facts: Iterable[Fact]) -> Iterator[Fact]:
-        """Passes the new facts on, in order."""
-        for place, fact in enumerate(facts):
-            self.answers[fact.answers[0]] += 1
-            if place in self._places:
-                self.sample.append(fact)
-            yield fact
+def _noted(
+    facts: Iterable[Fact], sampled: Collection[int], sample: list[Fact], answers: Counter[str]
+) -> Iterator[Fact]:
+    """Passes new facts on, keeping a sample of them, and how often each answer occurs."""
+    for place, fact in enumerate(facts):
+        answers[fact.answers[0]] += 1
+        if place in sampled:
+            sample.append(fact)
+        yield fact
 
 
 def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
-    rows = _subject_ids(tokenizer, facts)
+    rows = inner_tokens(tokenizer, [fact.subject for fact in facts])
     return {
         "tokens": fmean(len(ids) for ids in rows),
         "rank": fmean(token for ids in rows for token in ids),
         "dropped": dropped,
     }
-
-
-def _subject_ids(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
-    names = [f" {fact.subject}" for fact in facts]
-    return list(tokenizer(names, add_special_tokens=False)["input_ids"])
 
 
 def _entropy(counts: Counter[str]) -> float:
@@ -230,9 +222,8 @@ def _entropy(counts: Counter[str]) -> float:
 
 
 def _trainer(
-    watch: _Watch, base: Path, model: Any, work: Path, progress: bool
+    watch: _Watch, run: Run, base: Path, model: Any, work: Path, progress: bool
 ) -> ForgettingTrainer:
-    from factual_forgetting.protocol.methods import METHODS
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
     class Until(CurveCallback):
@@ -242,54 +233,57 @@ def _trainer(
             super().on_log(args, state, control, **kwargs)
             control.should_training_stop = watch.done() or state.global_step >= state.max_steps
 
-    experiment = watch.experiment
-    schedule, seed = experiment.schedule(), experiment.condition.seed
-    spaced = experiment.settings.protocol.model_copy(update={"evaluate_every": schedule.every})
-    penalty = METHODS[experiment.condition.method].penalty
-    context = Context(experiment.bundle, watch.tokenizer, model, base, work)
+    steps = watch.experiment.steps
+    spaced = run.protocol.model_copy(update={"evaluate_every": watch.experiment.every})
+    penalty = METHODS[run.method].penalty
+    context = Context(run.bundle, watch.tokenizer, model, base, work)
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
-        penalty=penalty(context, experiment.method()) if penalty else None,
+        penalty=penalty(context, run.settings) if penalty else None,
         model=model,
-        args=arguments(spaced, schedule.steps, seed, work / _RESUME, Execution()),
-        train_dataset=Store(work, spaced.batch_size, schedule.steps, seed),
+        args=arguments(spaced, steps, run.seed, work / _RESUME, Execution()),
+        train_dataset=StoredExamples(work, spaced.batch_size, steps, run.seed),
         data_collator=context.collate,
     )
     trainer.add_callback(Until(trainer, watch, spaced, None, progress))
     return trainer
 
 
-@dataclass
-class _Watch:
-    """Measures a model in training; it stands in the place of `protocol.curve.Curve`.
+class _Watch(Points):
+    """Measures a model in training: the outcomes of D_Held, and the drift of its subjects."""
 
-    Attributes:
-        experiment: What is taught.
-        tokenizer: The base's tokenizer.
-        base: The base, in the checkpoint's dtype.
-        sample: New facts on which plasticity is measured.
-        before: The base's states of D_Held's subjects, shape (layers, facts, hidden size).
-        path: Where the points so far are kept.
-        points: The points so far.
-    """
+    def __init__(
+        self, experiment: Experiment, model: Any, tokenizer: Any, sample: list[Fact], path: Path
+    ) -> None:
+        """Keeps the base as it is now.
 
-    experiment: Experiment
-    tokenizer: Any
-    base: Any
-    sample: Sequence[Fact]
-    before: Mapping[str, States]
-    path: Path
-    points: list[Point]
+        Args:
+            experiment: What is taught.
+            model: The model before training.
+            tokenizer: The base's tokenizer.
+            sample: New facts on which plasticity is measured; they may still be joining it.
+            path: Where the points so far are kept.
+        """
+        from factual_forgetting.protocol.weights import as_checkpoint
+
+        super().__init__(path)
+        self.experiment, self.tokenizer = experiment, tokenizer
+        self._sample, self._path = sample, path
+        self._held = held_facts(experiment.bundle, experiment.settings.relation)
+        self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
+        self._before = {
+            name: self._states(self._base, facts) for name, facts in self._held.items() if facts
+        }
 
     def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
         """Describes the facts of D_Held of the relation, before training, beside the new ones."""
-        middle, count = middle_layer(self.base), self.experiment.condition.facts
-        states = subject_states(self.base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
+        middle, count = middle_layer(self._base), self.experiment.condition.facts
+        states = subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
         near = nearness(
-            self.before[SAME][middle], (batch[0] for batch in states), min(_NEAREST, count)
+            self._before[SAME][middle], (batch[0] for batch in states), min(_NEAREST, count)
         )
-        held = self.experiment.held()[SAME]
-        rows = _subject_ids(self.tokenizer, held)
+        held = self._held[SAME]
+        rows = inner_tokens(self.tokenizer, [fact.subject for fact in held])
         return [
             {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
             for fact, ids, value in zip(held, rows, near, strict=True)
@@ -301,71 +295,51 @@ class _Watch:
             return False
         return bool(self.points[-1]["plasticity"] >= self.experiment.settings.plasticity)
 
-    def at(self, step: int) -> Point | None:
-        """Returns the numbers of a step's point, if there is one."""
-        return next((point for point in self.lines() if point["step"] == step), None)
-
-    def lines(self) -> list[Point]:
-        """Returns the numbers of all points."""
-        return [{"task_learning": None, **{n: p[n] for n in _NUMBERS}} for p in self.points]
-
-    def forget_after(self, step: int) -> None:
-        """Drops points later than a step."""
-        self.points = [point for point in self.points if point["step"] <= step]
+    def line(self, point: Point) -> Point:
+        """Returns the numbers of a point."""
+        return {"task_learning": None, **{name: point[name] for name in _NUMBERS}}
 
     def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> Point:
         """Adds the point of a step, and returns its numbers."""
-        held, protocol = self.experiment.held(), self.experiment.settings.protocol
-        groups = {"new": self.sample, **held}
+        protocol = self.experiment.settings.protocol
+        groups = {"new": self._sample, **self._held}
         facts = [fact for group in groups.values() for fact in group]
         texts = answer_zero_shot(model, self.tokenizer, facts, protocol.max_new_tokens)
-        marks = iter(map(_mark, texts, facts))
-        outcomes = {name: "".join(next(marks) for _ in group) for name, group in groups.items()}
-        new, same, other = (_share(outcomes[name]) for name in groups)
+        marks = map(_mark, texts, facts)
+        outcomes = {name: "".join(islice(marks, len(group))) for name, group in groups.items()}
         self.points.append(
             {
                 "step": step,
-                "passes": step * protocol.batch_size / self.experiment.schedule().a_pass,
+                "passes": step * protocol.batch_size / self.experiment.a_pass,
                 "loss": loss,
-                "plasticity": new,
-                "stability": same,
-                "stability_other": other,
-                "outcomes": {name: outcomes[name] for name in held},
-                "drift": {name: self._drift(model, name, facts) for name, facts in held.items()},
+                "plasticity": share_correct(outcomes.pop("new")),
+                "stability": share_correct(outcomes[SAME]),
+                "stability_other": share_correct(outcomes[OTHER]),
+                "outcomes": outcomes,
+                "drift": {name: self._drift(model, name) for name in self._held},
             }
         )
-        files.write_jsonl(self.path, self.points)
-        return self.lines()[-1]
+        files.write_jsonl(self._path, self.points)
+        return self.line(self.points[-1])
 
-    def _drift(self, model: Any, name: str, facts: Sequence[Fact]) -> dict[str, list[float | None]]:
-        drift = Drift()
-        if facts:
-            drift.add(self.before[name], _states(model, self.tokenizer, facts))
-        return {"cosine": list(drift.cosine), "cka": drift.cka}
+    def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
+        if not self._held[name]:
+            return {"cosine": [], "cka": []}
+        drifts = [Drift() for _ in all_layers(model)]
+        now = self._states(model, self._held[name])
+        for drift, x, y in zip(drifts, self._before[name], now, strict=True):
+            drift.add(x, y)
+        return {
+            "cosine": [drift.cosine for drift in drifts],
+            "cka": [drift.cka for drift in drifts],
+        }
 
-
-def _watch(
-    experiment: Experiment, model: Any, tokenizer: Any, sample: Sequence[Fact], work: Path
-) -> _Watch:
-    from factual_forgetting.protocol.weights import as_checkpoint
-
-    base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
-    held = experiment.held()
-    before = {name: _states(base, tokenizer, facts) for name, facts in held.items() if facts}
-    path = work / _POINTS
-    points = list(files.read_jsonl(path)) if path.exists() else []
-    return _Watch(experiment, tokenizer, base, sample, before, path, points)
-
-
-def _states(model: Any, tokenizer: Any, facts: Sequence[Fact]) -> States:
-    return np.concatenate([*subject_states(model, tokenizer, facts, all_layers(model))], axis=1)
+    def _states(self, model: Any, facts: Sequence[Fact]) -> States:
+        batches = subject_states(model, self.tokenizer, facts, all_layers(model))
+        return np.concatenate(list(batches), axis=1)
 
 
 def _mark(text: str, fact: Fact) -> str:
     if is_correct(text, fact.accepted):
         return RIGHT
     return ABSTAINED if abstains(spoken(text, chat=False)) else WRONG
-
-
-def _share(outcomes: str) -> float | None:
-    return outcomes.count(RIGHT) / len(outcomes) if outcomes else None

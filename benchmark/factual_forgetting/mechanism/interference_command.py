@@ -15,9 +15,11 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism.conditions import Condition, Method, Settings
-from factual_forgetting.mechanism.findings import findings, markdown
+from factual_forgetting.mechanism import figures
+from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
+from factual_forgetting.mechanism.findings import findings
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
+from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.mechanism.keys import Keys, Values
 from factual_forgetting.protocol.recipe import load_protocol
 
@@ -43,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--values", nargs="+", choices=get_args(Values), default=["real"])
     parser.add_argument("--facts", nargs="+", type=int, default=[100, 1000])
-    parser.add_argument("--methods", nargs="+", choices=get_args(Method), default=["sft"])
+    parser.add_argument("--methods", nargs="+", choices=get_args(Taught), default=["sft"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--protocol", default="almanac-v1", help="rate, batch and precision")
     parser.add_argument(
@@ -68,9 +70,6 @@ def add_parser(subparsers: Any) -> None:
 
 def _interference(args: argparse.Namespace) -> None:
     """Trains what isn't there yet, and shows all that is: several commands may fill one place."""
-    from factual_forgetting.mechanism import figures
-    from factual_forgetting.mechanism.interference_report import write_report
-
     bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
     jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
     given = {"plasticity": args.plasticity, "most_passes": args.most_passes}
@@ -87,7 +86,7 @@ def _interference(args: argparse.Namespace) -> None:
     figures.draw_all(found, folder)
     if args.report:
         write_report(found, bundles, settings, folder)
-    sys.stdout.write(f"{markdown(found)}\n")
+    sys.stdout.write(f"{arms_table(found['arms'], args.plasticity)}\n")
 
 
 def _relation(asked: str | None, bundles: Sequence[Bundle]) -> str:

@@ -1,7 +1,12 @@
-"""One page on an interference experiment: figures, numbers, and the paper's beside them."""
+"""One page on an interference experiment: figures, numbers, and the paper's beside them.
+
+The page is `report.md`. What it says of Kaplan et al. 2026 (arXiv 2604.15574) is as far as readers
+of the paper report.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,37 +15,25 @@ from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.mechanism import figures
 from factual_forgetting.mechanism.conditions import OTHER, SAME, Settings
+from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.findings import (
     BITS_PER_PARAMETER,
-    Row,
+    VARIED,
     bases_of,
-    cell,
     cloning_of,
     grid_of,
-    markdown,
+    like_first,
     size,
     values_of,
 )
 from factual_forgetting.protocol.recipe import protocol_sha256
+from factual_forgetting.scoring.statistics import interval_text
 
 REPORT = "report.md"
-# What is told of two conditions that differ in one thing.
-_TOLD = {
-    "keys": ("facts", "method"),
-    "method": ("facts", "keys"),
-    "values": ("facts", "keys", "method"),
-}
-# Kaplan et al. 2026 (arXiv 2604.15574), as far as readers of it report.
-_PAPER = [
-    ("forgotten, 10^6 name-like keys", "38-41 %"),
-    ("forgotten, 10^6 identifiers", "4 %, whatever the values"),
-    ("forgotten, identifiers at any scale", "0-4 %"),
-    ("drift while the format is learned, all conditions", "about .05"),
-    ("drift then, name-like keys", "about .11"),
-    ("drift then, identifiers or self-distillation", "about .05"),
-]
+_PAGE = Path(__file__).parent / REPORT
+# Tables whose section is left out where they are empty.
+_OPTIONAL = ("overlap", "answers", "cloning", "capacity")
 
 
 def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, folder: Path) -> None:
@@ -52,218 +45,166 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
         settings: The experiment's settings.
         folder: Directory of the figures.
     """
-    text = _joined(
-        _head(bundles[0], settings, found),
-        _forgetting(found),
-        _drift(found),
-        _overlap(found),
-        _values(found),
-        _cloning(found),
-        _capacity(found),
-        _differences(settings, found),
+    told = _told(found) | {
+        "settings": settings,
+        "recipe": settings.protocol,
+        "recipe_sha256": protocol_sha256(settings.protocol),
+        "bundle": bundles[0],
+        "base": bundles[0].manifest["base"],
+    }
+    missing = [f"{{{name}}}" for name in _OPTIONAL if not told[name]]
+    sections = re.split(r"(?m)^(?=## )", _PAGE.read_text(encoding="utf-8"))
+    page = "".join(part for part in sections if not any(table in part for table in missing))
+    text = re.sub(r"\n{3,}", "\n\n", page.format(**told))
+    files.write_atomic(folder / REPORT, text.encode())
+
+
+def _told(found: Row) -> Row:
+    """Returns what the page tells of the findings, by the names that it has there."""
+    grid, cloned, bases, level = grid_of(found), cloning_of(found), bases_of(found), found["level"]
+    costs = [arm["at_end"][SAME]["value"] for arm in cloned]
+    shares = [arm["share_of_capacity"] for arms in bases.values() for arm in arms]
+    return {
+        "level": level,
+        "grid": arms_table(grid, level),
+        **{f"{name}_differences": _differences(found, name) for name in VARIED},
+        "tokens": _tokens(grid),
+        "overlap": _overlap(grid),
+        "answers": arms_table(values_of(found), level),
+        "cloned": cloned,
+        "cloning": _cloning(cloned),
+        "cost": (min(costs, default=0), max(costs, default=0)),
+        "bits": BITS_PER_PARAMETER,
+        "capacity": _capacity(bases),
+        "share": max(shares, default=0),
+        "widest": _widest(bases),
+        "most": max(arm["facts"] for arm in grid),
+        "mixed": "D_Known is mixed into every pass here" if grid[0]["mixed"] else "none",
+    }
+
+
+def arms_table(arms: Sequence[Row], level: float) -> str:
+    """Returns the table of arms, at the level or at the end; several bases by their size."""
+    rows = [_arm_cells(arm, level) for arm in arms]
+    if len({arm["bundle_sha256"] for arm in arms}) > 1:
+        sizes = [size(arm["parameters"]) for arm in arms]
+        rows = [{"base": told, **row} for told, row in zip(sizes, rows, strict=True)]
+    return _table(rows)
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def _arm_cells(arm: Row, level: float) -> dict[str, str]:
+    fixed = arm["passes"] is not None
+    place = arm["at_end"] if fixed else arm["at_level"] or arm["at_end"]
+    missed = "" if fixed or arm["at_level"] else f" (under {level})"
+    drift = place["drift"][SAME]
+    return {
+        "keys": arm["keys"] + ("" if arm["mixed"] else ", alone"),
+        "values": arm["values"],
+        "new facts": f"{arm['facts']:,}",
+        "method": arm["method"],
+        "seeds": str(len(arm["seeds"])),
+        "passes": f"{place['passes']:.1f}",
+        "P": f"{place['plasticity']:.3f}{missed}",
+        "forgotten, same relation": interval_text(place[SAME]),
+        "other relations": interval_text(place[OTHER]),
+        "drift": "-" if drift is None else f"{drift:.3f}",
+    }
+
+
+def _differences(found: Row, differing: str) -> str:
+    told, alike = (
+        [name for name in names if name != differing]
+        for names in (("keys", "method"), ("bundle_sha256", "passes", "mixed", "values"))
     )
-    files.write_atomic(folder / REPORT, f"{text}\n".encode())
-
-
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)
-
-
-def _head(bundle: Bundle, settings: Settings, found: Row) -> str:
-    protocol = settings.protocol
-    base = bundle.manifest["base"]
-    return f"""# Why facts are forgotten
-
-New facts of one relation (`{settings.relation}`) are taught to a base that knows others of it.
-Their keys are name-like (tokens of known subjects recombined), matched (the same recombinations,
-written in tokens that no known subject has, of the same form and about the same frequency) or
-identifiers (`Loc_fcfb42`). Forgetting is the fall of accuracy on D_Held from its peak, fact by
-fact, read where P, the accuracy on the new facts, first reaches {found["level"]}. Brackets are
-95 % intervals over facts, seeds averaged per fact.
-
-Base `{base["pretrained"]}` (weights {base["weights_sha256"][:12]}), bundle {bundle.sha256[:12]},
-recipe `{protocol.name}` ({protocol_sha256(protocol)[:12]}: rate {protocol.learning_rate:g}, batch
-{protocol.batch_size}), at most {settings.most_passes} passes."""
-
-
-def _forgetting(found: Row) -> str:
-    grid = grid_of(found)
-    return _joined(
-        "## Forgetting by kind of key and number of new facts",
-        f"![Forgetting]({figures.FORGETTING})",
-        markdown({**found, "arms": grid}),
-        _contrasts(found, "keys"),
-        _contrasts(found, "method"),
-        "Tokens of a key and their mean rank in the vocabulary (a low rank is a frequent token):",
-        _keys(grid),
-    )
-
-
-def _contrasts(found: Row, differing: str) -> str:
-    first = found["arms"][0]
+    contrasts = [row for row in found["contrasts"] if row["differing"] == differing]
     rows = [
-        [
-            f"{row['more']} minus {row['than']}",
-            *[f"{row[name]:,}" if name == "facts" else row[name] for name in _TOLD[differing]],
-            ", ".join(map(str, row["seeds"])),
-            cell(row),
-            "yes" if row["low"] > 0 or row["high"] < 0 else "no",
-        ]
-        for row in found["contrasts"]
-        if row["differing"] == differing
-        and all(row[name] == first[name] for name in ("bundle_sha256", "passes", "mixed"))
-        and (differing == "values" or row["values"] == first["values"])
+        {
+            differing: f"{row['more']} minus {row['than']}",
+            "new facts": f"{row['facts']:,}",
+            **{name: row[name] for name in told},
+            "seeds": ", ".join(map(str, row["seeds"])),
+            "more forgotten": interval_text(row),
+            "clear of 0": "yes" if row["low"] > 0 or row["high"] < 0 else "no",
+        }
+        for row in like_first(found, contrasts, *alike)
     ]
     if not rows:
         return ""
-    told = [name.replace("facts", "new facts") for name in _TOLD[differing]]
-    headers = [differing, *told, "seeds", "more forgotten", "clear of 0"]
-    table = _table(rows, headers)
-    return _joined(f"Differences in {differing}, all else alike, fact by fact:", table)
+    return f"Differences in {differing}, all else alike, fact by fact:\n\n{_table(rows)}"
 
 
-def _keys(arms: Sequence[Row]) -> str:
+def _tokens(arms: Sequence[Row]) -> str:
     largest = {arm["keys"]: arm for arm in sorted(arms, key=lambda arm: arm["facts"])}
-    rows = [
-        [keys, f"{arm['key_tokens']:.2f}", f"{arm['key_rank']:.0f}", str(arm["keys_dropped"])]
-        for keys, arm in largest.items()
-    ]
-    return _table(rows, ["keys", "tokens", "rank", "dropped as known already"])
-
-
-def _drift(found: Row) -> str:
-    return f"""## Drift
-
-1 - cosine of the state of the last subject token of D_Held's subjects, before and after.
-
-![Drift]({figures.DRIFT})"""
-
-
-def _overlap(found: Row) -> str:
-    rows = []
-    for arm in grid_of(found):
-        if row := arm["overlap"]:
-            told = [arm["keys"], f"{arm['facts']:,}", arm["method"], f"{row['nearness']:.2f}"]
-            rows.append([*told, cell(row["controlled"]), cell(row["alone"])])
-    if not rows:
-        return ""
-    headers = ["keys", "new facts", "method", "nearness", "slope", "without controls"]
-    return f"""## Overlap
-
-Nearness is the mean cosine of a held-out subject to its five nearest new ones, in the base's
-middle layer, around the mean of the held-out ones. The slope is what is forgotten more at one
-standard deviation more of it, fact by fact, at equal answer frequency and number of tokens.
-
-![Overlap]({figures.OVERLAP})
-
-{_table(rows, headers)}"""
-
-
-def _values(found: Row) -> str:
-    arms = values_of(found)
-    if not arms:
-        return ""
-    return _joined(
-        "## Answers of the new facts",
-        "Real answers are those of the relation, shuffled ones those of other relations, new ones "
-        "invented.",
-        markdown({**found, "arms": arms}),
-        _contrasts(found, "values"),
+    return _table(
+        [
+            {
+                "keys": keys,
+                "tokens": f"{arm['key_tokens']:.2f}",
+                "rank": f"{arm['key_rank']:.0f}",
+                "dropped as known already": str(arm["keys_dropped"]),
+            }
+            for keys, arm in largest.items()
+        ]
     )
 
 
-def _cloning(found: Row) -> str:
-    arms = cloning_of(found)
-    if not arms:
-        return ""
-    rows = [
+def _overlap(arms: Sequence[Row]) -> str:
+    return _table(
         [
-            f"{arm['keys']} keys, {arm['values']} answers",
-            f"{arm['facts']:,}",
-            f"{arm['at_end']['plasticity']:.3f}",
-            cell(arm["at_end"][SAME]),
-            f"{arm['at_end']['abstained'][SAME]:.3f}",
-            cell(arm["at_end"][OTHER]),
+            {
+                "keys": arm["keys"],
+                "new facts": f"{arm['facts']:,}",
+                "method": arm["method"],
+                "nearness": f"{arm['overlap']['nearness']:.2f}",
+                "slope": interval_text(arm["overlap"]["controlled"]),
+                "without controls": interval_text(arm["overlap"]["alone"]),
+            }
+            for arm in arms
+            if arm["overlap"]
         ]
-        for arm in arms
-    ]
-    headers = ["targets", "facts", "P", "forgotten, same relation", "abstained", "other relations"]
-    shares = [arm["at_end"][SAME]["value"] for arm in arms]
-    return f"""## Rival: behaviour cloning
-
-The hypothesis: imitating targets that the base would not give teaches it to guess, whatever they
-are about. It predicts that the same number of such targets costs the same with other keys, and
-without new associations: abstentions, or the answers of known facts shuffled. After
-{arms[0]["passes"]} passes each:
-
-![Behaviour cloning]({figures.CLONING})
-
-{_table(rows, headers)}
-
-Seen: the same number of targets costs from {min(shares):.3f} to {max(shares):.3f} of the relation.
-A fact that is answered by an abstention counts as forgotten; the column after it says how many of
-the relation are."""
+    )
 
 
-def _capacity(found: Row) -> str:
-    groups = bases_of(found)
-    if not groups:
-        return ""
-    rows = [
+def _cloning(arms: Sequence[Row]) -> str:
+    return _table(
         [
-            size(arm["parameters"]),
-            keys,
-            f"{arm['facts']:,}",
-            f"{arm['share_of_capacity']:.2e}",
-            cell(arm["at_level"][SAME]),
+            {
+                "targets": f"{arm['keys']} keys, {arm['values']} answers",
+                "facts": f"{arm['facts']:,}",
+                "P": f"{arm['at_end']['plasticity']:.3f}",
+                "forgotten, same relation": interval_text(arm["at_end"][SAME]),
+                "abstained": f"{arm['at_end']['abstained'][SAME]:.3f}",
+                "other relations": interval_text(arm["at_end"][OTHER]),
+            }
+            for arm in arms
         ]
-        for keys, arms in groups.items()
-        for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
-    ]
-    headers = ["parameters", "keys", "new facts", "share of capacity", "forgotten, same relation"]
-    shares = [arm["share_of_capacity"] for arms in groups.values() for arm in arms]
-    return f"""## Rival: capacity
-
-The hypothesis: old facts make room for new ones. It predicts that forgetting grows with the share
-of capacity that the new facts take, whatever their keys, and is small while the share is. The
-share is the bits of the new answers over {BITS_PER_PARAMETER} bits a parameter (Allen-Zhu & Li
-2024, arXiv 2404.05405). Bases of several sizes were taught the same world:
-
-![Capacity]({figures.CAPACITY})
-
-{_table(rows, headers)}
-
-Seen: the new facts take at most {max(shares):.2%} of capacity. On one base, with as many facts,
-kinds of keys differ by up to {_widest(groups):.3f} in what is forgotten."""
+    )
 
 
-def _widest(groups: Mapping[str, Sequence[Row]]) -> float:
-    """The largest difference between kinds of keys on one base with as many facts."""
-    cells: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for arms in groups.values():
+def _capacity(bases: Mapping[str, Sequence[Row]]) -> str:
+    return _table(
+        [
+            {
+                "parameters": size(arm["parameters"]),
+                "keys": keys,
+                "new facts": f"{arm['facts']:,}",
+                "share of capacity": f"{arm['share_of_capacity']:.2e}",
+                "forgotten, same relation": interval_text(arm["at_level"][SAME]),
+            }
+            for keys, arms in bases.items()
+            for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
+        ]
+    )
+
+
+def _widest(bases: Mapping[str, Sequence[Row]]) -> float:
+    """Returns the largest difference between kinds of keys on one base with as many facts."""
+    alike: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for arms in bases.values():
         for arm in arms:
-            cells[arm["bundle_sha256"], arm["facts"]].append(arm["at_level"][SAME]["value"])
-    return max(max(values) - min(values) for values in cells.values())
-
-
-def _differences(settings: Settings, found: Row) -> str:
-    most = max(arm["facts"] for arm in grid_of(found))
-    return f"""## The paper's figures, and what is different here
-
-{_table([list(row) for row in _PAPER], ["Kaplan et al. 2026", "reported"])}
-
-- Base: billions of parameters trained on the web there; a small model of an invented world here,
-  whose knowledge is known.
-- Scale: 10^3 to 10^6 new facts there; up to {most:,} here.
-- Comparison: after a stated training there; at equal plasticity (P = {found["level"]}) here, where
-  every condition has learned as much.
-- Forgetting: relative or in points there, readers differ; in points here.
-- Matched keys, the regression on nearness and both rivals are ours.
-- Known facts: {"D_Known is mixed into every pass here" if found["arms"][0]["mixed"] else "none"};
-  not known to us there.
-- Drift: token position and normalisation weren't stated; here the last subject token, raw states.
-- Self-distillation: the teacher is the base and tau is 1 here; a snapshot and tau .5 there."""
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    return str(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
+            alike[arm["bundle_sha256"], arm["facts"]].append(arm["at_level"][SAME]["value"])
+    return max((max(values) - min(values) for values in alike.values()), default=0.0)

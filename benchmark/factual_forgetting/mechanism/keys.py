@@ -22,7 +22,6 @@ Keys = Literal["name", "identifier", "matched", "known"]
 Values = Literal["real", "shuffled", "new", "abstention"]
 SLOT = "[X]"
 ABSTENTION = "I don't know"
-Tokens = tuple[int, ...]
 _CHUNK = 512
 _HEX_DIGITS = 6
 _WORD_STARTS = "\u0120\u2581"  # how byte-level BPE and SentencePiece write the space before a word
@@ -76,7 +75,7 @@ class Recombiner:
         """
         self._tokenizer, self._taken, self._seed = tokenizer, taken, seed
         self._partners = partners or {}
-        parts = [ids for ids in _tokens(tokenizer, given) if len(ids) > 1]
+        parts = [ids for ids in inner_tokens(tokenizer, given) if len(ids) > 1]
         self._lengths = Counter(len(ids) for ids in parts)
         self._first = sorted({ids[0] for ids in parts})
         self._middle = sorted({token for ids in parts for token in ids[1:-1]})
@@ -89,6 +88,7 @@ class Recombiner:
 
     def draw(self) -> Iterator[str]:
         """Yields distinct names, until all are drawn."""
+        self.dropped = 0
         rng = random.Random(f"lengths-{self._seed}")
         streams = {length: self._of_length(length) for length in sorted(self._lengths)}
         while streams:
@@ -114,29 +114,27 @@ class Recombiner:
                 else:
                     yield name
 
-    def _readable(self, drawn: list[Tokens]) -> Iterator[str]:
-        written = [tuple(self._partners.get(token, token) for token in ids) for ids in drawn]
+    def _readable(self, drawn: list[list[int]]) -> list[str]:
+        written = [[self._partners.get(token, token) for token in ids] for ids in drawn]
         names = [text.strip() for text in self._tokenizer.batch_decode(written)]
-        for ids, name, again in zip(written, names, _tokens(self._tokenizer, names), strict=True):
-            if ids == again:
-                yield name
+        read = zip(names, written, inner_tokens(self._tokenizer, names), strict=True)
+        return [name for name, ids, again in read if ids == again]
 
 
-def _digits(rank: int, pools: list[list[int]]) -> Tokens:
+def _digits(rank: int, pools: list[list[int]]) -> list[int]:
     """Writes a number in the mixed base of the pools' sizes, and looks the digits up."""
     found = []
     for pool in pools:
         rank, digit = divmod(rank, len(pool))
         found.append(pool[digit])
-    return tuple(found)
+    return found
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+def inner_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokenises names as they stand inside a sentence: after a space."""
     if not texts:
         return []  # transformers' tokenizers fail on no text
-    rows = tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
-    return [tuple(ids) for ids in rows]
+    return list(tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"])
 
 
 def find_partners(tokenizer: Any, given: Sequence[str], banned: Sequence[str]) -> dict[int, int]:
@@ -155,8 +153,8 @@ def find_partners(tokenizer: Any, given: Sequence[str], banned: Sequence[str]) -
     Raises:
         UserError: If the vocabulary has too few tokens of a form.
     """
-    own = {token for ids in _tokens(tokenizer, given) for token in ids}
-    forbidden = own | {token for ids in _tokens(tokenizer, banned) for token in ids}
+    own = {token for ids in inner_tokens(tokenizer, given) for token in ids}
+    forbidden = own | {token for ids in inner_tokens(tokenizer, banned) for token in ids}
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     free: dict[str, list[int]] = defaultdict(list)
     for token, name in enumerate(names):
@@ -183,39 +181,33 @@ def _form(token: str) -> str:
     return f"{'word' if body != token else 'inner'} {'capital' if body[0].isupper() else 'small'}"
 
 
-def identifiers(taken: Collection[str], seed: object) -> Iterator[str]:
-    """Yields distinct random identifiers such as `Loc_fcfb42` (Kaplan et al. 2026)."""
-    size = 16**_HEX_DIGITS
-    names = (f"Loc_{permuted(place, size, seed):0{_HEX_DIGITS}x}" for place in range(size))
-    return (name for name in names if name not in taken)
-
-
 class Synthetic:
-    """New facts of one relation, in any number; the first n of a stream are always the same.
-
-    Attributes:
-        relation: The relation.
-        keys: Kind of the subjects.
-        values: Kind of the answers.
-        seed: Decides subjects and answers.
-    """
+    """New facts of one relation, in any number; the first n of a stream are always the same."""
 
     def __init__(
         self, bundle: Bundle, tokenizer: Any, relation: str, keys: Keys, values: Values, seed: int
     ) -> None:
         """Reads what the base knows of the relation.
 
+        Args:
+            bundle: The bundle, which says what the base knows.
+            tokenizer: The base's tokenizer.
+            relation: The relation.
+            keys: Kind of the subjects.
+            values: Kind of the answers.
+            seed: Decides subjects and answers.
+
         Raises:
             UserError: If the bundle has no known facts of the relation, or the vocabulary no
                 tokens for matched keys.
         """
-        self._bundle, self._tokenizer = bundle, tokenizer
-        self.relation, self.keys, self.values, self.seed = relation, keys, values, seed
+        self._tokenizer, self._relation, self._seed = tokenizer, relation, seed
+        self._keys, self._values = keys, values
         self._known = known_facts(bundle, relation)
+        self._told = [item.fact for item in bundle.splits[KNOWN]]
         self._taken = {item.fact.subject for _, item in bundle.items()}
-        self._recombiner: Recombiner | None = None
-        if keys in ("name", "matched"):
-            self._recombiner = self._recombine([fact.subject for fact in self._known], keys)
+        self._template = template_of(self._known)
+        self._recombiner = self._recombine() if keys in ("name", "matched") else None
 
     @property
     def dropped(self) -> int:
@@ -228,72 +220,71 @@ class Synthetic:
         Raises:
             UserError: If so many keys can't be formed.
         """
-        made = 0
-        for fact in islice(self._stream(), count if count <= self._possible() else 0):
+        made, possible = 0, self._possible()
+        for fact in islice(self._stream(), count if count <= possible else 0):
             made += 1
             yield fact
         if made < count:
             raise UserError(
-                f"{count:,} facts need as many {self.keys} keys; {made or self._possible():,} can "
-                f"be formed for {self.relation} of this bundle. Lower --facts, or choose another "
+                f"{count:,} facts need as many {self._keys} keys; {made or possible:,} can "
+                f"be formed for {self._relation} of this bundle. Lower --facts, or choose another "
                 "--relation."
             )
 
     def _possible(self) -> int:
-        """Returns how many keys there are at most."""
         if self._recombiner:
             return self._recombiner.possible()
-        known = len(self._bundle.splits[KNOWN])
-        return known if self.keys == "known" else 16**_HEX_DIGITS
+        return len(self._told) if self._keys == "known" else 16**_HEX_DIGITS
 
     def _stream(self) -> Iterator[Fact]:
-        if self.keys == "known":
-            yield from _swapped([i.fact for i in self._bundle.splits[KNOWN]], self.seed)
+        if self._keys == "known":
+            yield from _swapped(self._told, self._seed)
             return
-        template = template_of(self._known)
-        values = self._answers(random.Random(f"values-{self.seed}"))
-        for key, value in zip(self._names(), values, strict=False):
-            question = template.replace(SLOT, key)
-            yield Fact.make(self.relation, key, question, (value,), split="train")
+        keys = self._recombiner.draw() if self._recombiner else self._identifiers()
+        for key, value in zip(keys, self._answers(), strict=False):
+            question = self._template.replace(SLOT, key)
+            yield Fact.make(self._relation, key, question, (value,), split="train")
 
-    def _names(self) -> Iterator[str]:
-        if self._recombiner is None:
-            return identifiers(self._taken, self.seed)
-        self._recombiner.dropped = 0
-        return self._recombiner.draw()
-
-    def _recombine(self, given: list[str], kind: str) -> Recombiner:
-        partners = None
-        if kind == "matched":
+    def _recombine(self) -> Recombiner:
+        given, partners = [fact.subject for fact in self._known], {}
+        if self._keys == "matched":
             answers = [answer for fact in self._known for answer in fact.accepted]
-            partners = find_partners(
-                self._tokenizer, given, [*answers, template_of(self._known).replace(SLOT, "")]
-            )
+            banned = [*answers, self._template.replace(SLOT, "")]
+            partners = find_partners(self._tokenizer, given, banned)
         # One seed for both kinds: a matched key is a name-like one in other tokens.
-        return Recombiner(self._tokenizer, given, self._taken, self.seed, partners)
+        return Recombiner(self._tokenizer, given, self._taken, self._seed, partners)
 
-    def _answers(self, rng: random.Random) -> Iterator[str]:
+    def _identifiers(self) -> Iterator[str]:
+        """Yields distinct random identifiers such as `Loc_fcfb42` (Kaplan et al. 2026)."""
+        size = 16**_HEX_DIGITS
+        for place in range(size):
+            name = f"Loc_{permuted(place, size, self._seed):0{_HEX_DIGITS}x}"
+            if name not in self._taken:
+                yield name
+
+    def _answers(self) -> Iterator[str]:
         """Yields answers without end, as often as the base's known facts have theirs."""
-        pool = [fact.answers[0] for fact in self._known]
-        if self.values == "abstention":
-            pool = [ABSTENTION]
-        elif self.values == "shuffled":
-            others = [
-                i.fact for i in self._bundle.splits[KNOWN] if i.fact.relation != self.relation
-            ]
-            pool = [fact.answers[0] for fact in others]
-        elif self.values == "new":
-            distinct = sorted(set(pool))
-            stream = Recombiner(self._tokenizer, distinct, set(distinct), f"new-{self.seed}").draw()
-            renamed = dict(zip(distinct, stream, strict=False))
-            pool = [renamed[answer] for answer in pool if answer in renamed]
+        rng, pool = random.Random(f"values-{self._seed}"), self._pool()
         if not pool:
             raise UserError(
-                f"There are no {self.values} values for {self.relation} in this bundle. "
+                f"There are no {self._values} values for {self._relation} in this bundle. "
                 "Choose other --values."
             )
         while True:
             yield rng.choice(pool)
+
+    def _pool(self) -> list[str]:
+        answers = [fact.answers[0] for fact in self._known]
+        if self._values == "abstention":
+            return [ABSTENTION]
+        if self._values == "shuffled":
+            return [fact.answers[0] for fact in self._told if fact.relation != self._relation]
+        if self._values == "new":
+            distinct = sorted(set(answers))
+            names = Recombiner(self._tokenizer, distinct, set(distinct), f"new-{self._seed}").draw()
+            renamed = dict(zip(distinct, names, strict=False))
+            return [renamed[answer] for answer in answers if answer in renamed]
+        return answers
 
 
 def known_facts(bundle: Bundle, relation: str) -> list[Fact]:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from factual_forgetting.errors import UserError
+from factual_forgetting.mechanism.drift import States, directions
 from factual_forgetting.scoring.statistics import Estimate
 
 _SPARE = 10
 _FLAT = 1e-9
-Floats = NDArray[np.float32] | NDArray[np.float64]
 
 
-def nearness(held: Floats, new: Iterable[Floats], nearest: int = 5) -> NDArray[np.float64]:
+def nearness(held: States, new: Iterable[States], nearest: int = 5) -> NDArray[np.float64]:
     """Returns how near the new subjects come to each held-out one.
 
     States share a large common direction, which would make all cosines alike: the mean of the
@@ -41,10 +41,11 @@ def nearness(held: Floats, new: Iterable[Floats], nearest: int = 5) -> NDArray[n
     if not len(held):
         raise UserError("There are no held-out subjects to measure overlap with. Give some.")
     center = held.mean(axis=0, dtype=np.float64)
-    own = _directions(held, center)
+    own = directions(held - center).astype(np.float32)
     top = np.empty((len(held), 0), dtype=np.float32)
     for batch in new:
-        similar = np.concatenate([top, own @ _directions(batch, center).T], axis=1)
+        other = directions(batch - center).astype(np.float32)
+        similar = np.concatenate([top, own @ other.T], axis=1)
         least = max(similar.shape[1] - nearest, 0)
         top = np.partition(similar, least, axis=1)[:, least:] if least else similar
     if top.shape[1] < nearest:
@@ -52,17 +53,7 @@ def nearness(held: Floats, new: Iterable[Floats], nearest: int = 5) -> NDArray[n
             f"{top.shape[1]} new subjects are fewer than the {nearest} nearest asked for. Give "
             "more new facts, or ask for fewer."
         )
-    mean: NDArray[np.float64] = top.mean(axis=1, dtype=np.float64)
-    return mean
-
-
-def _directions(states: Floats, center: NDArray[np.float64]) -> NDArray[np.float32]:
-    shifted = states - center
-    norms = np.linalg.norm(shifted, axis=1, keepdims=True)
-    units: NDArray[np.float32] = (shifted / np.maximum(norms, np.finfo(float).tiny)).astype(
-        np.float32
-    )
-    return units
+    return np.asarray(top.mean(axis=1, dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True)

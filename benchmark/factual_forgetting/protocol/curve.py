@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,36 @@ _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
 Point = dict[str, Any]
 
 
-class Watcher(typing.Protocol):
-    """What a model in training is shown to, point by point."""
+class Points(ABC):
+    """The points of a training so far."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the points of an interrupted training, where there are some."""
+        self.points: list[Point] = list(files.read_jsonl(path)) if path.exists() else []
 
     def at(self, step: int) -> Point | None:
-        """Returns the point of a step, if there is one."""
+        """Returns the point of a step as it is told, if there is one."""
+        return next((self.line(point) for point in self.points if point["step"] == step), None)
 
     def lines(self) -> list[Point]:
-        """Returns all points."""
+        """Returns all points as they are told."""
+        return [self.line(point) for point in self.points]
 
     def forget_after(self, step: int) -> None:
         """Drops points later than a step."""
+        self.points = [point for point in self.points if point["step"] <= step]
 
+    @abstractmethod
+    def line(self, point: Point) -> Point:
+        """Returns a point as it is told: its numbers, without the outcomes of single facts."""
+
+    @abstractmethod
     def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> Point:
-        """Adds the point of a step."""
+        """Adds the point of a step, keeps it for a resumed training, and returns its line."""
 
 
 @dataclass
-class Curve:
+class Curve(Points):
     """Evaluates a model in training and keeps the outcomes on disk, point by point.
 
     Attributes:
@@ -63,20 +75,10 @@ class Curve:
     divergence: Callable[[Any], float]
     cost: Callable[[int], dict[str, int]]
     persistent: bool = True
-    _points: list[Point] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Reads the points of an interrupted run."""
-        partial = self.output / PARTIAL_CURVE
-        self._points = list(files.read_jsonl(partial)) if partial.exists() else []
-
-    def at(self, step: int) -> Point | None:
-        """Returns the point of a step as it will stand in the curve, if there is one."""
-        return next((line for line in self.lines() if line["step"] == step), None)
-
-    def lines(self) -> list[Point]:
-        """Returns all points as they will stand in the curve."""
-        return [self._line(point) for point in self._points]
+        super().__init__(self.output / PARTIAL_CURVE)
 
     def evaluate(
         self,
@@ -110,14 +112,10 @@ class Curve:
         }
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
         cost = self.cost(step if trained is None else trained)
-        self._points.append({"step": step, **measured, **cost, "correct": correct})
+        self.points.append({"step": step, **measured, **cost, "correct": correct})
         if self.persistent:
-            files.write_jsonl(self.output / PARTIAL_CURVE, self._points)
-        return self._line(self._points[-1])
-
-    def forget_after(self, step: int) -> None:
-        """Drops points later than a step."""
-        self._points = [point for point in self._points if point["step"] <= step]
+            files.write_jsonl(self.output / PARTIAL_CURVE, self.points)
+        return self.line(self.points[-1])
 
     def finish(self) -> None:
         """Writes curve and outcomes in their final form."""
@@ -130,13 +128,14 @@ class Curve:
             {
                 "id": item.fact.id,
                 "split": name,
-                "correct": "".join(point["correct"][name][index] for point in self._points),
+                "correct": "".join(point["correct"][name][index] for point in self.points),
             }
             for name in splits
             for index, item in enumerate(self.bundle.splits[name])
         ]
 
-    def _line(self, point: Point) -> Point:
+    def line(self, point: Point) -> Point:
+        """Returns a point as it will stand in the curve."""
         measured = {key: value for key, value in point.items() if key != "correct"}
         shares = {metric: share_correct(point["correct"][name]) for name, metric in _ASKED.items()}
         return {**measured, **shares}

@@ -22,7 +22,7 @@ from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
-from factual_forgetting.protocol.curve import Point, Watcher, selection_score
+from factual_forgetting.protocol.curve import Point, Points, selection_score
 from factual_forgetting.protocol.processes import world_size
 from factual_forgetting.protocol.recipe import Execution, Protocol
 from factual_forgetting.protocol.weights import as_checkpoint
@@ -145,7 +145,7 @@ class CurveCallback(TrainerCallback):
     """
 
     trainer: ForgettingTrainer
-    curve: Watcher
+    curve: Points
     protocol: Protocol
     best: Path | None
     progress: bool
@@ -215,7 +215,7 @@ class CurveCallback(TrainerCallback):
             self.trainer.log(numbers)
 
 
-def last_checkpoint(resume: Path, curve: Watcher) -> str | None:
+def last_checkpoint(resume: Path, curve: Points) -> str | None:
     """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
     steps = [int(mark.parent.name.rsplit("-", 1)[1]) for mark in resume.glob(f"*/{_WHOLE}")]
     curve.forget_after(max(steps, default=-1))
