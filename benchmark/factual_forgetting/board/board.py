@@ -18,7 +18,7 @@ from factual_forgetting.board.record import Outcome, by_split, curve_points
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
-from factual_forgetting.protocol.settings import describe, resolve
+from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.chart import SeedCurve
 from factual_forgetting.scoring.crossing import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, proportion, row_of
@@ -175,7 +175,7 @@ def _arm_of(record: Record) -> tuple[str, str]:
     """Method and protocol of a record as they are shown; seeds of an arm share them."""
     name, settings = record.method.name, record.method.settings
     try:
-        label = describe(name, resolve(name, settings))
+        label = method_label(name, resolve(name, settings))
     except UserError:
         told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
         label = f"{name}({told})" if told else name

@@ -232,7 +232,7 @@ def resolve(name: str, settings: Mapping[str, Any]) -> MethodSettings:
     return parse(SETTINGS[name], settings, f"method {name}")
 
 
-def describe(name: str, config: Config) -> str:
+def method_label(name: str, config: Config) -> str:
     """Returns a method's name with the settings that tell it from its siblings.
 
     The first setting names the arm (what trains, who teaches) and is always told; the others

@@ -18,7 +18,7 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import CHOSEN, RUN
-from factual_forgetting.protocol.settings import describe, resolve
+from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.chart import SeedCurve, draw_frontier
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
 
@@ -84,7 +84,7 @@ def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
         raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     settings = resolve(run["method"]["name"], run["method"]["settings"])
     return Trained(
-        arm or describe(run["method"]["name"], settings),
+        arm or method_label(run["method"]["name"], settings),
         run["protocol"]["name"],
         run["seed"],
         list(files.read_jsonl(path / CURVE)),
