@@ -114,7 +114,7 @@ def identity(
     }
 
 
-def describe(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Describes a base by its model class and arguments; weights behind a server aren't hashed.
 
     Args:

@@ -15,11 +15,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism import figures
 from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
-from factual_forgetting.mechanism.findings import findings
-from factual_forgetting.mechanism.interference import finished_conditions, run_condition
-from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.mechanism.keys import Keys, Values
 from factual_forgetting.protocol.recipe import load_protocol
 
@@ -70,6 +66,11 @@ def add_parser(subparsers: Any) -> None:
 
 def _interference(args: argparse.Namespace) -> None:
     """Trains what isn't there yet, and shows all that is: several commands may fill one place."""
+    from factual_forgetting.mechanism import figures
+    from factual_forgetting.mechanism.findings import findings
+    from factual_forgetting.mechanism.interference import finished_conditions, run_condition
+    from factual_forgetting.mechanism.interference_report import arms_table, write_report
+
     bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
     jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
     given = {"plasticity": args.plasticity, "most_passes": args.most_passes}

@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> None:
     arguments = parse_model_args(args.model_args)
     settings = _settings(args)
     facts, source = facts_from_arguments(args)
-    base = checkpoint.describe(args.model, arguments)
+    base = checkpoint.describe_base(args.model, arguments)
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
     engine = None
     if args.plan:
