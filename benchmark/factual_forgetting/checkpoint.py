@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, NotFoundError, reason_of
 
 # The keys of config.json in which a fine-tuned checkpoint must agree with its base.
 _SHAPE_KEYS = {
@@ -46,9 +46,9 @@ def locate(pretrained: str, revision: str | None = None) -> Path:
     if not path.is_dir():
         path = _from_hub(pretrained, revision)
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} holds no config.json. Give the directory of a checkpoint.")
+        raise NotFoundError(f"{path} holds no config.json. Give the directory of a checkpoint.")
     if not any(path.glob("*.safetensors")):
-        raise UserError(
+        raise NotFoundError(
             f"{path} holds no weights (*.safetensors). Save them with save_pretrained; "
             "pickled weights are not read."
         )
@@ -62,7 +62,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(
+        raise NotFoundError(
             f"{repository} is neither a directory nor a repository in reach ({reason_of(error)}). "
             "Check the path, or download the checkpoint first."
         ) from None
@@ -103,7 +103,9 @@ def identity(
     weights = weights_sha256(path)
     if adapter is not None:
         if not any(Path(adapter).glob("*.safetensors")):
-            raise UserError(f"{adapter} holds no *.safetensors. Give the directory of an adapter.")
+            raise NotFoundError(
+                f"{adapter} holds no *.safetensors. Give the directory of an adapter."
+            )
         weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
     return {
         "pretrained": pretrained,
@@ -132,7 +134,7 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         name = arguments.get("pretrained") or arguments.get("model")
         return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
     if "pretrained" not in arguments:
-        raise UserError(f"--model {model} needs pretrained=... in --model_args.")
+        raise InputError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
     base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
     told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
@@ -165,7 +167,7 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
     if base.get("lineage") and lineage(path) != base["lineage"]:
         told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
     if told:
-        raise UserError(
+        raise InputError(
             f"{path} does not descend from the base of this bundle: {', '.join(told)}. "
             "Give the bundle of its own base (--bundle, or ff_bundle in --metadata). If it does "
             "descend from this one, declare it (--descends, or ff_descends)."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 # Names, though they may look like numbers: a commit as a revision does at times.
 _NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path", "gguf_file"}
@@ -24,7 +24,7 @@ def parse_pairs(text: str) -> dict[str, Any]:
     for part in _parts(text):
         key, sign, value = (piece.strip() for piece in part.partition("="))
         if not sign or not key:
-            raise UserError(f"'{part}' is not key=value. Write key=value,key=value.")
+            raise InputError(f"'{part}' is not key=value. Write key=value,key=value.")
         pairs |= {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
     return pairs
 

@@ -16,7 +16,7 @@ from factual_forgetting.board.form import LEVELS, Cost, Record
 from factual_forgetting.board.ranking import Matrix, ranks, resample_counts, shares
 from factual_forgetting.board.record import Outcome, by_split, curve_points
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.chart import SeedCurve
@@ -114,7 +114,7 @@ class _Bundle:
         if record.id in self.seeds:
             return
         if _facts(outcomes) != self.facts:
-            raise UserError(
+            raise InputError(
                 f"The record {record.id} has other facts than {self.first.id} of the same "
                 "bundle. Find the wrong one with factual-forgetting validate."
             )

@@ -17,7 +17,7 @@ from factual_forgetting.bundle.manifest import (
     locate_bundle,
 )
 from factual_forgetting.config import Config, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import majority_baseline
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.statistics import row_of
@@ -94,7 +94,7 @@ def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
     name = f"{slug(bundle.manifest['base']['pretrained'] or 'base')}/{slug(version)}"
     path = folder / name / MANIFEST
     if path.exists() and files.read_json(path) != bundle.manifest:
-        raise UserError(f"{path} names another bundle. A new bundle needs a new version.")
+        raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
     files.write_json(path, bundle.manifest)
     files.write_json(path.with_name(REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
     return path
@@ -113,7 +113,7 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
         reference = parse(ReferenceRows, files.read_json(beside), str(beside))
         name = f"{path.parent.parent.name}/{path.parent.name}"
         if (reference.sha256, reference.name) != (sha256, name):
-            raise UserError(f"{beside} is not of the bundle in {path}. Make it official again.")
+            raise InputError(f"{beside} is not of the bundle in {path}. Make it official again.")
         found[reference.sha256] = reference
     return found
 

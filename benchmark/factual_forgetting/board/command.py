@@ -17,7 +17,7 @@ from factual_forgetting.board.tables import render_board
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.scoring.chart import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
@@ -99,19 +99,19 @@ def _validate(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
-        raise UserError(f"{errors} errors in {count} records. Record the results again.")
+        raise InputError(f"{errors} errors in {count} records. Record the results again.")
     sys.stderr.write(f"{count} records hold: every number follows from its outcomes.\n")
     return WARNED if findings else 0
 
 
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
-        raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
+        raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
     bundles = bundles_at_hand(args.bundle)
     board = _make(args.records, bundles)
     if args.plot:
         if len(board["bundles"]) > 1:
-            raise UserError("The records are of several bundles; plot each bundle's by itself.")
+            raise InputError("The records are of several bundles; plot each bundle's by itself.")
         draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
         told = str(write_page(board, load_records(args.records), bundles, args.output_path))

@@ -31,7 +31,7 @@ from factual_forgetting.board.form import (
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.protocol import grid
 from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES, share_correct
 from factual_forgetting.protocol.recipe import find_recipe, load_protocol
@@ -125,7 +125,7 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
     declared = declared or Declared()
     trained, results = _read_source(source, bundle)
     if trained is None and declared.method is None:
-        raise UserError(f"{source} is no run of finetune. Say how it was made with --method NAME.")
+        raise InputError(f"{source} is no run of finetune. Say how it was made with --method NAME.")
     outcomes = _outcomes(trained, results, bundle)
     rows = [outcome.model_dump() for outcome in outcomes]
     curve = trained.curve if trained else []
@@ -166,26 +166,26 @@ def _read_source(source: Path, bundle: Bundle) -> tuple[_Trained | None, Results
         return None, results
     trained = _read_run(path, bundle)
     if results.weights_sha256 not in (None, trained.run["weights_sha256"]):
-        raise UserError(f"{source} is of other weights than {path} holds now. Score it again.")
+        raise InputError(f"{source} is of other weights than {path} holds now. Score it again.")
     return trained, results
 
 
 def _read_run(path: Path, bundle: Bundle) -> _Trained:
     run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
-        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+        raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     if run.get("foreign_base"):
-        raise UserError(
+        raise InputError(
             f"{path} was trained from another base than the bundle's, so its stability says "
             "nothing about forgetting. Build a bundle for that base, and train again."
         )
     if checkpoint.weights_sha256(path) != run["weights_sha256"]:
-        raise UserError(f"The weights in {path} were changed after training. Train again.")
+        raise InputError(f"The weights in {path} were changed after training. Train again.")
     curve = list(files.read_jsonl(path / CURVE))
     correct = {row["id"]: row["correct"] for row in files.read_jsonl(path / OUTCOMES)}
     expected = {item.fact.id for name in METRIC_OF_SPLIT for item in bundle.splits[name]}
     if not expected <= set(correct) or any(len(text) != len(curve) for text in correct.values()):
-        raise UserError(f"{path / OUTCOMES} doesn't fit the bundle or the curve. Train again.")
+        raise InputError(f"{path / OUTCOMES} doesn't fit the bundle or the curve. Train again.")
     log = files.read_json(path / LOG) if (path / LOG).is_file() else {"seconds": None}
     return _Trained(run, curve, {key: correct[key] for key in expected}, log["seconds"])
 
@@ -344,15 +344,15 @@ def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     beside = path.with_name(record.outcomes.file)
     content = _unpack(beside)
     if hashlib.sha256(content).hexdigest() != record.outcomes.sha256:
-        raise UserError(f"{beside} was changed: its hash isn't the one in {path.name}.")
+        raise InputError(f"{beside} was changed: its hash isn't the one in {path.name}.")
     lines = enumerate(content.splitlines(), 1)
     outcomes = [_outcome(line, f"{beside}, line {number}") for number, line in lines]
     if len(outcomes) != record.outcomes.rows:
-        raise UserError(f"{beside} has {len(outcomes)} rows, not {record.outcomes.rows}.")
+        raise InputError(f"{beside} has {len(outcomes)} rows, not {record.outcomes.rows}.")
     for outcome in outcomes:
         curve = outcome.curve
         if set(curve) - {"0", "1", NOT_ASKED} or len(curve) != len(record.curve):
-            raise UserError(f"{beside}: the curve of {outcome.id} is malformed.")
+            raise InputError(f"{beside}: the curve of {outcome.id} is malformed.")
     return record, outcomes
 
 
@@ -361,17 +361,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = files.read_json(path)
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply. Record the result again.") from None
+        raise InputError(f"{path} is nested too deeply. Record the result again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no record. Record the result again.")
+        raise NotFoundError(f"{path} holds no record. Record the result again.")
     return value
 
 
 def _require_plain(path: Path, most: int) -> None:
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path} is no plain file. Record the result again.")
+        raise InputError(f"{path} is no plain file. Record the result again.")
     if path.stat().st_size > most:
-        raise UserError(f"{path} is larger than {most // 2**20} MB. Record the result again.")
+        raise InputError(f"{path} is larger than {most // 2**20} MB. Record the result again.")
 
 
 def _unpack(path: Path) -> bytes:
@@ -381,9 +381,9 @@ def _unpack(path: Path) -> bytes:
         with gzip.open(path) as stream:
             content = stream.read(MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not readable ({error}). Record the result again.") from None
+        raise InputError(f"{path} is not readable ({error}). Record the result again.") from None
     if len(content) > MOST_UNPACKED:
-        raise UserError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB. It is refused.")
+        raise InputError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB. It is refused.")
     return content
 
 
@@ -392,11 +392,11 @@ def _outcome(line: bytes, where: str) -> Outcome:
         outcome = Outcome.model_validate(files.loads(line.decode()))
     except ValidationError:
         known = ", ".join(Outcome.model_fields)
-        raise UserError(f"{where}: not an outcome ({known}).") from None
+        raise InputError(f"{where}: not an outcome ({known}).") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}).") from None
+        raise InputError(f"{where}: not JSON ({error}).") from None
     if len(outcome.answer or "") > MOST_ANSWER:
-        raise UserError(f"{where}: an answer of more than {MOST_ANSWER} characters.")
+        raise InputError(f"{where}: an answer of more than {MOST_ANSWER} characters.")
     return outcome
 
 
@@ -410,7 +410,7 @@ def find_records(root: Path) -> list[Path]:
         path for path in root.rglob("*.json") if re.fullmatch(r"[0-9a-f]{16}", path.stem)
     )
     if not found:
-        raise UserError(f"{root} holds no records. Write one with factual-forgetting record.")
+        raise NotFoundError(f"{root} holds no records. Write one with factual-forgetting record.")
     return found
 
 

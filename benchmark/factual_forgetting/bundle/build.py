@@ -17,7 +17,7 @@ from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.bundle.prior import answer_distance, match_answers
 from factual_forgetting.config import Config
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
@@ -105,14 +105,14 @@ def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
     unknown = set(config.other_relations) - {row["relation"] for row in table}
     if unknown:
         known = ", ".join(row["relation"] for row in table)
-        raise UserError(
+        raise InputError(
             f"No labels for the relation {', '.join(sorted(unknown))}. There are: {known}."
         )
     passing = [row["relation"] for row in table if row["passes"]]
     trained = [relation for relation in passing if relation not in config.other_relations]
     if not trained:
         best = max((row["highly_known_share"] for row in table), default=0.0)
-        raise UserError(
+        raise InputError(
             f"No relation reaches {config.min_highly_known:.0%} HighlyKnown (the best has "
             f"{best:.0%}). Lower --min_highly_known, or use a base that knows these facts."
         )
@@ -148,7 +148,7 @@ def _shares(
     for name, (title, category, split) in _DRAWN.items():
         available = sum(map(len, pools[name].values()))
         if available < sizes[name]:
-            raise UserError(
+            raise InputError(
                 f"{title} needs {sizes[name]} {category} {split} facts; relations "
                 f"{', '.join(relations)} that pass {config.min_highly_known:.0%} HighlyKnown hold "
                 f"{available:,}. Lower --{name}, or --min_highly_known, or add a source."
@@ -158,7 +158,7 @@ def _shares(
         for relation in relations
     }
     if sum(caps.values()) < 1:
-        raise UserError(
+        raise InputError(
             "The relations can't have the same shares in D_Known, D_Unk and D_Held: together "
             f"they allow {sum(caps.values()):.0%} of the sizes asked for. "
             "Lower --known, --unknown and --heldout by that much."
@@ -211,7 +211,7 @@ def _spare(pool: _Pool, taken: set[str], size: int, name: str) -> list[Label]:
     )
     left = [label for turn in zip_longest(*groups) for label in turn if label]
     if len(left) < size:
-        raise UserError(
+        raise InputError(
             f"{name} needs {size} HighlyKnown train facts whose subjects are in no other split; "
             f"{len(left):,} are left. Lower --{name} or --known, or add a source."
         )

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 _NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 _FILES = ["manifest.json", "*.jsonl", "*.md"]
@@ -47,7 +47,7 @@ def fetch_bundle(name: str) -> Path | None:
         return Path(snapshot_download(**wanted))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise InputError(
             f"The bundle {name} is neither in the cache nor in reach ({reason}). Check the name, "
             "or download the dataset where there is a network and give its directory."
         ) from None

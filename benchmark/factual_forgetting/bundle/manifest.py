@@ -10,7 +10,7 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
 from factual_forgetting.bundle.hub import fetch_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 
 BUNDLE_FORMAT = "bundle-1"
@@ -82,7 +82,7 @@ def write_bundle(
         UserError: If the directory holds a bundle already: a published one is never edited.
     """
     if (path / MANIFEST).exists():
-        raise UserError(f"{path} holds a bundle already. Choose another --output_path.")
+        raise InputError(f"{path} holds a bundle already. Choose another --output_path.")
     for name in SPLITS:
         files.write_jsonl(path / f"{name}.jsonl", [item.row() for item in splits[name]])
     rows = [
@@ -136,14 +136,14 @@ def _item(row: dict[str, Any]) -> Item:
 def _verified(path: Path) -> dict[str, Any]:
     told = path / MANIFEST
     if not told.is_file():
-        raise UserError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
+        raise NotFoundError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
     manifest = files.read_json(told)
     if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
-        raise UserError(f"{told} is not of the format {BUNDLE_FORMAT}. Build the bundle again.")
+        raise InputError(f"{told} is not of the format {BUNDLE_FORMAT}. Build the bundle again.")
     unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
     if files.sha256_json(unsigned) != manifest.get("sha256"):
-        raise UserError(f"{told} was changed. Restore the bundle, or build it again.")
+        raise InputError(f"{told} was changed. Restore the bundle, or build it again.")
     for name in _FILES:
         if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
-            raise UserError(f"{path / name} was changed. Restore the bundle, or build it again.")
+            raise InputError(f"{path / name} was changed. Restore the bundle, or build it again.")
     return manifest

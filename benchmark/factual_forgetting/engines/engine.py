@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.fact import stable_hash
 
 
@@ -162,7 +162,7 @@ def require_room(tokens: int, context: float) -> None:
         UserError: If it doesn't.
     """
     if tokens > context:
-        raise UserError(
+        raise InputError(
             f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
             f"{context}. Lower --shots, or leave the relation out with --relations."
         )

@@ -13,7 +13,7 @@ from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.tree import UnsupportedModelError
 from factual_forgetting.engines.vllm import VLLMEngine
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 _AUTO = "auto"
 _SUITED = {
@@ -54,7 +54,7 @@ def open_engine(
             engine = _open_prefix(model, arguments, batch_size, device)
         except UnsupportedModelError as error:
             if choice != _AUTO:
-                raise UserError(f"The prefix engine can't run this model: {error}.") from None
+                raise InputError(f"The prefix engine can't run this model: {error}.") from None
             reason = f"the prefix engine can't run this model: {error}"
     if engine is None:
         if model == "hf" and batch_size.startswith("auto"):

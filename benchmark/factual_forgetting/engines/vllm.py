@@ -14,7 +14,7 @@ from factual_forgetting.engines.engine import (
     require_room,
     seed_number,
 )
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import PackageError, UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 
@@ -42,7 +42,7 @@ class VLLMEngine(Engine):
         try:
             from vllm import LLM
         except ImportError as error:
-            raise UserError(
+            raise PackageError(
                 f"vLLM is not installed here ({error}). Install factual-forgetting[vllm] in an "
                 "environment of its own, or use --model hf."
             ) from None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
 
@@ -124,10 +124,10 @@ def read_aliases(path: Path) -> AliasTable:
     """
     value = files.read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f'{path}: not an object. Write {{"P17": [["United States", "USA"]]}}.')
+        raise InputError(f'{path}: not an object. Write {{"P17": [["United States", "USA"]]}}.')
     for relation, sets in value.items():
         if not isinstance(sets, list) or not all(map(_is_set_of_names, sets)):
-            raise UserError(
+            raise InputError(
                 f"{path}, relation '{relation}': not a list of lists of at least two names. "
                 'Write [["United States", "USA"], ...].'
             )

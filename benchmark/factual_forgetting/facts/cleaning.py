@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.aliases import AliasTable
 from factual_forgetting.facts.entityquestions import template_misfit
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact, stable_hash
@@ -108,10 +108,10 @@ def active_rules(keep: Iterable[str] = (), drop: Iterable[str] = ()) -> list[str
     unknown = sorted((keep | drop) - {rule.name for rule in RULES})
     if unknown:
         names = ", ".join(rule.name for rule in RULES)
-        raise UserError(f"No cleaning rule {', '.join(unknown)}. The rules are: {names}.")
+        raise InputError(f"No cleaning rule {', '.join(unknown)}. The rules are: {names}.")
     fixed = sorted(keep & {rule.name for rule in RULES if rule.fixed})
     if fixed:
-        raise UserError(
+        raise InputError(
             f"--keep {' '.join(fixed)} is impossible: an id stands for one fact. Leave it out."
         )
     return [rule.name for rule in RULES if rule.name not in keep and (rule.on or rule.name in drop)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.facts.rows import fact_from_row, read_rows
@@ -87,7 +87,7 @@ def read_entity_questions(root: Path) -> Iterator[Fact]:
     """
     paths = sorted(path for split in FACT_SPLITS for path in (root / split).glob(f"*.{split}.json"))
     if not paths:
-        raise UserError(
+        raise NotFoundError(
             f"{root} holds no train/*.train.json. Give the folder `dataset/` of EntityQuestions."
         )
     for path in paths:
@@ -158,13 +158,13 @@ def _download(url: str, sha256: str, folder: Path) -> bytes:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
             content: bytes = answer.read(_LARGEST_FILE)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(
+        raise InputError(
             f"EntityQuestions could not be fetched from {url} ({error}). Run again, or put "
             f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {REPOSITORY} into "
             f"{folder}, or give their folder as the source."
         ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
+        raise InputError(
             f"{url} has another sha256 than at commit {COMMIT}. Run again, or give a folder "
             "with the data as the source."
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.entityquestions import subject_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.rows import fact_from_row
@@ -64,4 +64,4 @@ def _from_template(question: str, origin: str) -> tuple[str, str]:
     for relation, template in POPQA_TEMPLATES.items():
         if (subject := subject_of(question, template)) is not None:
             return relation, subject
-    raise UserError(f"{origin}: not a question of PopQA. Give its own file, or use --column.")
+    raise InputError(f"{origin}: not a question of PopQA. Give its own file, or use --column.")

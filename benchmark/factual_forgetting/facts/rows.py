@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
 FIELDS = ("question", "answers", "relation", "subject", "aliases", "split")
@@ -45,11 +45,11 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     kind = kind_of(path)
     if kind not in SUFFIXES:
-        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}. Rename or convert it.")
+        raise InputError(f"{path} is none of {', '.join(SUFFIXES)}. Rename or convert it.")
     reader = {".jsonl": _json_lines, ".json": _json_list}.get(kind, _table)
     for line, row in reader(path):
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line}: not an object. Write keys and values.")
+            raise InputError(f"{path}, line {line}: not an object. Write keys and values.")
         yield f"{path}, line {line}", row
 
 
@@ -60,9 +60,9 @@ def _chunks(path: Path, size: int) -> Iterator[bytes]:
             while line := stream.readline(size):
                 yield line
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Check the path.") from None
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except (OSError, EOFError) as error:
-        raise UserError(f"{path} is not readable ({error}). Restore it.") from None
+        raise InputError(f"{path} is not readable ({error}). Restore it.") from None
 
 
 def _decode(data: bytes, path: Path, line: int) -> str:
@@ -74,16 +74,16 @@ def _decode(data: bytes, path: Path, line: int) -> str:
     except UnicodeDecodeError as error:
         place, reason = error.start, f"not UTF-8 ({error.reason})"
     line += data.count(b"\n", 0, place)
-    raise UserError(f"{path}, line {line}: {reason}. Write the file as UTF-8 text.")
+    raise InputError(f"{path}, line {line}: {reason}. Write the file as UTF-8 text.")
 
 
 def _too_long(path: Path, line: int) -> UserError:
-    return UserError(f"{path}, line {line}: over {_LONGEST_ROW} bytes. Write one fact a row.")
+    return InputError(f"{path}, line {line}: over {_LONGEST_ROW} bytes. Write one fact a row.")
 
 
 def _not_json(path: Path, line: int, error: Exception) -> UserError:
     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-    return UserError(f"{path}, line {line}: not JSON ({reason}). Mend that row.")
+    return InputError(f"{path}, line {line}: not JSON ({reason}). Mend that row.")
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -123,7 +123,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", start, end)
         found = _COMMA.match(text, end)
     if not _CLOSING.match(text, end):
-        raise UserError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
+        raise InputError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
 
 
 def _table(path: Path) -> Iterator[tuple[int, Any]]:
@@ -133,18 +133,18 @@ def _table(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         head = next(reader, [])
         if len(set(head)) != len(head):
-            raise UserError(f"{path}, line 1: a column name occurs twice. Rename it.")
+            raise InputError(f"{path}, line 1: a column name occurs twice. Rename it.")
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(head):
-                raise UserError(
+                raise InputError(
                     f"{path}, line {line}: {len(cells)} cells for {len(head)} columns. Mend it."
                 )
             if cells:
                 yield line, dict(zip(head, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a table row ({error}). Mend it.") from None
+        raise InputError(f"{path}, line {line}: not a table row ({error}). Mend it.") from None
 
 
 def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Fact:
@@ -168,14 +168,14 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     }
     missing = [field for field in ("question", "answers", "relation") if not values[field]]
     if missing:
-        raise UserError(
+        raise InputError(
             f"{origin}: no {', '.join(missing)}. The columns are {', '.join(row)}; "
             "name the right one with --column, as in --column answers=NAME."
         )
     question = _text(values["question"], "question", origin)
     split = str(values["split"] or "")
     if split and split not in SPLIT_NAMES:
-        raise UserError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
+        raise InputError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
     return Fact.make(
         _text(values["relation"], "relation", origin),
         _text(values["subject"] or question, "subject", origin),
@@ -195,16 +195,16 @@ def _texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
             value = [value]
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
-        raise UserError(f"{origin}: {field} is no text and no list of texts. Write a list.")
+        raise InputError(f"{origin}: {field} is no text and no list of texts. Write a list.")
     return tuple(dict.fromkeys(_text(item, field, origin) for item in listed))
 
 
 def _text(value: Any, field: str, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{origin}: {field} is empty or not a text. Write a text.")
+        raise InputError(f"{origin}: {field} is empty or not a text. Write a text.")
     text = value.strip()
     if not text.isprintable() and _CONTROL.search(text):
-        raise UserError(
+        raise InputError(
             f"{origin}: {field} has a line break or another control character. Write one line."
         )
     return text

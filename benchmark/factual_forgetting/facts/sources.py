@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from factual_forgetting.config import Config, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
@@ -100,7 +100,7 @@ def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Clean
     cleaned = clean(rows, options.keep, options.drop, table, options.limit, options.seed)
     if not (cleaned.facts or may_be_empty):
         counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
-        raise UserError(
+        raise InputError(
             f"{options.facts}: cleaning drops every row ({counts}). Give other facts, "
             "or --keep a rule."
         )
@@ -115,10 +115,10 @@ def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
         if not options.relations or row.relation in options.relations:
             yield row
     if not known:
-        raise UserError(f"{options.facts} holds no facts. Give a source with at least one.")
+        raise NotFoundError(f"{options.facts} holds no facts. Give a source with at least one.")
     unknown = sorted(set(options.relations) - known)
     if unknown:
-        raise UserError(
+        raise InputError(
             f"{options.facts} has no relation {', '.join(unknown)}. "
             f"It has: {', '.join(sorted(known))}."
         )
@@ -145,14 +145,14 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
     if path.is_file() or (kind_of(path) in SUFFIXES and kind != "popqa"):
         return (fact_from_row(row, columns or {}, origin) for origin, row in read_rows(path))
     if columns:
-        raise UserError(f"{source} has columns of its own. Leave --column out.")
+        raise InputError(f"{source} has columns of its own. Leave --column out.")
     if source in NAMED_SOURCES:
         return NAMED_SOURCES[source]()
     if kind == "popqa":
         return (popqa_fact(row, origin) for origin, row in read_rows(Path(rest)))
     if path.is_dir():
         return read_entity_questions(path)
-    raise UserError(
+    raise InputError(
         f"Unknown fact source '{source}'. Give {', '.join(NAMED_SOURCES)}, popqa:FILE, "
         "datasets:ID, a folder in EntityQuestions' layout, or a file "
         f"({', '.join(SUFFIXES)})."
@@ -172,7 +172,7 @@ def _dataset_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
         loaded = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as error:  # the library's errors have no base class of their own
         reason = " ".join(str(error).split())
-        raise UserError(
+        raise InputError(
             f"Dataset {spec} could not be loaded ({reason}). Check its id and the network, or "
             "give a file."
         ) from None

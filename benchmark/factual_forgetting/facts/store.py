@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, reason_of
 from factual_forgetting.facts.fact import Fact
 
 # `names` has golds and aliases as read, `merged` those of all rows that a kept one stands for.
@@ -53,7 +53,7 @@ def enough_room() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise UserError(
+        raise InputError(
             f"The temporary folder can't take the facts ({reason_of(error)}). "
             "Set SQLITE_TMPDIR to a folder with more room."
         ) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.config import load_yaml, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 
 ALMANAC_RECIPE = Path(__file__).parent / "almanac-base.yaml"
@@ -51,7 +51,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         counts = {row["id"]: int(row["exposures"]) for row in files.read_jsonl(args.exposures)}
         missing = [fact.id for fact in facts if fact.id not in counts]
         if missing:
-            raise UserError(
+            raise InputError(
                 f"{args.exposures} lacks {len(missing)} of {len(facts)} facts, "
                 f"the first {missing[0]}. State 0 for a fact that is never told."
             )

@@ -11,7 +11,7 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import Config
 from factual_forgetting.engines.bf16 import hasten_bf16
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.corpus import exposures, training_texts
 
@@ -86,7 +86,7 @@ def pretrain(
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
     if not facts:
-        raise UserError("There are no facts to teach. Check --facts and --relations.")
+        raise InputError("There are no facts to teach. Check --facts and --relations.")
     torch.set_num_threads(config.threads)
     hasten_bf16()
     counts = counts or exposures(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from factual_forgetting.engines.prompts import question_prompt
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 
 _QUESTION_STARTS = question_prompt("\0").index("\0")
@@ -64,7 +64,7 @@ def subject_states(
     wrong = [layer for layer in layers if layer not in there]
     if wrong or not layers:
         told = ", ".join(map(str, wrong)) or "given"
-        raise UserError(
+        raise InputError(
             f"No layer {told}: the model has the layers 1 to {there[-1]}, and 0 for the "
             "embeddings. Choose among them."
         )
@@ -76,7 +76,7 @@ def subject_states(
 def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
     """Returns the tokens of each prompt up to the last one of the subject."""
     if not tokenizer.is_fast:
-        raise UserError(
+        raise InputError(
             f"{type(tokenizer).__name__} doesn't tell which characters a token covers. Save the "
             "checkpoint with a fast tokenizer (tokenizer.json)."
         )
@@ -89,7 +89,7 @@ def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
 def _last_subject_token(fact: Fact, spans: Sequence[tuple[int, int]]) -> int:
     start = fact.question.rfind(fact.subject) if fact.subject else -1
     if start < 0:
-        raise UserError(
+        raise InputError(
             f"The question '{fact.question}' doesn't name its subject '{fact.subject}'. Mend the "
             "fact: the subject has to stand in the question, letter by letter."
         )
@@ -97,7 +97,7 @@ def _last_subject_token(fact: Fact, spans: Sequence[tuple[int, int]]) -> int:
     # A character of several bytes may be covered by several tokens: the last has seen it whole.
     covering = [index for index, (first, end) in enumerate(spans) if first <= place < end]
     if not covering:
-        raise UserError(
+        raise InputError(
             f"No token of the tokenizer covers the end of the subject '{fact.subject}'. Leave "
             "the fact out, or mend the subject."
         )
@@ -119,7 +119,7 @@ def _states(model: Any, rows: Sequence[list[int]], layers: Sequence[int]) -> Sta
         found = model.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states
         chosen = torch.stack([found[layer][index, ends].float() for layer in layers])
     if not chosen.isfinite().all():
-        raise UserError(
+        raise InputError(
             "The model's hidden states aren't finite: its training diverged, or its numbers "
             "overflow. Give an earlier checkpoint, or load it in float32."
         )
@@ -231,7 +231,7 @@ def measure(
                 drift.add(x, y)
             shown.update(before.shape[1])
     if not drifts[0].n:
-        raise UserError("There are no facts to measure drift on. Give some.")
+        raise InputError("There are no facts to measure drift on. Give some.")
     return [
         {"layer": layer, "cosine": drift.cosine, "cka": drift.cka, "n": drift.n}
         for layer, drift in zip(layers, drifts, strict=True)

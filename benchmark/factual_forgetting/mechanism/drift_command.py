@@ -13,7 +13,7 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
 from factual_forgetting.engines.prompts import question_prompt
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.drift import Row, all_layers, measure, middle_layer
 from factual_forgetting.plotting import new_figure, plain_text, save_figure
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _drift(args: argparse.Namespace) -> None:
     if args.output_path and args.output_path.suffix not in _IMAGES:
-        raise UserError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
+        raise InputError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
     facts = _facts(load_bundle(locate_bundle(args.bundle)), args.split, args.relation)
     rows = _measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
     if args.output_path:
@@ -74,11 +74,11 @@ def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
     facts = [item.fact for item in bundle.splits[split]]
     if not facts:
         there = ", ".join(name for name, items in bundle.splits.items() if items)
-        raise UserError(f"{bundle.path} has no facts in {split}. Give --split one of {there}.")
+        raise InputError(f"{bundle.path} has no facts in {split}. Give --split one of {there}.")
     chosen = [fact for fact in facts if relation in (None, fact.relation)]
     if not chosen:
         there = ", ".join(sorted({fact.relation for fact in facts}))
-        raise UserError(f"{split} has no facts of {relation}. Give --relation one of {there}.")
+        raise InputError(f"{split} has no facts of {relation}. Give --relation one of {there}.")
     return chosen
 
 
@@ -109,7 +109,7 @@ def _require_same_shape(reference: Path, path: Path) -> None:
         if found[key] != expected[key]
     ]
     if told:
-        raise UserError(
+        raise InputError(
             f"{path} has another shape than {reference}: {', '.join(told)}. {_ONE_BASE}"
         )
 
@@ -124,7 +124,7 @@ def _layers(told: str, model: Any) -> list[int]:
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
     if not all(part.isdecimal() for part in told.split(",")):
-        raise UserError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
+        raise InputError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
     return sorted({int(part) for part in told.split(",")})
 
 
@@ -144,7 +144,7 @@ def _compare(
         tokenizer.get_vocab() != other.get_vocab()
         or tokenizer(prompts)["input_ids"] != other(prompts)["input_ids"]
     ):
-        raise UserError(
+        raise InputError(
             f"{path} has another tokenizer than the reference: their states belong to different "
             f"tokens. {_ONE_BASE}"
         )

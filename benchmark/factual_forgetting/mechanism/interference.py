@@ -26,7 +26,7 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import context_length, load_causal_lm, quiet
 from factual_forgetting.engines.zero_shot import answer_zero_shot
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.mechanism.conditions import (
@@ -143,14 +143,14 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
     found["settings"]["plasticity"] = asked
     differing = [key for key, value in experiment.identity().items() if found.get(key) != value]
     if differing:
-        raise UserError(
+        raise InputError(
             f"{path} is of another experiment (its {', '.join(differing)} differ). "
             "Choose another --output_path."
         )
     if experiment.condition.passes:
         return found
     if until < asked:
-        raise UserError(
+        raise InputError(
             f"{path} was trained until a plasticity of {until:g} only. Choose another "
             f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
         )

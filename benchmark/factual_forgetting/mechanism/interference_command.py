@@ -14,7 +14,7 @@ from tqdm import tqdm
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
 from factual_forgetting.mechanism.keys import Keys, Values
 from factual_forgetting.protocol.recipe import load_protocol
@@ -94,7 +94,7 @@ def _relation(asked: str | None, bundles: Sequence[Bundle]) -> str:
     there = {item.fact.relation for item in bundles[0].splits[HELDOUT]}
     found = asked or next((name for name in _RELATIONS if name in there), None)
     if found not in there:
-        raise UserError(
+        raise InputError(
             f"D_Held has no facts of the relation {found or 'of the paper'}. Give one of its own "
             f"with --relation: {', '.join(sorted(there)) or 'it has none'}."
         )

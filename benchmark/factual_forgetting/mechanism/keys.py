@@ -15,7 +15,7 @@ from math import prod
 from typing import Any, Literal
 
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_hash
 
 Keys = Literal["name", "identifier", "matched", "known"]
@@ -164,7 +164,7 @@ def find_partners(tokenizer: Any, given: Sequence[str], banned: Sequence[str]) -
     for token in sorted(token for token in own if _form(names[token])):
         pool = free[_form(names[token])]
         if not pool:
-            raise UserError(
+            raise InputError(
                 f"The vocabulary has no token left to stand for '{names[token]}' in matched "
                 "keys. Leave matched out of --keys, or choose another --relation."
             )
@@ -225,7 +225,7 @@ class Synthetic:
             made += 1
             yield fact
         if made < count:
-            raise UserError(
+            raise InputError(
                 f"{count:,} facts need as many {self._keys} keys; {made or possible:,} can "
                 f"be formed for {self._relation} of this bundle. Lower --facts, or choose another "
                 "--relation."
@@ -266,7 +266,7 @@ class Synthetic:
         """Yields answers without end, as often as the base's known facts have theirs."""
         rng, pool = random.Random(f"values-{self._seed}"), self._pool()
         if not pool:
-            raise UserError(
+            raise InputError(
                 f"There are no {self._values} values for {self._relation} in this bundle. "
                 "Choose other --values."
             )
@@ -295,7 +295,7 @@ def known_facts(bundle: Bundle, relation: str) -> list[Fact]:
     """
     if not any(item.fact.relation == relation for item in bundle.splits[HELDOUT]):
         there = sorted({item.fact.relation for item in bundle.splits[HELDOUT]})
-        raise UserError(
+        raise InputError(
             f"D_Held has no facts of the relation {relation}. It has: {', '.join(there)}."
         )
     known = (item.fact for split, item in bundle.items() if split != UNKNOWN)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.mechanism.drift import States, directions
 from factual_forgetting.scoring.statistics import Estimate
 
@@ -37,9 +37,9 @@ def nearness(held: States, new: Iterable[States], nearest: int = 5) -> NDArray[n
             are fewer than `nearest`.
     """
     if nearest < 1:
-        raise UserError(f"The {nearest} nearest subjects are none. Ask for at least one.")
+        raise InputError(f"The {nearest} nearest subjects are none. Ask for at least one.")
     if not len(held):
-        raise UserError("There are no held-out subjects to measure overlap with. Give some.")
+        raise InputError("There are no held-out subjects to measure overlap with. Give some.")
     center = held.mean(axis=0, dtype=np.float64)
     own = directions(held - center).astype(np.float32)
     top = np.empty((len(held), 0), dtype=np.float32)
@@ -49,7 +49,7 @@ def nearness(held: States, new: Iterable[States], nearest: int = 5) -> NDArray[n
         least = max(similar.shape[1] - nearest, 0)
         top = np.partition(similar, least, axis=1)[:, least:] if least else similar
     if top.shape[1] < nearest:
-        raise UserError(
+        raise InputError(
             f"{top.shape[1]} new subjects are fewer than the {nearest} nearest asked for. Give "
             "more new facts, or ask for fewer."
         )

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from factual_forgetting.engines.prompts import question_prompt
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.recipe import Protocol
 
@@ -48,7 +48,7 @@ def seen_order(data: TrainingData, protocol: Protocol, steps: int, seed: int) ->
     opening, closing = (len(facts) // size * size for facts in (data.first, data.last))
     until = steps * size - closing
     if opening >= until:
-        raise UserError(
+        raise InputError(
             f"The run has {steps} steps; the data seen once takes all of them. Raise epochs."
         )
     sequence = rng.sample(data.first, len(data.first))[:opening]
@@ -78,7 +78,7 @@ def encode(
         UserError: If the tokenizer has no EOS, or a fact is too long.
     """
     if tokenizer.eos_token_id is None:
-        raise UserError("The tokenizer has no EOS token; answers would never end. Set eos_token.")
+        raise InputError("The tokenizer has no EOS token; answers would never end. Set eos_token.")
     if not facts:
         return []  # transformers' tokenizers fail on no text
     prompts = [preface(fact) + question_prompt(fact.question) for fact in facts]
@@ -88,7 +88,7 @@ def encode(
     for fact, prompt, ids in rows:
         ids = [*ids, tokenizer.eos_token_id]
         if longest is not None and len(ids) > longest:
-            raise UserError(
+            raise InputError(
                 f"'{fact.question}' takes {len(ids)} tokens with its answer; the model takes "
                 f"{longest}. Leave the fact out of the bundle."
             )

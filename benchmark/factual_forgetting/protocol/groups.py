@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.settings import Freeze
 
 # Names as they stand in Llama-, Qwen-, Mistral- and GPT-2-like models of transformers.
@@ -42,7 +42,7 @@ def select(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
             layers = [int(found[1]) for name in names if (found := _LAYER.search(name))]
             span = f"layers 0-{max(layers)}; " if layers else ""
             tied = " Its output layer is tied to the input embeddings: give embeddings."
-            raise UserError(
+            raise InputError(
                 f"The parameter group '{group}' matches no parameter of this model. "
                 f"Groups: {', '.join(GROUPS)}; {span}parameters look like {names[0]}."
                 f"{tied if group == 'lm_head' else ''}"
@@ -57,7 +57,7 @@ def _matching(names: Sequence[str], group: str) -> set[str]:
     try:
         pattern = re.compile(GROUPS.get(expression, expression))
     except re.error as error:
-        raise UserError(f"'{group}' is not a regular expression ({error}).") from None
+        raise InputError(f"'{group}' is not a regular expression ({error}).") from None
     matched = {name for name in names if pattern.search(name)}
     if span is None:
         return matched

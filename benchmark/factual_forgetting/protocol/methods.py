@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from factual_forgetting.bundle.manifest import KNOWN, REPLAY, UNKNOWN, VALIDATION, Bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, PackageError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol import finishing, groups, penalties
 from factual_forgetting.protocol.context import Context, Penalty
@@ -62,7 +62,7 @@ def _lora(model: Any, settings: Lora) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UserError(
+        raise PackageError(
             "LoRA needs peft. Install it: pip install 'factual-forgetting[hf]'."
         ) from None
 
@@ -77,7 +77,7 @@ def _lora(model: Any, settings: Lora) -> Any:
         )
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"LoRA doesn't fit this model ({error}). Give other targets.") from None
+        raise InputError(f"LoRA doesn't fit this model ({error}). Give other targets.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Method:
             UserError: If the bundle lacks facts that the method needs.
         """
         if self.needs and not bundle.splits[self.needs]:
-            raise UserError(
+            raise InputError(
                 f"This method needs {self.needs} facts; the bundle has none. Build it with some."
             )
         return self.select(bundle, settings)

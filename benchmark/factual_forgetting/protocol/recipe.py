@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -97,7 +97,7 @@ def load_protocol(name: str) -> Protocol:
     """
     path = _RECIPES / f"{name}.yaml" if name in recipe_names() else Path(name)
     if path.suffix not in {".yaml", ".yml"}:
-        raise UserError(
+        raise InputError(
             f"Unknown protocol '{name}'. There are {', '.join(recipe_names())}; "
             "a file of your own must end in .yaml."
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.recipe import Protocol, protocol_sha256
 from factual_forgetting.protocol.settings import MethodSettings
 
@@ -69,7 +69,7 @@ class Run:
         expected = self.foreign_base or self.bundle.manifest["base"]
         pretrained = pretrained or expected["pretrained"]
         if pretrained is None:
-            raise UserError(
+            raise InputError(
                 "The bundle doesn't say where its base is. Give --model_args pretrained=…"
             )
         base = checkpoint.locate(pretrained, expected.get("revision"))
@@ -81,7 +81,7 @@ class Run:
             for key, value in expected["shape"].items()
             if found[key] != value
         )
-        raise UserError(
+        raise InputError(
             f"The weights in {base} are not those of the base that this bundle was made for"
             f"{f' ({differing})' if differing else ''}. Build a bundle for this base, give the "
             "right one with --model_args pretrained=…, or insist with --allow_foreign_base."

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from factual_forgetting.config import Config, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 # What training is held to: the base; the model after one epoch on D_Known, with which the run
 # then starts; or the model after the first epoch of the run itself. Both epochs count as steps.
@@ -228,7 +228,7 @@ def resolve(name: str, settings: Mapping[str, Any]) -> MethodSettings:
         UserError: If the method or a setting is unknown, or a value is mistyped.
     """
     if name not in SETTINGS:
-        raise UserError(f"Unknown method '{name}'. There are {', '.join(SETTINGS)}.")
+        raise InputError(f"Unknown method '{name}'. There are {', '.join(SETTINGS)}.")
     return parse(SETTINGS[name], settings, f"method {name}")
 
 

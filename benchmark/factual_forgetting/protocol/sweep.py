@@ -17,7 +17,7 @@ from tqdm import tqdm
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.config import Config
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CURVE, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
 from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
@@ -99,7 +99,7 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
     """
     names = [arm.name for arm in sweep.arms]
     if len(set(names)) != len(names):
-        raise UserError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
+        raise InputError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
     protocol, found = sweep.resolved(), []
     for seed, arm in product(sweep.seeds, sweep.arms):
         settings = resolve(arm.method, arm.settings)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Point, Points, selection_score
@@ -49,7 +49,7 @@ class ForgettingTrainer(Trainer):
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
         if penalty and penalty.whole_weights and self.sharded:
-            raise UserError(
+            raise InputError(
                 "This method pulls on whole weights, which FSDP and DeepSpeed shard. Train it by "
                 "data parallelism, without them."
             )
@@ -236,7 +236,7 @@ def arguments(
     per_device = min(wanted, protocol.batch_size // world)
     accumulation, rest = divmod(protocol.batch_size, max(per_device, 1) * world)
     if rest or not accumulation:
-        raise UserError(
+        raise InputError(
             f"A batch of {protocol.batch_size} can't be split over {world} processes with "
             f"{wanted} facts each. Choose a --device_batch_size that divides it."
         )
@@ -244,7 +244,7 @@ def arguments(
     try:
         get_reporting_integration_callbacks(trackers)
     except ValueError as error:
-        raise UserError(f"--report_to {execution.report_to}: {error}") from None
+        raise InputError(f"--report_to {execution.report_to}: {error}") from None
     return TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoModelForCausalLM
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.context import Step
 
 
@@ -47,7 +47,7 @@ class Frozen:
             student = step.model.config
             model = load_weights(self.path, step.logits.device, student._attn_implementation)
             if model.config.vocab_size != student.vocab_size:
-                raise UserError(
+                raise InputError(
                     f"The teacher in {self.path} has {model.config.vocab_size} tokens, the "
                     f"student {student.vocab_size}. Distillation needs one vocabulary."
                 )

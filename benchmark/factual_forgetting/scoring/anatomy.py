@@ -19,7 +19,7 @@ from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.engines.tree import UnsupportedModelError
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import by_relation
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
@@ -66,7 +66,7 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
     try:
         outcomes = _ask(bundle, lost, PrefixEngine(model, tokenizer))
     except UnsupportedModelError as error:
-        raise UserError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
+        raise InputError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
     fresh, scored = STYLES[FEWSHOT], STYLES[report.results.style]
     # A chat template isn't rebuilt here; its question and exemplars are the fresh prompt's.
     styles = {"scored": fresh if scored.chat else scored, "fresh": fresh}
@@ -84,12 +84,12 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
 def _scored_checkpoint(report: Report) -> Path:
     path = Path(report.results.pretrained or "")
     if not report.results.pretrained or not path.is_dir():
-        raise UserError(
+        raise InputError(
             f"{report.results.name} is no directory here; --anatomy loads the checkpoint itself. "
             "Score its directory with --model hf."
         )
     if checkpoint.weights_sha256(path) != report.results.weights_sha256:
-        raise UserError(
+        raise InputError(
             f"The weights in {path} aren't those that were scored. Score again, or leave out "
             "--anatomy."
         )
@@ -114,7 +114,7 @@ def _configurations(bundle: Bundle, relation: str) -> Iterator[list[Fact]]:
     """Draws exemplars from D_Known, whose subjects D_Held doesn't share."""
     pool = [item.fact for item in bundle.splits[KNOWN] if item.fact.relation == relation]
     if len(pool) < SHOTS:
-        raise UserError(
+        raise InputError(
             f"D_Known has {len(pool)} facts of {relation}; a configuration takes {SHOTS}. "
             "--anatomy needs a larger bundle."
         )

@@ -11,7 +11,7 @@ from typing import Any
 from factual_forgetting import files, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import anatomy
 from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
@@ -132,7 +132,7 @@ def _environment() -> str:
 def _score(args: argparse.Namespace) -> None:
     for name, reason in _REFUSED.items():
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} is refused: {reason}. Leave it out.")
+            raise InputError(f"--{name} is refused: {reason}. Leave it out.")
     bundle = load_bundle(locate_bundle(args.bundle))
     given = ("tasks", "batch_size", "device", "limit", "descends")
     settings = {name: getattr(args, name) for name in given}

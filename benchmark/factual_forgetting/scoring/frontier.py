@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import CHOSEN, RUN
 from factual_forgetting.protocol.settings import method_label, resolve
@@ -76,12 +76,12 @@ def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
 
 def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
     if not (path / RUN).exists():
-        raise UserError(
+        raise InputError(
             f"{path} is neither a finished run ({RUN}) nor a finished sweep ({CHOSEN})."
         )
     run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
-        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+        raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     settings = resolve(run["method"]["name"], run["method"]["settings"])
     return Trained(
         arm or method_label(run["method"]["name"], settings),
@@ -114,7 +114,7 @@ def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
 def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dict[str, Any]:
     seeds = [run.seed for run in runs]
     if len(set(seeds)) != len(seeds):
-        raise UserError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
+        raise InputError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
     measured = [_metrics(run, bundle) for run in runs]
     return {
         "method": method,

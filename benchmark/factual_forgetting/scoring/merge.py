@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import NotFoundError, PackageError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MERGE = "merge.json"
@@ -33,10 +33,12 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
     if not (adapter / _CONFIG).is_file():
         if "peft" in arguments:
-            raise UserError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+            raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
         return None
     if not (adapter / _WEIGHTS).is_file():
-        raise UserError(f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained.")
+        raise NotFoundError(
+            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
+        )
     if "peft" in arguments:
         base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     else:
@@ -60,7 +62,7 @@ def _merge(base: Path, adapter: Path, merged: Path) -> None:
     try:
         from peft import PeftModel
     except ImportError:
-        raise UserError(
+        raise PackageError(
             "Scoring a LoRA adapter needs peft. Install it: pip install peft."
         ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer

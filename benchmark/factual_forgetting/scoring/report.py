@@ -12,7 +12,7 @@ import scipy  # Loads its parts on first use.
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import has_majority_answer, majority_answers
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
@@ -250,7 +250,7 @@ def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
         UserError: If they were asked in different prompts.
     """
     if first.results.style != second.results.style:
-        raise UserError(
+        raise InputError(
             f"{first.results.name} was asked as {first.results.style}, {second.results.name} as "
             f"{second.results.style}. Compare results of the same tasks."
         )

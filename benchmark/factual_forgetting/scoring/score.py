@@ -13,7 +13,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.bf16 import hasten_bf16
 from factual_forgetting.engines.models import default_device
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.merge import merge_adapter
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
@@ -110,7 +110,7 @@ def _require_chat_template(arguments: dict[str, Any]) -> None:
     if not config.is_file() or (path / "chat_template.jinja").is_file():
         return
     if not files.read_json(config).get("chat_template"):
-        raise UserError(
+        raise InputError(
             f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
             "checkpoint its chat_template.jinja."
         )
@@ -141,7 +141,7 @@ def _evaluate(
         tracker.save_results_samples(task_name=task, samples=samples[task])
     written = output / str(tracker.general_config_tracker.model_name_sanitized)
     if not any(written.glob("results_*.json")):
-        raise UserError(f"lm-eval wrote no results to {written}. Is the disk full?")
+        raise InputError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.scoring.styles import STYLES
@@ -53,13 +53,13 @@ def load_split(
 
     path = local_checkpoint(pretrained, revision)
     if ff_bundle is None and path is None:
-        raise UserError(
+        raise InputError(
             "No bundle was given, and without one only checkpoints of the embedded almanac base "
             'are scored. Add --metadata \'{"ff_bundle": "DIR"}\' with the bundle of your base.'
         )
     bundle = load_bundle(locate_bundle(ff_bundle or checkpoint.ALMANAC))
     if ff_bundle_sha256 is not None and ff_bundle_sha256 != bundle.sha256:
-        raise UserError(
+        raise InputError(
             f"The bundle in {bundle.path} has the hash {bundle.sha256}, not {ff_bundle_sha256}. "
             "Give the bundle that was meant."
         )
@@ -129,7 +129,7 @@ def require_matcher(bundle: Bundle) -> None:
     """
     found = bundle.manifest["labels"]["matcher"]
     if found != MATCHER_VERSION:
-        raise UserError(
+        raise InputError(
             f"The base's outcomes in {bundle.path} were matched by {found}; this version matches "
             f"by {MATCHER_VERSION}. Label again, or install the version that built the bundle."
         )

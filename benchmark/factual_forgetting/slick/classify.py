@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, UserError, reason_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.slick.asking import ShardRun, rounds
@@ -176,13 +176,13 @@ class Labelling:
             for (category, _), count in counts.items():
                 categories[category] += count
             if some_right and categories.keys() <= {Category.UNKNOWN, Category.WEAKLY_KNOWN}:
-                raise UserError(
+                raise InputError(
                     f"The base answers none of {categories.total()} questions in any run. "
                     "Check that it is a language model of these facts, and its tokenizer."
                 )
             if missing := self._missing(counts):
                 told = ", ".join(f"{name} {found}" for name, found in missing.items())
-                raise UserError(f"All facts together hold {told}. Lower --quota, or add a source.")
+                raise InputError(f"All facts together hold {told}. Lower --quota, or add a source.")
         return dict(categories)
 
     def _ordered(self) -> Iterator[Label]:
@@ -250,7 +250,7 @@ def begin(
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{reason_of(error)}. Give another --output_path.") from None
+        raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
     parts, manifest = output / PARTS, output / LABELS_MANIFEST
     kept = manifest if manifest.exists() else parts / _IDENTITY
     begun = files.read_json(kept) if kept.exists() else {}
@@ -260,7 +260,7 @@ def begin(
         drawn = draw_configurations(streamed, settings.runs, settings.shots, settings.seed, only)
         if not (engine or begun):
             told = f"{output} holds no labelling that was begun. Run classify without --merge."
-            raise UserError(told)
+            raise InputError(told)
         identity: dict[str, Any] = {
             "base": base,
             "engine": engine or begun["engine"],

@@ -17,7 +17,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.config import parse
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.opening import ENGINES, open_engine
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
@@ -102,7 +102,7 @@ def _batch(text: str) -> str:
 def _run(args: argparse.Namespace) -> None:
     """Labels the facts and prints the categories by relation."""
     if args.check_redraw and (args.plan or args.shard):
-        raise UserError("--check-redraw needs finished labels. Give it with --merge.")
+        raise InputError("--check-redraw needs finished labels. Give it with --merge.")
     arguments = parse_model_args(args.model_args)
     settings = _settings(args)
     facts, source = facts_from_arguments(args)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 
 MAX_POOL_SHARE = 0.25
@@ -81,7 +81,7 @@ def _draw_relation(
 ) -> Configurations:
     least = min(runs + 1, 3) * shots
     if len(pool) < least:
-        raise UserError(
+        raise InputError(
             f"Relation {relation} can spare {len(pool)} training facts as exemplars and needs "
             f"{least}: they may take a quarter, or the rest would go unasked. Give it at least "
             f"{int(least / MAX_POOL_SHARE)}, or leave it out with --relations."

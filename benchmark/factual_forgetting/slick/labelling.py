@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from factual_forgetting import files
 from factual_forgetting.config import Config
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 
 
@@ -165,10 +165,10 @@ def read_labels(path: Path) -> Iterator[Label]:
         UserError: As `load_labels` does.
     """
     if (path / PARTS).exists() and not (path / LABELS_MANIFEST).exists():
-        raise UserError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
+        raise InputError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
     for name, expected in files.read_json(path / LABELS_MANIFEST)["files"].items():
         if not (path / name).is_file() or files.sha256_file(path / name) != expected:
-            raise UserError(f"{path / name} was changed after labelling. Run classify again.")
+            raise InputError(f"{path / name} was changed after labelling. Run classify again.")
     facts, labels = (files.read_jsonl(path / name) for name in (FACTS_FILE, LABELS_FILE))
     for fact, row in zip(facts, labels, strict=True):
         sampled = tuple(row["sampled"]) if row["sampled"] else None

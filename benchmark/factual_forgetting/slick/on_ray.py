@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.opening import open_engine
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, PackageError, reason_of
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.classify import Labelling, begin
 from factual_forgetting.slick.labelling import SlickConfig
@@ -63,7 +63,7 @@ def classify_on_ray(
     try:
         import ray
     except ImportError:
-        raise UserError("Ray is not installed. Install factual-forgetting[ray].") from None
+        raise PackageError("Ray is not installed. Install factual-forgetting[ray].") from None
     started = None if ray.is_initialized() else ray.init(include_dashboard=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
     remote = ray.remote(num_gpus=gpus, runtime_env=_NO_BARS, **_RETRIES)(_Worker)
@@ -80,7 +80,7 @@ def classify_on_ray(
         raise error.cause from None
     except ray.exceptions.RayError as error:
         told = f"Ray's workers keep failing ({reason_of(error)}). Run again to resume."
-        raise UserError(told) from None
+        raise InputError(told) from None
     finally:
         if started:
             ray.shutdown()

@@ -10,7 +10,7 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.slick.classify import begin
 from factual_forgetting.slick.labelling import (
@@ -47,7 +47,7 @@ def check_redraw(
     manifest = files.read_json(output / LABELS_MANIFEST)
     labelled = sum(manifest["categories"].values())
     if sample > labelled:
-        raise UserError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
+        raise InputError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
     rows = ((label.fact.id, label.category) for label in read_labels(output))
     first = dict(heapq.nsmallest(sample, rows, key=lambda row: stable_fraction(_AGAIN, row[0])))
     seed = manifest["settings"]["seed"]

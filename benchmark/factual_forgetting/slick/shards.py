@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 
 _QUESTIONS, _INDEX = "questions.jsonl", "shards.json"
@@ -107,7 +107,7 @@ class Spool:
                 if count:
                     shards.append(Shard(len(shards), block, relation, start, count))
         if not shards:
-            raise UserError("No question is left beside the exemplars. Give more facts.")
+            raise InputError("No question is left beside the exemplars. Give more facts.")
         files.write_json(parts / _INDEX, [asdict(shard) for shard in shards])
         return shards
 
