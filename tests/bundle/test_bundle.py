@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factual_forgetting import files
-from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.export import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
 from factual_forgetting.errors import UserError
@@ -61,8 +61,8 @@ def test_a_heldout_fact_that_training_gives_away_is_dropped(
         training = Fact.make("country", "Elsewhere", "Where?", ("planted  town",), "train")
     else:
         training = Fact.make("place_of_birth", "The Planted Town", "Where?", ("X",), "train")
-    clean = build(planted(facts, held, facts[0]), SIZES, tmp_path / "clean")
-    leaky = build(planted(facts, held, training), SIZES, tmp_path / "leaky")
+    clean = build_bundle(planted(facts, held, facts[0]), SIZES, tmp_path / "clean")
+    leaky = build_bundle(planted(facts, held, training), SIZES, tmp_path / "leaky")
     dropped = "heldout_dropped_for_overlap"
     assert leaky.manifest[dropped] == clean.manifest[dropped] + 1
     assert held.id not in {item.fact.id for item in leaky.splits["heldout"]}
@@ -72,9 +72,9 @@ def test_the_order_of_labels_does_not_matter_and_the_seed_does(
     facts: list[Fact], base: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     labels = make_labels(facts, base)
-    turned = build(replace(labels, labels=labels.labels[::-1]), SIZES, tmp_path / "turned")
+    turned = build_bundle(replace(labels, labels=labels.labels[::-1]), SIZES, tmp_path / "turned")
     assert turned.sha256 == bundle.sha256
-    other = build(labels, SIZES.model_copy(update={"seed": 1}), tmp_path / "other")
+    other = build_bundle(labels, SIZES.model_copy(update={"seed": 1}), tmp_path / "other")
     assert {i.fact.id for _, i in bundle.items()} != {i.fact.id for _, i in other.items()}
 
 
@@ -93,7 +93,7 @@ def test_sizes_that_cannot_be_met_are_errors(
     facts: list[Fact], tmp_path: Path, sizes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build(make_labels(facts, None), SIZES.model_copy(update=sizes), tmp_path / "x")
+        build_bundle(make_labels(facts, None), SIZES.model_copy(update=sizes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -103,7 +103,7 @@ def test_relations_kept_out_of_training_become_heldout_other(
     config = BundleConfig(
         known=12, unknown=12, heldout=8, validation=2, replay=2, other_relations=("country",)
     )
-    built = build(make_labels(facts, None), config, tmp_path / "x")
+    built = build_bundle(make_labels(facts, None), config, tmp_path / "x")
     for name, items in built.splits.items():
         expected = "country" if name == "heldout_other" else "place_of_birth"
         assert {item.fact.relation for item in items} == {expected}
@@ -133,7 +133,7 @@ def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) ->
 
 def test_a_bundle_is_never_written_over(facts: list[Fact], bundle: Bundle) -> None:
     with pytest.raises(UserError, match="holds a bundle already"):
-        build(make_labels(facts, None), SIZES, bundle.path)
+        build_bundle(make_labels(facts, None), SIZES, bundle.path)
     assert load_bundle(bundle.path).sha256 == bundle.sha256
 
 
@@ -147,8 +147,10 @@ def test_export_follows_the_text_rule(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
     labels = make_labels(facts, None)
-    plain = build(labels, SIZES, tmp_path / "plain")
-    matched = build(labels, SIZES.model_copy(update={"match_answers": True}), tmp_path / "matched")
+    plain = build_bundle(labels, SIZES, tmp_path / "plain")
+    matched = build_bundle(
+        labels, SIZES.model_copy(update={"match_answers": True}), tmp_path / "matched"
+    )
     before, after = (b.manifest["answer_distance"]["country"] for b in (plain, matched))
     assert after < before
     ids = [{i.fact.id for i in b.splits["unknown"]} for b in (plain, matched)]
@@ -160,7 +162,7 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
     source = {"facts": "almanac", "dropped": {"duplicates": 3}}
-    built = build(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
+    built = build_bundle(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
     assert "almanac. Licence: an invented world" in text
     assert "duplicates 3" in text

@@ -62,7 +62,7 @@ class BundleConfig(Config):
     seed: int = 0
 
 
-def build(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
+def build_bundle(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
     """Draws the splits and writes the bundle.
 
     D_Known, D_Unk and D_Held have the same relations in the same shares, as equal among

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.datasheet import relations_by_split
 from factual_forgetting.bundle.export import export_training_data
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
 def _build(args: argparse.Namespace) -> None:
     values = {name: getattr(args, name) for name in BundleConfig.model_fields}
     config = parse(BundleConfig, values, "bundle build")
-    _tell(build(load_labels(args.labels), config, args.output_path))
+    _tell(build_bundle(load_labels(args.labels), config, args.output_path))
 
 
 def _check(args: argparse.Namespace) -> None:

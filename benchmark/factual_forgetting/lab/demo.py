@@ -17,7 +17,7 @@ from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.record import load_record, make_record
 from factual_forgetting.board.tables import markdown
-from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
@@ -119,7 +119,7 @@ def _prepare(output: Path, plan: _Plan) -> None:
     model, tokenizer = load_causal_lm(checkpoint.locate(checkpoint.ALMANAC))
     facts = load_facts("almanac", plan.relations)
     classify(facts, PrefixEngine(model, tokenizer), plan.slick, base, labels)
-    build(load_labels(labels), plan.bundle, bundle)
+    build_bundle(load_labels(labels), plan.bundle, bundle)
 
 
 def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
