@@ -67,9 +67,6 @@ def assert_same_answers(path: Path, runs: int, questions: int) -> list[Answer]:
     return [answer for group in early for answer in group]
 
 
-PAIRS = list(product(SHAPES, KINDS))
-
-
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [("qwen2", "bpe"), ("llama", "unigram"), ("gpt2", "bpe"), ("mistral", "bpe")],
@@ -82,7 +79,10 @@ def test_answers_are_those_of_the_reference(shape: str, kind: str) -> None:
 
 @pytest.mark.slow
 def test_five_thousand_answers_are_those_of_the_reference() -> None:
-    asked = {pair: len(assert_same_answers(checkpoint_of(*pair), 4, 80)) for pair in PAIRS}
+    asked = {
+        pair: len(assert_same_answers(checkpoint_of(*pair), 4, 80))
+        for pair in product(SHAPES, KINDS)
+    }
     assert len(asked) == 8
     assert min(asked.values()) >= 640
     assert sum(asked.values()) >= 5000
