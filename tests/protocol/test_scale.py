@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from runs import altered, assert_same_bytes, curve, make_run, train, weights
 from sharded import VOCABULARY, work
+from transformers import TrainingArguments
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.recipe import Execution, Protocol
-from factual_forgetting.protocol.trainer import arguments
+from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from small import make_model
 
 SOURCE = str(Path(__file__).parents[2] / "benchmark")
@@ -204,12 +207,51 @@ def test_a_tracker_gets_loss_and_curve(
     assert [row["curve/step"] for row in logged if "curve/step" in row] == [3, 6]
 
 
-@pytest.mark.parametrize("name", ["fsdp.yaml", "deepspeed-zero2.yaml"])
-def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
+def test_accelerate_reads_the_shipped_configuration() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = package_files("factual_forgetting.protocol") / "accelerate" / name
+    path = package_files("factual_forgetting.protocol") / "accelerate" / "fsdp.yaml"
     loaded = load_config_from_file(str(path))
     written = yaml.safe_load(path.read_text())
     assert loaded.distributed_type == written["distributed_type"]
     assert loaded.mixed_precision == "no"
+
+
+def test_a_process_without_a_launcher_uses_one_of_many_gpus(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    assert TrainingArguments(str(tmp_path)).n_gpu == 4
+    found = arguments(protocol, 10, 0, tmp_path, Execution())
+    assert found.n_gpu == 1
+    assert found.train_batch_size * found.gradient_accumulation_steps == protocol.batch_size
+
+
+def small_trainer(protocol: Protocol, path: Path) -> ForgettingTrainer:
+    given = {"model": make_model("llama", VOCABULARY), "train_dataset": [{}]}
+    return ForgettingTrainer(8, args=arguments(protocol, 10, 0, path, Execution()), **given)
+
+
+def test_the_launcher_does_not_decide_the_precision(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small_trainer(protocol, tmp_path).accelerator.mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="mixed_precision bf16, and the protocol computes in fp32"):
+        small_trainer(protocol, tmp_path)
+    half = altered(protocol, precision="bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert small_trainer(half, tmp_path).accelerator.mixed_precision == "bf16"
+
+
+def test_deepspeed_is_refused(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UserError, match="keeps in bf16.*Shard by FSDP"):
+        small_trainer(protocol, tmp_path)

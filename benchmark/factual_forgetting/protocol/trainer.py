@@ -30,7 +30,6 @@ from factual_forgetting.protocol.weights import as_checkpoint
 _WHOLE = "whole"
 # Fields of a protocol that Trainer's arguments have too.
 _ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
-_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
 class ForgettingTrainer(Trainer):
@@ -40,7 +39,8 @@ class ForgettingTrainer(Trainer):
         """Takes the facts in an optimizer step, a penalty and Trainer's arguments.
 
         Raises:
-            UserError: If the penalty reads weights that are sharded.
+            UserError: If the penalty reads weights that are sharded, or the launcher computes in
+                another precision than the protocol.
         """
         super().__init__(**kwargs)
         # It prints losses to stdout, which is for data.
@@ -50,14 +50,31 @@ class ForgettingTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if penalty and penalty.whole_weights and self.sharded:
             raise InputError(
-                "This method pulls on whole weights, which FSDP and DeepSpeed shard. Train it by "
-                "data parallelism, without them."
+                "This method pulls on whole weights, which FSDP shards. Train it by data "
+                "parallelism, without FSDP."
             )
+        self._require_the_protocols_precision()
+
+    def _require_the_protocols_precision(self) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise InputError(
+                "DeepSpeed trains weights that it keeps in bf16, and the protocol's are fp32 under "
+                "autocast. Shard by FSDP instead."
+            )
+        launched = self.args.mixed_precision
+        if launched != ("bf16" if self.args.bf16 else "no"):
+            raise InputError(
+                f"The launcher sets mixed_precision {launched}, and the protocol computes in fp32. "
+                "Launch with mixed_precision no: the protocol decides."
+            )
+        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+            # Its policy would hold weights in bf16 for a layer's pass; autocast is the rule.
+            plugin.mixed_precision_policy = None
 
     @property
     def sharded(self) -> bool:
         """Whether a process holds a part of the weights only."""
-        return self.accelerator.distributed_type in _SHARDED
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     def compute_loss(
         self,
@@ -245,7 +262,7 @@ def arguments(
         get_reporting_integration_callbacks(trackers)
     except ValueError as error:
         raise InputError(f"--report_to {execution.report_to}: {error}") from None
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
         per_device_train_batch_size=per_device,
@@ -254,6 +271,7 @@ def arguments(
         **protocol.model_dump(include=set(_ALIKE.split())),
         optim="adamw_torch_fused",
         bf16=protocol.precision == "bf16",
+        tf32=False,
         train_sampling_strategy="sequential",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
@@ -273,3 +291,14 @@ def arguments(
         ddp_timeout=6 * 3600,
         average_tokens_across_devices=False,
     )
+    return on_one_device(found)
+
+
+def on_one_device(found: TrainingArguments) -> TrainingArguments:
+    """Keeps a process without a launcher on one device, in place.
+
+    The Trainer would split its batch over all GPUs by nn.DataParallel, which multiplies our loss
+    by their number and is told nowhere.
+    """
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
