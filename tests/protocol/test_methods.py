@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from runs import Weights, altered, curve, distance, make_run, same, train, weights
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
@@ -415,3 +416,47 @@ def test_costs_count_what_the_teacher_reads(
     assert len(set(steps)) == 1
     last = costs("context_distillation")[-1]
     assert 1.8 * last["tokens"] < last["teacher_tokens"] < 2.2 * last["tokens"]
+
+
+@pytest.mark.parametrize("rule", ["fp32", "student"])
+@pytest.mark.parametrize(
+    "method", ["self_distillation", "lora_self_distillation", "context_distillation", "ewc"]
+)
+def test_every_teacher_computes_in_the_recipes_precision(
+    bundle: Bundle,
+    brief: Protocol,
+    method: str,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told by what a linear layer puts out in each forward pass of teachers and students."""
+    if "lora" in method:
+        pytest.importorskip("peft")
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    taught: list[bool] = []
+    original = LlamaMLP.forward
+
+    def watched(self: Any, x: Any) -> Any:
+        told = original(self, x)
+        if self.training or taught:
+            seen[bool(taught)].add(told.dtype)
+        return told
+
+    def marked(act: Any) -> Any:
+        def acting(*args: Any, **kwargs: Any) -> Any:
+            taught.append(True)
+            try:
+                return act(*args, **kwargs)
+            finally:
+                taught.pop()
+
+        return acting
+
+    monkeypatch.setattr(LlamaMLP, "forward", watched)
+    for name in ("_taught", "diagonal_fisher"):
+        monkeypatch.setattr(penalties, name, marked(getattr(penalties, name)))
+    short = altered(brief, epochs=1, precision="bf16", teacher_precision=rule, max_new_tokens=1)
+    train(make_run(bundle, short, method), tmp_path / "run")
+    assert seen[False] == {torch.bfloat16}
+    assert seen[True] == {torch.bfloat16 if rule == "student" else torch.float32}

@@ -253,5 +253,5 @@ def test_deepspeed_is_refused(
     protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(UserError, match="keeps in bf16.*Shard by FSDP"):
+    with pytest.raises(UserError, match=r"keeps in bf16.*Shard by FSDP"):
         small_trainer(protocol, tmp_path)

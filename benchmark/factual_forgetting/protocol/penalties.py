@@ -23,13 +23,13 @@ from factual_forgetting.protocol.settings import (
     MethodSettings,
     SelfDistillation,
 )
-from factual_forgetting.protocol.weights import Frozen
+from factual_forgetting.protocol.weights import Frozen, computing
 
 
 def _anchor(context: Context, settings: MethodSettings) -> Frozen:
     if settings.anchor == "base":
-        return Frozen(context.base)
-    return Frozen(context.output / SNAPSHOT, snapshot=True)
+        return Frozen(context.base, bf16=context.teacher_autocast)
+    return Frozen(context.output / SNAPSHOT, snapshot=True, bf16=context.teacher_autocast)
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def _taught(frozen: Frozen, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
     """Returns the teacher's logits; of a LoRA student the teacher is the adapter switched off."""
     adapted = hasattr(step.model, "disable_adapter")
     held = _adapter_off(step.model) if adapted else nullcontext(frozen.at(step))
-    with torch.no_grad(), held as teacher:
+    with torch.no_grad(), held as teacher, computing(teacher, bf16=frozen.bf16):
         logits: Tensor = teacher(**inputs).logits
     return logits
 
@@ -77,7 +77,7 @@ def _preface(fact: Fact) -> str:
 
 def context_distillation(context: Context, settings: ContextDistillation) -> Penalty:
     """The term of `settings.ContextDistillation`."""
-    frozen = Frozen(context.base)
+    frozen = _anchor(context, settings)
     told = context.encode(context.facts, preface=_preface)
 
     def term(step: Step) -> Tensor:
@@ -117,15 +117,19 @@ def l2(context: Context, settings: L2) -> Penalty:
 def ewc(context: Context, settings: EWC) -> Penalty:
     """The term of `settings.EWC`."""
     facts = [item.fact for item in context.bundle.splits[REPLAY]]
-    return _pull(context, settings, diagonal_fisher(context.model, context.encode(facts)))
+    rows, bf16 = context.encode(facts), context.teacher_autocast
+    return _pull(context, settings, diagonal_fisher(context.model, rows, bf16=bf16))
 
 
-def diagonal_fisher(model: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
+def diagonal_fisher(
+    model: Any, examples: Sequence[Example], *, bf16: bool = False
+) -> dict[str, Tensor]:
     """Means over examples of the squared gradient of the summed negative log-likelihood.
 
     Args:
         model: The model; its gradients are cleared.
         examples: Encoded facts.
+        bf16: Whether it computes in bf16 autocast.
 
     Returns:
         A tensor for each trainable parameter, in its shape.
@@ -134,7 +138,9 @@ def diagonal_fisher(model: Any, examples: Sequence[Example]) -> dict[str, Tensor
     fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     for example in examples:
         batch = {name: value.to(model.device) for name, value in collate([example], 0).items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with computing(model, bf16=bf16):
+            logits = model(**inputs).logits
         model.zero_grad()
         one = torch.ones((), device=model.device)
         torch.autograd.backward(losses.cross_entropy(logits, batch["labels"], one))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
@@ -16,6 +23,8 @@ _RECIPES = Path(__file__).parent / "recipes"
 
 class Protocol(Config):
     """A training recipe. Every field changes the result, so every field has to be stated.
+
+    A field that came later has the value by default that it always had.
 
     Attributes:
         name: Name and version, for example `paper-v1`.
@@ -33,6 +42,8 @@ class Protocol(Config):
         max_grad_norm: Gradients are scaled down to this norm.
         dropout: Dropout of the model while it trains.
         precision: `bf16` computes in autocast over fp32 weights; `fp32` computes in fp32.
+        teacher_precision: What a teacher's predictions and importances at an anchor are computed
+            in: `fp32`, or as the `student`. Weights are pulled in fp32.
         checkpoint_dtype: What the checkpoint is saved in, and the curve evaluated in.
         attention: transformers' name of the attention implementation.
         evaluate_every: Steps between two points of the curve.
@@ -55,12 +66,26 @@ class Protocol(Config):
     max_grad_norm: PositiveFloat
     dropout: float = Field(ge=0, lt=1)
     precision: Literal["bf16", "fp32"]
+    teacher_precision: Literal["fp32", "student"] = "fp32"
     checkpoint_dtype: Literal["bfloat16", "float32"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     evaluate_every: PositiveInt
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
     max_new_tokens: PositiveInt
+
+    @property
+    def teacher_autocast(self) -> bool:
+        """Whether teachers compute in bf16 autocast."""
+        return self.precision == "bf16" and self.teacher_precision == "student"
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what a recipe couldn't say before, at the value that it always had."""
+        told: dict[str, Any] = serialise(self)
+        if self.teacher_precision == "fp32":
+            told.pop("teacher_precision", None)
+        return told
 
     @model_validator(mode="after")
     def _rate_on_grid(self) -> Protocol:

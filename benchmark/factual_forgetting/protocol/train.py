@@ -236,4 +236,13 @@ def _context(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     facts = {fact.id: fact for fact in (*data.first, *data.repeated, *data.last)}
     opening = len(data.first) // run.protocol.batch_size
-    return Context(run.bundle, tokenizer, model, base, output, list(facts.values()), opening)
+    return Context(
+        bundle=run.bundle,
+        tokenizer=tokenizer,
+        model=model,
+        base=base,
+        output=output,
+        facts=list(facts.values()),
+        opening=opening,
+        teacher_autocast=run.protocol.teacher_autocast,
+    )

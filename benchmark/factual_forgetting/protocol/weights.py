@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,12 @@ class Frozen:
     Attributes:
         path: Directory of its weights.
         snapshot: Whether it is written when it is first asked for.
+        bf16: Whether it teaches in bf16 autocast.
     """
 
     path: Path
     snapshot: bool = False
+    bf16: bool = False
     _model: Any = None
 
     def at(self, step: Step) -> Any:
@@ -61,6 +65,21 @@ def _shard_alike(model: Any, student: Any) -> Any:
     for name in reversed(sharded):
         fully_shard(model.get_submodule(name), reshard_after_forward=True)
     return model
+
+
+@contextmanager
+def computing(model: Any, *, bf16: bool) -> Iterator[Any]:
+    """Computes a model in bf16 autocast or in fp32, whatever wraps its forward pass.
+
+    accelerate puts the student's autocast into its `forward`; hooks of sharding are elsewhere.
+    """
+    wrapped = vars(model).pop("forward", None)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            yield model
+    finally:
+        if wrapped is not None:
+            vars(model)["forward"] = wrapped
 
 
 def averaged(base: Any, model: Any, alpha: float) -> Any:
