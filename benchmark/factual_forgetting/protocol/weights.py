@@ -24,12 +24,7 @@ def load_weights(path: Path, device: Any, attention: str | None = None) -> Any:
 
 @dataclass
 class Frozen:
-    """A frozen model: the base, or a snapshot that is written when its step comes.
-
-    Attributes:
-        path: Directory of its weights.
-        snapshot: Whether it is written when it is first asked for.
-    """
+    """A frozen model in a directory: the base, or a snapshot, written when first asked for."""
 
     path: Path
     snapshot: bool = False
