@@ -19,8 +19,8 @@ from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import method_label, resolve
-from factual_forgetting.scoring.chart import SeedCurve
-from factual_forgetting.scoring.crossing import Floats, find_crossing
+from factual_forgetting.scoring.frontier import SeedCurve
+from factual_forgetting.scoring.metrics import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, proportion, row_of
 
 Entry = tuple[Record, list[Outcome]]

@@ -18,7 +18,7 @@ from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
-from factual_forgetting.scoring.chart import draw_frontier
+from factual_forgetting.scoring.frontier import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
 WARNED = 3

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # Loads its parts on first use.
 from numpy.typing import NDArray
 
-from factual_forgetting.scoring.crossing import Floats
+from factual_forgetting.scoring.metrics import Floats
 
 _RESAMPLES = 4000
 _SIGNIFICANT = 0.05

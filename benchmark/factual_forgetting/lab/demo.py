@@ -22,7 +22,7 @@ from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
-from factual_forgetting.scoring.chart import draw_frontier
+from factual_forgetting.scoring.frontier import draw_frontier
 from factual_forgetting.slick.labelling import SlickConfig
 
 _ARMS: dict[str, tuple[str, dict[str, Any]]] = {

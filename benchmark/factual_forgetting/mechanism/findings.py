@@ -24,7 +24,7 @@ from factual_forgetting.mechanism.conditions import (
 from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.keys import known_facts
 from factual_forgetting.mechanism.overlap import regress
-from factual_forgetting.scoring.crossing import Floats, find_crossing
+from factual_forgetting.scoring.metrics import Floats, find_crossing
 from factual_forgetting.scoring.statistics import mean_difference, row_of
 
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.
