@@ -310,7 +310,7 @@ def test_the_line_of_averages_runs_from_the_base_to_the_trained_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A random model scores nothing; let the middle be the best.
-    monkeypatch.setattr(SELECTION.format("finishing"), lambda p: -abs(p["alpha"] - 0.5))
+    monkeypatch.setattr(SELECTION.format("methods"), lambda p: -abs(p["alpha"] - 0.5))
     chosen = trained("wise_ft", points=4)
     lines = curve(tmp_path / "wise_ft")
     assert [line["alpha"] for line in lines[:-1]] == [0, 0.25, 0.5, 0.75, 1]
@@ -327,7 +327,7 @@ def test_early_stop_returns_the_best_point_on_validation(
     bundle: Bundle, brief: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A random model scores nothing; let step 16 be the best.
-    for module in ("trainer", "finishing"):
+    for module in ("trainer", "methods"):
         monkeypatch.setattr(SELECTION.format(module), lambda p: -abs(p["step"] - 16))
     stopped = train(make_run(bundle, brief, "early_stop"), tmp_path / "early")
     assert [line["step"] for line in curve(tmp_path / "early")] == [0, 8, 16]

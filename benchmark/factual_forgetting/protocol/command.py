@@ -13,9 +13,8 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
+from factual_forgetting.protocol import recipe
 from factual_forgetting.protocol.curve import CURVE
-from factual_forgetting.protocol.processes import is_main_process
-from factual_forgetting.protocol.recipe import Execution, load_protocol, recipe_names
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import SETTINGS, resolve
 
@@ -29,13 +28,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--bundle", required=True, help="directory, or almanac")
     parser.add_argument("--method", required=True, help=", ".join(SETTINGS))
     parser.add_argument("--method_args", default="", help="its settings, key=value,key=value")
-    parser.add_argument(
-        "--protocol", default="paper-v1", help=f"{', '.join(recipe_names())}, or a .yaml file"
-    )
+    named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
+    parser.add_argument("--protocol", default="paper-v1", help=named)
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
-    parser.add_argument(
-        "--model_args", default=None, help="pretrained=PATH, if not where the bundle says"
-    )
+    parser.add_argument("--model_args", help="pretrained=PATH, if not where the bundle says")
     parser.add_argument(
         "--allow_foreign_base",
         action="store_true",
@@ -59,7 +55,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `Execution`."""
     parser.add_argument(
         "--device_batch_size", type=int, help="facts in one forward pass; the batch by default"
     )
@@ -69,14 +64,13 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report_to", default="none", help="trackers of transformers (none)")
 
 
-def _execution(args: argparse.Namespace) -> Execution:
-    values = {name: getattr(args, name) for name in Execution.model_fields}
-    return parse(Execution, values, "execution")
+def _execution(args: argparse.Namespace) -> recipe.Execution:
+    values = {name: getattr(args, name) for name in recipe.Execution.model_fields}
+    return parse(recipe.Execution, values, "execution")
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    """Trains, and prints the curve."""
-    protocol = load_protocol(args.protocol)
+    protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
     pretrained = parse_model_args(args.model_args)["pretrained"] if args.model_args else None
@@ -86,7 +80,7 @@ def _finetune(args: argparse.Namespace) -> None:
     from factual_forgetting.protocol.train import finetune
 
     finetune(run, args.output_path, pretrained=pretrained, execution=_execution(args))
-    if not is_main_process():
+    if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
     points = files.read_jsonl(args.output_path / CURVE)
@@ -103,7 +97,6 @@ def _sweep_runs(args: argparse.Namespace) -> list[SweepRun]:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    """Prints what a sweep would run."""
     from factual_forgetting.protocol.sweep import plan_sweep
 
     rows = plan_sweep(_sweep_runs(args), _execution(args))
@@ -123,7 +116,6 @@ def _duration(seconds: float) -> str:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    """Runs a sweep and prints what was chosen."""
     from factual_forgetting.protocol.sweep import run_all
 
     chosen = run_all(_sweep_runs(args), args.output_path, _execution(args))

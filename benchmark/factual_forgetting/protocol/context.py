@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import context_length
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.data import Example, collate, encode
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,8 @@ class Step:
         answers: Answer and EOS tokens in the whole optimizer step.
         positions: Predicted positions in the whole optimizer step.
         share: Facts in this pass over facts in the whole optimizer step.
-        save: Writes the student's whole weights to a directory, unless they are there since
-            before an interruption; every process calls it.
+        save: Writes the student's whole weights to a directory, unless they are there already;
+            every process calls it.
     """
 
     model: Any
@@ -84,8 +83,7 @@ class Penalty:
     Attributes:
         term: Computes this pass's share of it; the shares of an optimizer step sum to it.
         from_step: Optimizer steps after which it counts.
-        teacher_tokens: Tokens that a teacher reads for each of `Context.facts`; empty for no
-            teacher.
+        teacher_tokens: What a teacher, if any, reads for each of `Context.facts`.
         whole_weights: Whether it reads the student's weights, which must not be sharded.
     """
 

@@ -6,15 +6,15 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.recipe import Protocol
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IGNORE = -100  # the label of a token that no loss counts
 Example = dict[str, Any]
@@ -22,13 +22,7 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The facts of a run.
-
-    Attributes:
-        repeated: Seen in every epoch.
-        first: Seen once before, in an epoch of their own; whole batches only.
-        last: Seen once at the end; whole batches only.
-    """
+    """The facts of a run: some in every epoch; the first and last once, in whole batches only."""
 
     repeated: Sequence[Fact]
     first: Sequence[Fact] = ()
@@ -36,9 +30,7 @@ class TrainingData:
 
 
 def seen_order(data: TrainingData, protocol: Protocol, steps: int, seed: int) -> list[Fact]:
-    """Lays out the facts of a whole run: `steps * batch_size` facts, epoch after epoch.
-
-    Batches run on across the ends of epochs, so that all have the same size.
+    """Lays out the `steps * batch_size` facts of a run; batches run on across ends of epochs.
 
     Raises:
         UserError: If what is seen once takes all steps.
@@ -63,16 +55,15 @@ def encode(
     longest: int | None,
     preface: Callable[[Fact], str] = lambda fact: "",
 ) -> list[Example]:
-    """Tokenises facts by the one text rule: prompt, space, first answer, EOS; jointly.
+    """Returns `input_ids` and `labels` of facts; labels are `IGNORE` outside answer and EOS.
+
+    The one text rule: prompt, space, first answer, EOS; tokenised jointly.
 
     Args:
         facts: Facts to encode.
         tokenizer: The base's tokenizer; it adds BOS if it does so by itself.
         longest: Most tokens that the model takes, if it has a limit.
         preface: Text to put before a fact's prompt; none by default.
-
-    Returns:
-        `input_ids` and `labels` of each fact; labels are `IGNORE` outside answer and EOS.
 
     Raises:
         UserError: If the tokenizer has no EOS, or a fact is too long.
@@ -102,8 +93,7 @@ def encode(
 class TrainingExamples:
     """The examples of a run in order, each with the token counts of its whole batch.
 
-    The counts are known before training, so the loss needs no communication to divide by
-    them, and no split over devices or accumulation changes it.
+    The loss divides by these counts, so no split over devices or accumulation changes it.
 
     Attributes:
         sequence: Positions of examples in the order in which they are seen.
@@ -126,13 +116,13 @@ class TrainingExamples:
         return {"answers": answers, "positions": sum(len(row) - 1 for row in labels)}
 
     def __len__(self) -> int:
-        """Returns the number of examples in the whole run."""
+        """Counts the examples of the whole run."""
         return len(self.sequence)
 
     def __getitem__(self, place: int) -> Example:
-        """Returns an example, which of the `facts` it is, and its batch's counts.
+        """Returns an example, its place in `facts`, and its batch's `answers` and `positions`.
 
-        These are `answers`, the tokens of answers and EOS, and `positions`, all predicted tokens.
+        These count the tokens of answers and EOS, and all predicted tokens.
         """
         index = self.sequence[place]
         return {**self.examples[index], "facts": index, **self._counts[place // self.batch_size]}
@@ -140,8 +130,6 @@ class TrainingExamples:
 
 def collate(rows: Sequence[Example], pad: int) -> dict[str, Tensor]:
     """Pads examples on the right to tensors of shape (batch, longest); counts are (batch,)."""
-    import torch
-
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     held = torch.arange(int(lengths.max())) < lengths[:, None]
 

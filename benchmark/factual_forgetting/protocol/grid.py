@@ -12,26 +12,16 @@ from factual_forgetting.protocol.settings import SETTINGS, MethodSettings
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point of the grid.
-
-    Attributes:
-        learning_rate: The rate.
-        strength: Factor on the method's strength; 1 where it has none.
-    """
+    """A point of the grid: a rate, and a factor on the method's strength (1 if it has none)."""
 
     learning_rate: float
     strength: float
 
-    def apply(
-        self, protocol: Protocol, settings: MethodSettings
-    ) -> tuple[Protocol, MethodSettings]:
+    def apply(self, protocol: Protocol, own: MethodSettings) -> tuple[Protocol, MethodSettings]:
         """Returns protocol and settings at this point."""
-        field = settings.strength
-        changed = {field: getattr(settings, field) * self.strength} if field else {}
-        return (
-            protocol.model_copy(update={"learning_rate": self.learning_rate}),
-            type(settings).model_validate({**settings.model_dump(), **changed}),
-        )
+        changed = {own.strength: getattr(own, own.strength) * self.strength} if own.strength else {}
+        settings = type(own).model_validate({**own.model_dump(), **changed})
+        return protocol.model_copy(update={"learning_rate": self.learning_rate}), settings
 
 
 def trials(protocol: Protocol, method: str) -> list[Trial]:

@@ -10,7 +10,7 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.settings import Freeze
 
 # Names as they stand in Llama-, Qwen-, Mistral- and GPT-2-like models of transformers.
-GROUPS = {
+_GROUPS = {
     "attention": r"\.(self_attn|attn)\.",
     "ffn": r"\.mlp\.",
     "gate_up": r"\.mlp\.(gate_proj|up_proj|gate_up_proj|c_fc)\.",
@@ -25,12 +25,10 @@ _RANGE = re.compile(r"@(\d+)(?:-(\d+))?$")
 
 
 def select(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """Returns the parameter names in the wanted groups.
+    """Returns which of a model's parameter names are in the wanted groups.
 
-    Args:
-        names: All parameter names of a model.
-        wanted: Names of groups, or regular expressions searched for in parameter names; each
-            may end in `@FIRST-LAST` or `@LAYER`, for those layers only (counted from 0).
+    A group is a name or a regular expression searched for in parameter names; either may end in
+    `@FIRST-LAST` or `@LAYER`, for those layers only (counted from 0).
 
     Raises:
         UserError: If a group or expression matches nothing or isn't an expression.
@@ -44,7 +42,7 @@ def select(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
             tied = " Its output layer is tied to the input embeddings: give embeddings."
             raise InputError(
                 f"The parameter group '{group}' matches no parameter of this model. "
-                f"Groups: {', '.join(GROUPS)}; {span}parameters look like {names[0]}."
+                f"Groups: {', '.join(_GROUPS)}; {span}parameters look like {names[0]}."
                 f"{tied if group == 'lm_head' else ''}"
             )
         selected |= matched
@@ -55,7 +53,7 @@ def _matching(names: Sequence[str], group: str) -> set[str]:
     span = _RANGE.search(group)
     expression = group[: span.start()] if span else group
     try:
-        pattern = re.compile(GROUPS.get(expression, expression))
+        pattern = re.compile(_GROUPS.get(expression, expression))
     except re.error as error:
         raise InputError(f"'{group}' is not a regular expression ({error}).") from None
     matched = {name for name in names if pattern.search(name)}

@@ -13,20 +13,14 @@ from factual_forgetting.bundle.manifest import REPLAY
 from factual_forgetting.engines.prompts import SEPARATOR, question_prompt
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol import losses
+from factual_forgetting.protocol import settings as s
 from factual_forgetting.protocol.context import Context, Penalty, Step
 from factual_forgetting.protocol.data import Example, collate
 from factual_forgetting.protocol.run import SNAPSHOT
-from factual_forgetting.protocol.settings import (
-    EWC,
-    L2,
-    ContextDistillation,
-    MethodSettings,
-    SelfDistillation,
-)
 from factual_forgetting.protocol.weights import Frozen, computing
 
 
-def _anchor(context: Context, settings: MethodSettings) -> Frozen:
+def _anchor(context: Context, settings: s.MethodSettings) -> Frozen:
     if settings.anchor == "base":
         return Frozen(context.base, bf16=context.teacher_autocast)
     return Frozen(context.output / SNAPSHOT, snapshot=True, bf16=context.teacher_autocast)
@@ -52,7 +46,7 @@ def _taught(frozen: Frozen, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def self_distillation(context: Context, settings: SelfDistillation) -> Penalty:
+def self_distillation(context: Context, settings: s.SelfDistillation) -> Penalty:
     """The term of `settings.SelfDistillation`."""
     frozen = _anchor(context, settings)
 
@@ -70,15 +64,14 @@ def self_distillation(context: Context, settings: SelfDistillation) -> Penalty:
     return Penalty(term, from_step=context.opening, teacher_tokens=lengths)
 
 
-def _preface(fact: Fact) -> str:
-    """The fact as an answered exemplar, before its own question."""
-    return f"{question_prompt(fact.question)} {fact.answers[0]}{SEPARATOR}"
-
-
-def context_distillation(context: Context, settings: ContextDistillation) -> Penalty:
+def context_distillation(context: Context, settings: s.ContextDistillation) -> Penalty:
     """The term of `settings.ContextDistillation`."""
     frozen = _anchor(context, settings)
-    told = context.encode(context.facts, preface=_preface)
+
+    def exemplar(fact: Fact) -> str:
+        return f"{question_prompt(fact.question)} {fact.answers[0]}{SEPARATOR}"
+
+    told = context.encode(context.facts, preface=exemplar)
 
     def term(step: Step) -> Tensor:
         rows = context.collate([told[index] for index in step.facts.tolist()])
@@ -93,7 +86,7 @@ def context_distillation(context: Context, settings: ContextDistillation) -> Pen
 
 
 def _pull(
-    context: Context, settings: L2 | EWC, importance: Mapping[str, Tensor] | None = None
+    context: Context, settings: s.L2 | s.EWC, importance: Mapping[str, Tensor] | None = None
 ) -> Penalty:
     frozen = _anchor(context, settings)
 
@@ -109,12 +102,12 @@ def _pull(
     return Penalty(term, from_step=context.opening, whole_weights=True)
 
 
-def l2(context: Context, settings: L2) -> Penalty:
+def l2(context: Context, settings: s.L2) -> Penalty:
     """The term of `settings.L2`."""
     return _pull(context, settings)
 
 
-def ewc(context: Context, settings: EWC) -> Penalty:
+def ewc(context: Context, settings: s.EWC) -> Penalty:
     """The term of `settings.EWC`."""
     facts = [item.fact for item in context.bundle.splits[REPLAY]]
     rows, bf16 = context.encode(facts), context.teacher_autocast
@@ -126,13 +119,7 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """Means over examples of the squared gradient of the summed negative log-likelihood.
 
-    Args:
-        model: The model; its gradients are cleared.
-        examples: Encoded facts.
-        bf16: Whether it computes in bf16 autocast.
-
-    Returns:
-        A tensor for each trainable parameter, in its shape.
+    Returns a tensor for each trainable parameter, in its shape; clears the model's gradients.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}

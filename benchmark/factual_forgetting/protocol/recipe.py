@@ -1,7 +1,8 @@
-"""Protocols: named, versioned, fully pinned training recipes."""
+"""Protocols: named, versioned, fully pinned training recipes, and how runs are computed."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,6 +108,16 @@ class Execution(Config):
     device_batch_size: int | None = None
     gradient_checkpointing: bool = False
     report_to: str = "none"
+
+
+def world_size() -> int:
+    """Returns the number of processes that torchrun or accelerate started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Tells whether this process writes the files."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def recipe_names() -> list[str]:

@@ -58,10 +58,7 @@ class Run:
         return self.protocol.epochs * ceil(size / self.protocol.batch_size)
 
     def locate_base(self, pretrained: str | None = None) -> Path:
-        """Finds the base that it starts from.
-
-        Args:
-            pretrained: Where the base is, if not where the bundle's manifest says.
+        """Finds the base that it starts from, in `pretrained` or where the bundle says.
 
         Raises:
             UserError: If it isn't found, or isn't the one that the run names.
@@ -75,12 +72,8 @@ class Run:
         base = checkpoint.locate(pretrained, expected.get("revision"))
         if checkpoint.weights_sha256(base) == expected["weights_sha256"]:
             return base
-        found = checkpoint.shape(base)
-        differing = ", ".join(
-            f"{key} {found[key]} instead of {value}"
-            for key, value in expected["shape"].items()
-            if found[key] != value
-        )
+        found, named = checkpoint.shape(base), expected["shape"].items()
+        differing = ", ".join(f"{k} {found[k]} instead of {v}" for k, v in named if found[k] != v)
         raise InputError(
             f"The weights in {base} are not those of the base that this bundle was made for"
             f"{f' ({differing})' if differing else ''}. Build a bundle for this base, give the "

@@ -20,16 +20,18 @@ class MethodSettings(Config):
 
     Attributes:
         strength: The setting that a grid of strengths multiplies, if there is one.
+        held_to: The setting that says what training is held to, if there is one.
         chooses: Whether the method ends at a point that it chooses on its curve.
     """
 
     strength: ClassVar[str | None] = None
+    held_to: ClassVar[str | None] = None
     chooses: ClassVar[bool] = False
 
     @property
     def anchor(self) -> Anchor:
         """What training is held to; the base where a method says nothing else."""
-        return "base"
+        return getattr(self, self.held_to) if self.held_to else "base"
 
 
 class Freeze(MethodSettings):
@@ -60,17 +62,12 @@ class SelfDistillation(MethodSettings):
         positions: `all` tokens that are no pads, or the `answer` and EOS only.
     """
 
-    strength = "weight"
+    strength, held_to = "weight", "teacher"
     teacher: Anchor = "base"
     weight: PositiveFloat = 1.0
     tau: PositiveFloat = 0.5
     direction: Literal["forward", "reverse"] = "forward"
     positions: Literal["all", "answer"] = "all"
-
-    @property
-    def anchor(self) -> Anchor:
-        """The teacher."""
-        return self.teacher
 
 
 class FreezeSelfDistillation(Freeze, SelfDistillation):
@@ -87,14 +84,9 @@ class L2(MethodSettings):
         weight: Lambda in `lambda / 2 * |theta - theta_0|^2`.
     """
 
-    strength = "weight"
+    strength, held_to = "weight", "to"
     to: Anchor = "base"
     weight: PositiveFloat = 0.03
-
-    @property
-    def anchor(self) -> Anchor:
-        """What the weights are pulled to."""
-        return self.to
 
 
 class EWC(MethodSettings):
@@ -132,8 +124,7 @@ class Replay(MethodSettings):
     """Mixes in HighlyKnown facts (rehearsal; Rolnick et al. 2019, arXiv 1811.11682).
 
     Attributes:
-        ratio: Replayed facts for each fact of D_train in an epoch; facts of the bundle's replay
-            split, repeated where they don't suffice.
+        ratio: Facts of the replay split, repeated if need be, for each of D_train in an epoch.
     """
 
     strength = "ratio"
@@ -233,10 +224,9 @@ def resolve(name: str, settings: Mapping[str, Any]) -> MethodSettings:
 
 
 def method_label(name: str, config: Config) -> str:
-    """Returns a method's name with the settings that tell it from its siblings.
+    """Returns a method's name with its first setting and those that aren't the default.
 
-    The first setting names the arm (what trains, who teaches) and is always told; the others
-    are where they differ from their defaults.
+    The first names the arm: what trains, who teaches.
     """
     told = config.model_dump(mode="json")
     changed = config.model_dump(mode="json", exclude_defaults=True)

@@ -29,13 +29,7 @@ _RUNS = "runs"
 
 
 class Arm(Config):
-    """A method with settings.
-
-    Attributes:
-        name: Its name in paths and tables.
-        method: Key of `settings.SETTINGS`.
-        settings: Settings of the method; the defaults where absent.
-    """
+    """A key of `settings.SETTINGS` with settings, and the arm's name in paths and tables."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     method: str
@@ -71,14 +65,7 @@ class Sweep(Config):
 
 @dataclass(frozen=True, slots=True)
 class SweepRun:
-    """One run of a sweep.
-
-    Attributes:
-        arm: Name of the arm.
-        trial: Its point of the grid.
-        run: What to train.
-        path: Where.
-    """
+    """One run of a sweep: what an arm trains at a point of the grid, and in which directory."""
 
     arm: str
     trial: Trial
@@ -114,15 +101,12 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
 def plan_sweep(
     runs: Iterable[SweepRun], execution: Execution, steps: int = 4
 ) -> list[dict[str, Any]]:
-    """Tells what would run and how long it would take.
+    """Tells for each arm its runs, those that are done, and the seconds that the rest will take.
 
     Args:
         runs: The runs of a sweep.
         execution: How they would be computed.
         steps: Optimizer steps to measure; one run of each arm is tried for so long.
-
-    Returns:
-        For each arm its runs, those that are done, and the seconds that the rest will take.
     """
     rows = []
     for arm, group in _grouped(runs, attrgetter("arm")).items():
@@ -146,9 +130,8 @@ def run_all(runs: Sequence[SweepRun], output: Path, execution: Execution) -> dic
 def choose(runs: Iterable[SweepRun], output: Path) -> dict[str, Any]:
     """Chooses each arm's trial by S on validation and P on D_Unk, never by D_Held.
 
-    Returns:
-        For each arm the rate, the strength, the score by which it was chosen (a mean over
-        seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
+    Returns for each arm the rate, the strength, the score by which it was chosen (a mean over
+    seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
     """
     chosen = {}
     for arm, group in _grouped(runs, attrgetter("arm")).items():

@@ -7,37 +7,33 @@ import errno
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from factual_forgetting import __version__, checkpoint, files
+from factual_forgetting.bundle.manifest import HELDOUT
 from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import grid
+from factual_forgetting.facts.fact import stable_hash
+from factual_forgetting.protocol import grid, losses
+from factual_forgetting.protocol import trainer as trainers
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
 from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
-from factual_forgetting.protocol.divergence import divergence_from_base
 from factual_forgetting.protocol.methods import METHODS
-from factual_forgetting.protocol.processes import is_main_process, world_size
-from factual_forgetting.protocol.recipe import Execution
+from factual_forgetting.protocol.recipe import Execution, Protocol, is_main_process, world_size
 from factual_forgetting.protocol.run import BEST, LOG, RUN, SNAPSHOT, Run
-from factual_forgetting.protocol.trainer import (
-    CurveCallback,
-    ForgettingTrainer,
-    arguments,
-    last_checkpoint,
-)
 from factual_forgetting.protocol.weights import as_checkpoint
 
-_PARTIAL = "run.partial.json"
-_RESUME = "resume"
+_PARTIAL, _RESUME = "run.partial.json", "resume"
+_BATCH = 64
 
 
 def finetune(
@@ -48,7 +44,10 @@ def finetune(
     execution: Execution | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains a run; one that is finished is returned as it is, an interrupted one resumes.
+    """Trains a run, and returns the content of `run.json`.
+
+    A finished run is returned as it is, an interrupted one resumes. Processes other than the
+    main one return no hash of the weights.
 
     Args:
         run: What to train.
@@ -56,9 +55,6 @@ def finetune(
         pretrained: Where the base is, if not where the bundle's manifest says.
         execution: How to compute it.
         progress: Whether to draw a progress bar.
-
-    Returns:
-        The content of `run.json`; without weights and environment but on the main process.
 
     Raises:
         UserError: If the output holds another run, the base isn't the bundle's, or what is
@@ -126,11 +122,7 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 
 def rehearse(run: Run, execution: Execution, steps: int) -> float:
-    """Measures a few optimizer steps and one evaluation; returns the seconds of a whole run.
-
-    Raises:
-        UserError: As `finetune`.
-    """
+    """Returns the seconds of a whole run, by a few optimizer steps and one evaluation."""
     moments: list[float] = []
 
     class Stopwatch(TrainerCallback):
@@ -139,9 +131,8 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
             control.should_training_stop = state.global_step >= steps
 
     brief = run.protocol.model_copy(update={"evaluate_every": steps + 2})
+    trial, base = dataclasses.replace(run, protocol=brief), run.locate_base()
     with tempfile.TemporaryDirectory() as scratch:
-        trial = dataclasses.replace(run, protocol=brief)
-        base = run.locate_base()
         trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
         started = time.perf_counter()
         frozen = as_checkpoint(trainer.whole_model(), run.protocol.checkpoint_dtype)
@@ -160,7 +151,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains, writes checkpoint and curve, and returns what was resolved."""
     trainer, curve, context = _assemble(run, base, output, execution, progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output / _RESUME, curve))
+    trainer.train(resume_from_checkpoint=trainers.last_checkpoint(output / _RESUME, curve))
     whole = trainer.whole_model()
     if is_main_process():
         finish = METHODS[run.method].finish
@@ -189,14 +180,14 @@ def _train(
 
 def _assemble(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
-) -> tuple[ForgettingTrainer, Curve, Context]:
+) -> tuple[trainers.ForgettingTrainer, Curve, Context]:
     method, protocol, settings = METHODS[run.method], run.protocol, run.settings
     data = method.data(run.bundle, settings)
     context = _context(run, base, output, execution, data)
     rows, size = context.encode(context.facts), protocol.batch_size
     place = {fact.id: index for index, fact in enumerate(context.facts)}
     order = [place[fact.id] for fact in seen_order(data, protocol, run.steps(), run.seed)]
-    divergence = divergence_from_base(context, protocol)
+    divergence = _divergence_from_base(context, protocol)
     torch.manual_seed(run.seed)  # decides the start of what is new, such as an adapter
     model = method.prepare(context.model, settings) if method.prepare else context.model
     penalty = method.penalty(context, settings) if method.penalty else None
@@ -210,17 +201,49 @@ def _assemble(
         return told
 
     curve = Curve(run.bundle, context.tokenizer, protocol, output, divergence, cost)
-    trainer = ForgettingTrainer(
+    trainer = trainers.ForgettingTrainer(
         batch_size=size,
         penalty=penalty,
         model=model,
-        args=arguments(protocol, run.steps(), run.seed, output / _RESUME, execution),
+        args=trainers.arguments(protocol, run.steps(), run.seed, output / _RESUME, execution),
         train_dataset=TrainingExamples(order, rows, size),
         data_collator=context.collate,
     )
     best = output / BEST if method.keep_best else None
-    trainer.add_callback(CurveCallback(trainer, curve, protocol, best, progress))
+    trainer.add_callback(trainers.CurveCallback(trainer, curve, protocol, best, progress))
     return trainer, curve, context
+
+
+def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float]:
+    """Returns what measures the mean KL(base || model), in nats a token.
+
+    It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text, without
+    EOS: that answers end with it is what the task teaches, and no forgetting.
+    """
+    held = [item.fact for item in context.bundle.splits[HELDOUT]]
+    drawn = sorted(held, key=lambda fact: stable_hash("divergence", fact.id))
+    rows = context.encode(drawn[: protocol.kl_sample])
+    batches = [context.collate(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+    base = as_checkpoint(context.model, protocol.checkpoint_dtype)
+    expected = [_predict(base, batch).cpu() for batch in batches]
+
+    def measure(model: Any) -> float:
+        total, count = 0.0, 0
+        for batch, taught in zip(batches, expected, strict=True):
+            predicted = _predict(model, batch)
+            taught = taught.to(predicted.device)
+            total += losses.kl_divergence(predicted, taught, 1.0, "forward").item()
+            count += len(predicted)
+        return total / count
+
+    return measure
+
+
+def _predict(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    labels = batch["labels"].to(model.device)
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        return losses.answer_logits(model(**inputs).logits, labels)
 
 
 def _context(

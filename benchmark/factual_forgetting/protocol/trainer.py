@@ -7,32 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 from accelerate.utils import DistributedType
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
 from transformers.integrations import get_reporting_integration_callbacks
 
 from factual_forgetting import files
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
-from factual_forgetting.protocol.curve import Point, Points, selection_score
-from factual_forgetting.protocol.processes import world_size
-from factual_forgetting.protocol.recipe import Execution, Protocol
+from factual_forgetting.protocol.curve import Points, selection_score
+from factual_forgetting.protocol.recipe import Execution, Protocol, world_size
 from factual_forgetting.protocol.weights import as_checkpoint
 
 _WHOLE = "whole"
+_SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
 # Fields of a protocol that Trainer's arguments have too.
 _ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
 
 
-class ForgettingTrainer(Trainer):
+class ForgettingTrainer(hf.Trainer):
     """Trains on a schedule with cross-entropy, and a method's penalty where there is one."""
 
     def __init__(self, batch_size: int, penalty: Penalty | None = None, **kwargs: Any) -> None:
@@ -44,7 +38,7 @@ class ForgettingTrainer(Trainer):
         """
         super().__init__(**kwargs)
         # It prints losses to stdout, which is for data.
-        self.remove_callback(PrinterCallback)
+        self.remove_callback(hf.PrinterCallback)
         self._batch_size, self._penalty = batch_size, penalty
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
@@ -108,11 +102,7 @@ class ForgettingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Stops before a broken gradient reaches the weights.
-
-        Raises:
-            UserError: If the gradient isn't finite.
-        """
+        """Stops before a gradient that isn't finite reaches the weights."""
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             raise _broken(self.state.global_step + 1)
@@ -126,7 +116,7 @@ class ForgettingTrainer(Trainer):
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.accelerator.is_main_process:
             return None
-        whole = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        whole = hf.AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
         whole.load_state_dict(weights)
         return whole.to(self.accelerator.device)
 
@@ -146,11 +136,8 @@ def _broken(step: int) -> UserError:
     )
 
 
-_SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
-
-
 @dataclass
-class CurveCallback(TrainerCallback):
+class CurveCallback(hf.TrainerCallback):
     """Evaluates at the start, every few steps and at the end.
 
     Attributes:
@@ -170,12 +157,9 @@ class CurveCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the model that training starts from."""
+        hidden, done = not (self.progress and state.is_world_process_zero), state.global_step
         self._bar = tqdm(
-            desc="finetune",
-            unit="step",
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not (self.progress and state.is_world_process_zero),
+            desc="finetune", unit="step", total=state.max_steps, initial=done, disable=hidden
         )
         self._evaluate(state)
 
@@ -191,11 +175,7 @@ class CurveCallback(TrainerCallback):
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluates with the mean loss since the last point.
-
-        Raises:
-            UserError: If the loss is no number.
-        """
+        """Evaluates with the mean loss since the last point; stops if that is no number."""
         loss = (kwargs.get("logs") or {}).get("loss")
         if loss is not None:
             self._loss = float(loss)
@@ -219,17 +199,13 @@ class CurveCallback(TrainerCallback):
         earlier = self.curve.lines()
         frozen = as_checkpoint(whole, self.protocol.checkpoint_dtype)
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
-        self._tell(point)
-        if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
-            with files.atomic_directory(self.best / str(point["step"])) as beside:
-                whole.save_pretrained(beside)
-
-    def _tell(self, point: Point) -> None:
         told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
         self._bar.set_postfix(told)
         if point["step"]:
-            numbers = {f"curve/{name}": value for name, value in point.items() if value is not None}
-            self.trainer.log(numbers)
+            self.trainer.log({f"curve/{key}": v for key, v in point.items() if v is not None})
+        if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
+            with files.atomic_directory(self.best / str(point["step"])) as beside:
+                whole.save_pretrained(beside)
 
 
 def last_checkpoint(resume: Path, curve: Points) -> str | None:
@@ -241,12 +217,11 @@ def last_checkpoint(resume: Path, curve: Points) -> str | None:
 
 def arguments(
     protocol: Protocol, steps: int, seed: int, resume: Path, execution: Execution
-) -> TrainingArguments:
+) -> hf.TrainingArguments:
     """Translates a protocol into Trainer's arguments, each pinned.
 
     Raises:
-        UserError: If the batch can't be split evenly over devices and accumulation, or a
-            tracker is unknown.
+        UserError: If devices and accumulation don't divide the batch, or on an unknown tracker.
     """
     world = world_size()
     wanted = execution.device_batch_size or protocol.batch_size
@@ -262,7 +237,7 @@ def arguments(
         get_reporting_integration_callbacks(trackers)
     except ValueError as error:
         raise InputError(f"--report_to {execution.report_to}: {error}") from None
-    found = TrainingArguments(
+    found = hf.TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
         per_device_train_batch_size=per_device,
@@ -294,7 +269,7 @@ def arguments(
     return on_one_device(found)
 
 
-def on_one_device(found: TrainingArguments) -> TrainingArguments:
+def on_one_device(found: hf.TrainingArguments) -> hf.TrainingArguments:
     """Keeps a process without a launcher on one device, in place.
 
     The Trainer would split its batch over all GPUs by nn.DataParallel, which multiplies our loss

@@ -26,12 +26,9 @@ def load_weights(path: Path, device: Any, attention: str | None = None) -> Any:
 
 @dataclass
 class Frozen:
-    """A frozen model: the base, or a snapshot that is written when its step comes.
+    """A frozen model in a directory: the base, or a snapshot, written when first asked for.
 
-    Attributes:
-        path: Directory of its weights.
-        snapshot: Whether it is written when it is first asked for.
-        bf16: Whether it teaches in bf16 autocast.
+    It teaches in bf16 autocast, or in fp32.
     """
 
     path: Path

@@ -22,7 +22,6 @@ _DECLINES = re.compile(
 _HEDGES = frozenset(
     "or either neither nor not never isnt wasnt arent werent doesnt didnt cannot cant".split()
 )
-
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
 _BLOCK = re.compile(r"^\s*(?:(?:[-*+>]|#{1,6})\s+)+")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")

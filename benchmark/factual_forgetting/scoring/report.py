@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import has_majority_answer, majority_answers
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.run import RUN
@@ -23,16 +25,28 @@ from factual_forgetting.scoring.results import Results
 from factual_forgetting.scoring.statistics import Estimate, row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
-from factual_forgetting.scoring.transitions import (
-    KEPT,
-    LEARNED,
-    Transition,
-    count_transitions,
-    transitions,
-)
 
+KEPT, LOST, LEARNED, STILL_UNKNOWN = "kept", "lost", "learned", "still unknown"
+TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)
+# By what the base had right, and by what the checkpoint has.
+_KINDS = {True: {True: KEPT, False: LOST}, False: {True: LEARNED, False: STILL_UNKNOWN}}
 _MOSTLY_EMPTY = 0.5
 _STEP = re.compile(r"(?P<stem>.*[-_/])(?P<step>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One fact, before and after: an item of a split, a kind of `TRANSITIONS`, the new answer."""
+
+    split: str
+    item: Item
+    kind: str
+    answer: str
+
+    @property
+    def fact(self) -> Fact:
+        """The fact alone."""
+        return self.item.fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +54,8 @@ class Report:
     """One checkpoint in one prompt style.
 
     Attributes:
-        results: Its answers.
         trained: Whether it trained on D_train.
         summary: Everything but the facts, as plain JSON.
-        transitions: What happened to each fact.
     """
 
     results: Results
@@ -66,20 +78,14 @@ class Report:
 
 
 def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None) -> Report:
-    """Computes the report of a checkpoint.
+    """Computes a report, whose estimates have `value`, `low`, `high` (95 %) and `n`, or are None.
 
-    Args:
-        bundle: The bundle.
-        results: The checkpoint's answers.
-        trained: Whether it trained on the bundle's D_train; None looks for a run of
-            `finetune` in its directory.
-
-    Returns:
-        The report. Its estimates have `value`, `low`, `high` (95 %) and `n`, or are None.
+    `trained` says whether the checkpoint trained on the bundle's D_train; None looks for a run of
+    `finetune` in its directory.
     """
     trained = _is_run(results, bundle) if trained is None else trained
     outcome = STYLES[results.style].outcome
-    changes = transitions(bundle, results)
+    changes = _transitions(bundle, results)
     held = [change for change in changes if change.split == HELDOUT]
     splits = dict.fromkeys(change.split for change in changes)
     relations = sorted({change.fact.relation for change in held})
@@ -92,12 +98,27 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
         },
         "relations": [_relation(name, held) for name in relations],
         "transitions": {
-            split: count_transitions(c for c in changes if c.split == split) for split in splits
+            split: _count_kinds(c for c in changes if c.split == split) for split in splits
         },
         "made_with": _made_with(bundle, results),
         "notes": _notes(bundle, results),
     }
     return Report(results, trained, summary, changes)
+
+
+def _transitions(bundle: Bundle, results: Results) -> list[Transition]:
+    """Classifies every fact that was asked by what the base had in the same prompt."""
+    outcome, judged = STYLES[results.style].outcome, results.judgements
+    return [
+        Transition(split, item, _KINDS[item.base[outcome]][judged[item.fact.id].correct], answer)
+        for split, item in bundle.items()
+        if (answer := results.answers.get(item.fact.id)) is not None
+    ]
+
+
+def _count_kinds(changes: Iterable[Transition]) -> dict[str, int]:
+    counts = Counter(change.kind for change in changes)
+    return {kind: counts[kind] for kind in TRANSITIONS}
 
 
 def _is_run(results: Results, bundle: Bundle) -> bool:
@@ -150,7 +171,7 @@ def _intrusions(bundle: Bundle, held: list[Item], results: Results) -> dict[str,
 
 
 def _relation(name: str, held: Sequence[Transition]) -> dict[str, Any]:
-    counts = count_transitions(change for change in held if change.fact.relation == name)
+    counts = _count_kinds(change for change in held if change.fact.relation == name)
     n, right = sum(counts.values()), counts[KEPT] + counts[LEARNED]
     return {"relation": name, "n": n, "stability": right / n, **counts}
 
@@ -171,8 +192,7 @@ def _made_with(bundle: Bundle, results: Results) -> dict[str, Any]:
 
 def _notes(bundle: Bundle, results: Results) -> list[str]:
     """What a reader must know before believing a number."""
-    empty = sum(not text.strip() for text in results.answers.values())
-    share = empty / len(results.answers)
+    share = sum(not text.strip() for text in results.answers.values()) / len(results.answers)
     notes = []
     if share >= _MOSTLY_EMPTY:
         notes.append(
@@ -201,8 +221,7 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
 def in_order(results: Sequence[Results]) -> list[Results] | None:
     """Sorts the checkpoints of one run by step; None if they aren't that.
 
-    Trainers write them beside each other, as directories whose names differ in a number at
-    the end (`checkpoint-100`).
+    Trainers write them as sibling directories whose names end in a number (`checkpoint-100`).
     """
     steps = {
         (match["stem"], int(match["step"])): found
@@ -216,14 +235,9 @@ def in_order(results: Sequence[Results]) -> list[Results] | None:
 
 
 def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
-    """Puts the checkpoints of one run on a curve, the base's own outcomes first.
+    """Returns the `points` of one run, the base's outcomes first, and their `curve_metrics`.
 
-    Args:
-        bundle: The bundle.
-        reports: In the order of training; the checkpoints trained on D_train.
-
-    Returns:
-        `points` and what `curve_metrics` makes of them.
+    `reports` are in the order of training; the checkpoints trained on D_train.
     """
     outcome = STYLES[reports[0].results.style].outcome
     base = {item.fact.id: item.base[outcome] for _, item in bundle.items()}
@@ -244,10 +258,8 @@ def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
 def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
 
-    Over several seeds it would be wrong: their facts aren't independent.
-
-    Raises:
-        UserError: If they were asked in different prompts.
+    Over several seeds it would be wrong: their facts aren't independent. Checkpoints that were
+    asked in different prompts raise a UserError.
     """
     if first.results.style != second.results.style:
         raise InputError(

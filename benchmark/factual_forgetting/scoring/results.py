@@ -10,7 +10,6 @@ from typing import Any
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError, NotFoundError
-from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
 from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
@@ -24,12 +23,9 @@ class Results:
     """What a checkpoint answered.
 
     Attributes:
-        path: The results file.
         style: Key of `STYLES`: how it was asked.
         pretrained: The checkpoint as lm-eval was given it; None for other backends.
-        name: What to call the checkpoint.
-        answers: Generated text by fact id.
-        judgements: Outcome by fact id.
+        answers: Generated text by fact id; `judgements` has the outcome of each.
         correct: Whether right, by fact id, in D_Known, D_Unk and D_Held.
         weights_sha256: Hash of the weights that answered; None where lm-eval couldn't see them.
         tokenizer_sha256: Hash of their tokenizer, likewise.
@@ -61,9 +57,8 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         style: Key of `STYLES`: which prompts to read the answers to.
 
     Raises:
-        UserError: If they were made with `--limit`, a cache, other settings or another version,
-            without `--log_samples`, belong to another bundle or to several checkpoints, or
-            don't cover exactly the facts of a split.
+        UserError: If made with `--limit`, a cache, other settings, version or bundle, without
+            `--log_samples`, by several checkpoints, or not for exactly the facts of a split.
     """
     require_matcher(bundle)
     results_path, results = _newest(path, style)
@@ -81,7 +76,11 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = parse_model_args(arguments)
-    judgements = {s.id: s.judge(items[s.id].fact, STYLES[style]) for s in asked}
+    judgements = {
+        s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
+        for s in asked
+        for fact in [items[s.id].fact]
+    }
     scored = {item.fact.id for split in _SCORED for item in bundle.splits[split]}
     configs = results.get("configs", {}).values()
     return Results(
@@ -199,9 +198,6 @@ class _Sample:
         greedy = not self.settings.get("do_sample") and not self.settings.get("temperature")
         stops = self.settings.get("until") == list(style.stops)
         return greedy and stops and self.settings.get("max_gen_toks") == style.max_new_tokens
-
-    def judge(self, fact: Fact, style: Style) -> Judgement:
-        return judge(self.text, fact.answers, fact.aliases, fact.subject, chat=style.chat)
 
 
 def _samples(results_path: Path, task: str) -> list[_Sample]:
