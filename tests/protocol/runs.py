@@ -21,8 +21,10 @@ from factual_forgetting.protocol.train import finetune
 Weights = dict[str, torch.Tensor]
 
 
-def make_run(bundle: Bundle, protocol: Protocol, method: str, **settings: Any) -> Run:
-    return Run(bundle, protocol, method, resolve(method, settings), seed=0)
+def make_run(
+    bundle: Bundle, protocol: Protocol, method: str, foreign_base: Any = None, **settings: Any
+) -> Run:
+    return Run(bundle, protocol, method, resolve(method, settings), 0, foreign_base)
 
 
 def altered(protocol: Protocol, **values: Any) -> Protocol:

@@ -66,9 +66,11 @@ def _lora(model: Any, settings: s.Lora) -> Any:
     try:
         size = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": 0.0}
         config = LoraConfig(target_modules=target, task_type="CAUSAL_LM", **size)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"LoRA doesn't fit this model ({error}). Give other targets.") from None
+    groups.freeze_beside_text(adapted)
+    return adapted
 
 
 def _interpolate(model: Any, curve: Curve, context: Context, settings: s.WiseFT) -> Any:

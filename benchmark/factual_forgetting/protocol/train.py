@@ -22,7 +22,7 @@ from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_hash
-from factual_forgetting.protocol import grid, losses
+from factual_forgetting.protocol import grid, groups, losses
 from factual_forgetting.protocol import trainer as trainers
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
@@ -253,8 +253,11 @@ def _context(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = run.protocol.dropout
-        if hasattr(module, "attention_dropout"):
-            vars(module)["attention_dropout"] = run.protocol.dropout
+        # Attention and others drop by a number of their own.
+        for name, value in vars(module).items():
+            if "dropout" in name and type(value) in {int, float}:
+                vars(module)[name] = run.protocol.dropout
+    groups.freeze_beside_text(model)
     if execution.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     facts = {fact.id: fact for fact in (*data.first, *data.repeated, *data.last)}

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoModelForCausalLM
 
+from factual_forgetting.engines.models import text_config
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.context import Step
 
@@ -45,12 +46,13 @@ class Frozen:
         if self._model is None:
             if self.snapshot:
                 step.save(self.path)
-            student = step.model.config
-            model = load_weights(self.path, step.logits.device, student._attn_implementation)
-            if model.config.vocab_size != student.vocab_size:
+            attention = step.model.config._attn_implementation
+            model = load_weights(self.path, step.logits.device, attention)
+            own, students = (text_config(m).vocab_size for m in (model, step.model))
+            if own != students:
                 raise InputError(
-                    f"The teacher in {self.path} has {model.config.vocab_size} tokens, the "
-                    f"student {student.vocab_size}. Distillation needs one vocabulary."
+                    f"The teacher in {self.path} has {own} tokens, the student {students}. "
+                    "Distillation needs one vocabulary."
                 )
             self._model = _shard_alike(model.requires_grad_(False).eval(), step.model)
         return self._model
