@@ -12,6 +12,7 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
+from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.protocol import recipe
 from factual_forgetting.protocol.curve import CURVE
@@ -69,11 +70,24 @@ def _execution(args: argparse.Namespace) -> recipe.Execution:
     return parse(recipe.Execution, values, "execution")
 
 
+def _pretrained(args: argparse.Namespace) -> str | None:
+    """Returns where the base is, if it is told; nothing that is told is ignored."""
+    given = parse_model_args(args.model_args or "pretrained=")
+    if set(given) != {"pretrained"} or (args.model_args and not given["pretrained"]):
+        raise InputError(
+            f"--model_args {args.model_args}: give pretrained=PATH alone. How the base is loaded "
+            "is the protocol's to say."
+        )
+    if args.allow_foreign_base and not given["pretrained"]:
+        raise InputError("--allow_foreign_base needs that base: --model_args pretrained=PATH.")
+    return given["pretrained"] or None
+
+
 def _finetune(args: argparse.Namespace) -> None:
     protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
-    pretrained = parse_model_args(args.model_args)["pretrained"] if args.model_args else None
+    pretrained = _pretrained(args)
     foreign = checkpoint.identity(pretrained) if args.allow_foreign_base and pretrained else None
     run = Run(bundle, protocol, args.method, settings, args.seed, foreign)
 

@@ -21,6 +21,8 @@ _VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
 PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
+# What `selection_score` reads: without facts of both nothing can be chosen.
+CHOSEN_BY = (VALIDATION, UNKNOWN)
 Point = dict[str, Any]
 
 
@@ -71,7 +73,7 @@ class Curve(Points):
     tokenizer: Any
     protocol: Protocol
     output: Path
-    divergence: Callable[[Any], float]
+    divergence: Callable[[Any], float | None]
     cost: Callable[[int], dict[str, int]]
     persistent: bool = True
 

@@ -214,8 +214,8 @@ def _assemble(
     return trainer, curve, context
 
 
-def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float]:
-    """Returns what measures the mean KL(base || model), in nats a token.
+def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float | None]:
+    """Returns what measures the mean KL(base || model), in nats a token; None without facts.
 
     It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text, without
     EOS: that answers end with it is what the task teaches, and no forgetting.
@@ -227,14 +227,14 @@ def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any
     base = as_checkpoint(context.model, protocol.checkpoint_dtype)
     expected = [_predict(base, batch).cpu() for batch in batches]
 
-    def measure(model: Any) -> float:
+    def measure(model: Any) -> float | None:
         total, count = 0.0, 0
         for batch, taught in zip(batches, expected, strict=True):
             predicted = _predict(model, batch)
             taught = taught.to(predicted.device)
             total += losses.kl_divergence(predicted, taught, 1.0, "forward").item()
             count += len(predicted)
-        return total / count
+        return total / count if count else None
 
     return measure
 
