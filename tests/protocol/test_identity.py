@@ -21,7 +21,7 @@ from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import SETTINGS, MethodSettings, SelfDistillation
 
 # How a run is computed, not what: told in run.json, outside its identity.
-OUTSIDE_IDENTITY = {"device_batch_size", "gradient_checkpointing", "report_to"}
+OUTSIDE_IDENTITY = {"device_batch_size", "gradient_checkpointing", "report_to", "resume_every"}
 
 
 def test_every_field_of_a_run_is_part_of_its_identity(bundle: Bundle, protocol: Protocol) -> None:

@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Weights, altered, curve, distance, make_run, same, train, weights
+from runs import (
+    Weights,
+    altered,
+    assert_same_bytes,
+    curve,
+    distance,
+    interrupt,
+    make_run,
+    same,
+    train,
+    weights,
+)
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from factual_forgetting import files
@@ -17,7 +28,7 @@ from factual_forgetting.protocol import losses, methods, penalties
 from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
-from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.protocol.recipe import Execution, Protocol
 from factual_forgetting.protocol.settings import L2, ContextDistillation, resolve
 from small import make_model
 
@@ -344,6 +355,31 @@ def test_early_stop_returns_the_best_point_on_validation(
     train(make_run(bundle, altered(brief, evaluate_every=16), "sft"), tmp_path / "sft")
     assert same(stopped, seen[0]) == set(stopped)
     assert not (tmp_path / "early" / "best").exists()
+
+
+def test_early_stop_keeps_one_best_and_what_a_resumed_run_may_fall_back_to(
+    bundle: Bundle, brief: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def best_at(peak: int) -> None:
+        for module in ("trainer", "methods"):
+            monkeypatch.setattr(SELECTION.format(module), lambda p: -abs(p["step"] - peak))
+
+    def kept(name: str) -> set[str]:
+        return {path.name for path in (tmp_path / "run" / name).iterdir()}
+
+    run = make_run(bundle, altered(brief, evaluate_every=4, max_new_tokens=1), "early_stop")
+    sparse = Execution(resume_every=2)
+    best_at(24)
+    interrupt(run, tmp_path / "run", 22, execution=sparse)
+    assert kept("resume") == {"checkpoint-8", "checkpoint-16"}
+    assert kept("best") == {"16", "20"}
+    # On another device the best may be another the second time.
+    best_at(16)
+    resumed = train(run, tmp_path / "run", execution=sparse)
+    assert [line["step"] for line in curve(tmp_path / "run")] == [0, 4, 8, 12, 16]
+    whole = train(run, tmp_path / "whole")
+    assert same(resumed, whole) == set(whole)
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
 
 
 def test_choices_never_look_at_heldout_facts() -> None:

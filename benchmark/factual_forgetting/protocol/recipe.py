@@ -103,11 +103,14 @@ class Execution(Config):
             protocol's batch. The whole batch by default.
         gradient_checkpointing: Whether activations are computed again instead of kept.
         report_to: transformers' names of trackers, joined by commas, or `none`.
+        resume_every: Points of the curve from one state that a killed run goes on from to the
+            next; it leaves no trace in a finished run.
     """
 
-    device_batch_size: int | None = None
+    device_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool = False
     report_to: str = "none"
+    resume_every: PositiveInt = 1
 
 
 def world_size() -> int:
@@ -115,9 +118,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """Returns which of these processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Tells whether this process writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_rank() == 0
 
 
 def recipe_names() -> list[str]:

@@ -135,7 +135,7 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
         started = time.perf_counter()
-        frozen = as_checkpoint(trainer.whole_model(), run.protocol.checkpoint_dtype)
+        frozen = trainer.checkpoint(run.protocol.checkpoint_dtype)
         curve.evaluate(frozen, 0, None, final=False)
         evaluation = time.perf_counter() - started
         trainer.add_callback(Stopwatch())
@@ -152,21 +152,23 @@ def _train(
     """Trains, writes checkpoint and curve, and returns what was resolved."""
     trainer, curve, context = _assemble(run, base, output, execution, progress)
     trainer.train(resume_from_checkpoint=trainers.last_checkpoint(output / _RESUME, curve))
-    whole = trainer.whole_model()
+    finish, dtype = METHODS[run.method].finish, run.protocol.checkpoint_dtype
+    if finish is None:
+        frozen = trainer.checkpoint(dtype)
+    else:
+        curve.persistent = False
+        trainer.accelerator.wait_for_everyone()  # the best point may be the last
+        frozen = as_checkpoint(finish(trainer.whole_model(), curve, context, run.settings), dtype)
     if is_main_process():
-        finish = METHODS[run.method].finish
-        if finish is not None:
-            curve.persistent = False
-            whole = finish(whole, curve, context, run.settings)
         curve.finish()
-        as_checkpoint(whole, run.protocol.checkpoint_dtype).save_pretrained(output)
+        frozen.save_pretrained(output)
         context.tokenizer.save_pretrained(output)
     model = context.model
     return {
         "steps": run.steps(),
         "track": grid.track(run.protocol, run.method, run.settings, run.foreign_base),
         "resolved": {
-            **execution.model_dump(mode="json"),
+            **execution.model_dump(mode="json", exclude={"resume_every"}),
             "world_size": world_size(),
             "distributed": str(trainer.accelerator.distributed_type.value),
             "attention": model.config._attn_implementation,

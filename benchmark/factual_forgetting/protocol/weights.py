@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from factual_forgetting.engines.models import text_config
@@ -47,7 +49,10 @@ class Frozen:
             if self.snapshot:
                 step.save(self.path)
             attention = step.model.config._attn_implementation
-            model = load_weights(self.path, step.logits.device, attention)
+            # What is sharded goes to the device layer by layer, not whole.
+            sharded = isinstance(step.model, FSDPModule)
+            device = "cpu" if sharded else step.logits.device
+            model = load_weights(self.path, device, attention)
             own, students = (text_config(m).vocab_size for m in (model, step.model))
             if own != students:
                 raise InputError(
@@ -83,20 +88,65 @@ def computing(model: Any, *, bf16: bool) -> Iterator[Any]:
 
 def averaged(base: Any, model: Any, alpha: float) -> Any:
     """Returns a model with weights `(1 - alpha) * base + alpha * model`."""
-    result = copy.deepcopy(model)
     start = dict(base.named_parameters())
     with torch.no_grad():
-        for name, parameter in result.named_parameters():
-            parameter.copy_((1 - alpha) * start[name] + alpha * parameter)
-    return result
+        return _holding(
+            model, {n: (1 - alpha) * start[n] + alpha * p for n, p in model.named_parameters()}
+        )
 
 
-def as_checkpoint(model: Any, dtype: str) -> Any:
-    """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype."""
-    bare = copy.deepcopy(model)
+def as_checkpoint(model: Any, dtype: str, weights: Mapping[str, Tensor] | None = None) -> Any:
+    """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype.
+
+    Args:
+        model: The model.
+        dtype: Name of the checkpoint's dtype.
+        weights: Its weights, if it doesn't hold them itself.
+    """
+    kind, adapted = getattr(torch, dtype), hasattr(model, "merge_and_unload")
+    # Adapters are merged before anything is rounded.
+    cast = torch.float32 if adapted else kind
+    own = weights or dict(model.named_parameters())
+    bare = _holding(model, {name: w.detach().to(cast, copy=not weights) for name, w in own.items()})
     # accelerate puts autocast around the forward pass of a model in training; the class's own
     # forward pass is what a loaded checkpoint has.
     vars(bare).pop("forward", None)
-    if hasattr(bare, "merge_and_unload"):
+    if adapted:
         bare = bare.merge_and_unload()
-    return bare.to(getattr(torch, dtype)).eval()
+    return bare.to(kind).eval()
+
+
+def hollow(model: Any) -> Any:
+    """Returns a copy of a model without its weights, to be filled by `as_checkpoint`."""
+    empty = {n: torch.empty_like(p, device="meta") for n, p in model.named_parameters()}
+    return _holding(model, empty)
+
+
+def gathered(model: Any, dtype: str, *, keep: bool = True, device: Any = None) -> dict[str, Tensor]:
+    """Gathers the weights of a sharded model, each cast before the next comes.
+
+    Every process calls it.
+
+    Args:
+        model: The model, sharded by `fully_shard`.
+        dtype: Name of the dtype to cast to; adapters stay in fp32, to be merged in it.
+        keep: Whether this process wants them.
+        device: Where they go; None leaves them where they are.
+    """
+    kind = getattr(torch, "float32" if hasattr(model, "merge_and_unload") else dtype)
+    found = {}
+    for name, parameter in model.named_parameters():
+        part = parameter.detach()
+        whole = part.full_tensor() if isinstance(part, DTensor) else part.clone()
+        if keep:
+            found[name] = whole.to(device or whole.device, kind)
+    return found
+
+
+def _holding(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    """Returns a copy of a model with other weights, without copying its own on the way."""
+    held = {
+        id(parameter): torch.nn.Parameter(weights[name], parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }
+    return copy.deepcopy(model, held)
