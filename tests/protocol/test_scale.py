@@ -84,6 +84,49 @@ def test_two_processes_follow_the_loss_of_one(
     assert run["resolved"]["distributed"] == "MULTI_CPU"
 
 
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("self_distillation", "teacher=snapshot"),
+        pytest.param("lora", "", marks=pytest.mark.slow),
+        pytest.param("early_stop", "", marks=pytest.mark.slow),
+        pytest.param("wise_ft", "points=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_run_is_that_of_one_process(
+    bundle: Bundle, brief: Path, method: str, settings: str, tmp_path: Path
+) -> None:
+    """In bf16, so that weights that are held in bf16 on the way would show."""
+    half = yaml.safe_load(brief.read_text()) | {"precision": "bf16", "evaluate_every": 8}
+    files.write_json(tmp_path / "half.yaml", half)
+    sharding = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        str(Path(__file__).parent / "fsdp_cpu.py"),
+    ]
+    for name in ("one", "two"):
+        given = command(bundle, tmp_path / "half.yaml", tmp_path / name, method, settings)
+        if name == "two":
+            given = [*sharding, *given[2:]]
+        more = FSDP if name == "two" else {}
+        subprocess.run([sys.executable, *given], env={**environment(), **more}, check=True)
+    assert files.read_json(tmp_path / "two" / "run.json")["resolved"]["distributed"] == "FSDP"
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    for key in ("loss", "kl_to_base"):
+        left, right = ([p[key] or 0.0 for p in curve(tmp_path / n)] for n in ("one", "two"))
+        assert left == pytest.approx(right, rel=1e-2, abs=1e-3), key
+
+
 def test_the_loss_and_its_gradient_are_the_same_under_fully_shard(tmp_path: Path) -> None:
     make_model("llama", VOCABULARY, seed=1).save_pretrained(tmp_path / "teacher")
     with torch.multiprocessing.Manager() as manager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,10 +65,16 @@ class Frozen:
 
 
 def _shard_alike(model: Any, student: Any) -> Any:
-    """Shards a model as `fully_shard` sharded the student; leaves it whole otherwise."""
+    """Shards a model as `fully_shard` sharded the student; leaves it whole otherwise.
+
+    Tied weights are the root's: no two parts may hold the same.
+    """
+    places = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     sharded = [name for name, part in student.named_modules() if isinstance(part, FSDPModule)]
     for name in reversed(sharded):
-        fully_shard(model.get_submodule(name), reshard_after_forward=True)
+        part = model.get_submodule(name)
+        if part is model or all(places[id(parameter)] == 1 for parameter in part.parameters()):
+            fully_shard(part, reshard_after_forward=True)
     return model
 
 
