@@ -36,7 +36,7 @@ def subject_states(
     model: Any,
     tokenizer: Any,
     facts: Iterable[Fact],
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Iterator[States]:
     """Reads the hidden states of subjects, batch by batch; facts are never all held.
@@ -50,7 +50,8 @@ def subject_states(
         tokenizer: Its tokenizer, a fast one.
         facts: Any number of facts, or a generator of them.
         layers: Which states: 0 for the embeddings, i for the output of layer i, as in the
-            `hidden_states` of transformers, whose last entry is taken after the final norm.
+            `hidden_states` of transformers, whose last entry is taken after the final norm;
+            all by default.
         batch_size: Facts in a batch.
 
     Returns:
@@ -61,8 +62,9 @@ def subject_states(
             its question, or a state isn't finite.
     """
     there = all_layers(model)
-    wrong = [layer for layer in layers if layer not in there]
-    if wrong or not layers:
+    chosen = there if layers is None else layers
+    wrong = [layer for layer in chosen if layer not in there]
+    if wrong or not chosen:
         told = ", ".join(map(str, wrong)) or "given"
         raise UserError(
             f"No layer {told}: the model has the layers 1 to {there[-1]}, and 0 for the "
@@ -70,7 +72,7 @@ def subject_states(
         )
     stream = iter(facts)
     batches = iter(lambda: list(islice(stream, batch_size)), [])
-    return (_states(model, _subject_tokens(tokenizer, batch), layers) for batch in batches)
+    return (_states(model, _subject_tokens(tokenizer, batch), chosen) for batch in batches)
 
 
 def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:
@@ -143,7 +145,6 @@ class Drift:
     """
 
     def __init__(self) -> None:
-        """Starts without facts."""
         self.n, self._distance = 0, 0.0
         # They take the shape of the first facts, the two sides as one vector.
         self._mean: NDArray[np.float64] = np.zeros(())

@@ -40,13 +40,7 @@ from factual_forgetting.mechanism.conditions import (
     Settings,
     held_facts,
 )
-from factual_forgetting.mechanism.drift import (
-    Drift,
-    States,
-    all_layers,
-    middle_layer,
-    subject_states,
-)
+from factual_forgetting.mechanism.drift import Drift, Row, States, middle_layer, subject_states
 from factual_forgetting.mechanism.examples import StoredExamples, write_examples
 from factual_forgetting.mechanism.keys import Synthetic, inner_tokens
 from factual_forgetting.mechanism.overlap import nearness
@@ -71,7 +65,7 @@ _NUMBERS = ("step", "plasticity", "stability", "stability_other")
 
 def run_condition(
     bundle: Bundle, condition: Condition, settings: Settings, output: Path, *, progress: bool = True
-) -> dict[str, Any]:
+) -> Row:
     """Trains one condition and measures it; a finished one is read, an interrupted one resumes.
 
     Args:
@@ -109,9 +103,7 @@ def run_condition(
     return result
 
 
-def finished_conditions(
-    bundles: Sequence[Bundle], settings: Settings, output: Path
-) -> list[dict[str, Any]]:
+def finished_conditions(bundles: Sequence[Bundle], settings: Settings, output: Path) -> list[Row]:
     """Reads every finished condition of some bundles, whichever command trained it.
 
     Args:
@@ -138,9 +130,9 @@ def finished_conditions(
     return [result for _, result in sorted(placed, key=itemgetter(0))]
 
 
-def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
+def _read(path: Path, experiment: Experiment) -> Row:
     """Reads a finished condition, as if it had been trained no further than asked."""
-    found: dict[str, Any] = files.read_json(path)
+    found: Row = files.read_json(path)
     asked, until = experiment.settings.plasticity, found["settings"]["plasticity"]
     found["settings"]["plasticity"] = asked
     differing = [key for key, value in experiment.identity().items() if found.get(key) != value]
@@ -156,14 +148,12 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
             f"{path} was trained until a plasticity of {until:g} only. Choose another "
             f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
         )
-    points = found["points"]
-    enough = next(
-        (i for i, point in enumerate(points) if point["plasticity"] >= asked), len(points)
-    )
-    return {**found, "points": points[: enough + 1]}
+    enough = [point["plasticity"] >= asked for point in found["points"]]
+    end = enough.index(True) + 1 if True in enough else None
+    return {**found, "points": found["points"][:end]}
 
 
-def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
+def _train(experiment: Experiment, work: Path, progress: bool) -> Row:
     from factual_forgetting.engines.models import load_causal_lm, quiet
 
     quiet()
@@ -185,9 +175,7 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
     described = {
         "parameters": model.num_parameters(),
-        "layers": len(all_layers(model)),
-        "middle": middle_layer(model),
-        "held": watch.describe_held(new),
+        **watch.describe(new),
         "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
         "bits": told.facts * _entropy(answers),
     }
@@ -268,15 +256,6 @@ class _Watch(Points):
     def __init__(
         self, experiment: Experiment, model: Any, tokenizer: Any, sample: list[Fact], path: Path
     ) -> None:
-        """Keeps the base as it is now.
-
-        Args:
-            experiment: What is taught.
-            model: The model before training.
-            tokenizer: The base's tokenizer.
-            sample: New facts on which plasticity is measured; they may still be joining it.
-            path: Where the points so far are kept.
-        """
         from factual_forgetting.protocol.weights import as_checkpoint
 
         super().__init__(path)
@@ -284,23 +263,19 @@ class _Watch(Points):
         self._sample, self._path = sample, path
         self._held = held_facts(experiment.bundle, experiment.settings.relation)
         self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
-        self._before = {
-            name: self._states(self._base, facts) for name, facts in self._held.items() if facts
-        }
+        self._before = {name: self._states(self._base, name) for name in self._held}
 
-    def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
-        """Describes the facts of D_Held of the relation, before training, beside the new ones."""
-        middle, count = middle_layer(self._base), self.experiment.condition.facts
+    def describe(self, new: Iterable[Fact]) -> Row:
+        """Describes the base, and the facts of D_Held of the relation beside the new ones."""
+        middle, nearest = middle_layer(self._base), min(_NEAREST, self.experiment.condition.facts)
+        before, held = self._before[SAME], self._held[SAME]
         states = subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
-        near = nearness(
-            self._before[SAME][middle], (batch[0] for batch in states), min(_NEAREST, count)
+        near = nearness(before[middle], (batch[0] for batch in states), nearest)
+        rows = zip(
+            held, inner_tokens(self.tokenizer, [fact.subject for fact in held]), near, strict=True
         )
-        held = self._held[SAME]
-        rows = inner_tokens(self.tokenizer, [fact.subject for fact in held])
-        return [
-            {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
-            for fact, ids, value in zip(held, rows, near, strict=True)
-        ]
+        told = [{"id": f.id, "tokens": len(ids), "nearness": float(n)} for f, ids, n in rows]
+        return {"layers": len(before), "middle": middle, "held": told}
 
     def done(self) -> bool:
         """Whether enough is learned."""
@@ -336,20 +311,16 @@ class _Watch(Points):
         return self.line(self.points[-1])
 
     def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
-        if not self._held[name]:
-            return {"cosine": [], "cka": []}
-        drifts = [Drift() for _ in all_layers(model)]
-        now = self._states(model, self._held[name])
-        for drift, x, y in zip(drifts, self._before[name], now, strict=True):
-            drift.add(x, y)
-        return {
-            "cosine": [drift.cosine for drift in drifts],
-            "cka": [drift.cka for drift in drifts],
-        }
+        drifts = []
+        for before, now in zip(self._before[name], self._states(model, name), strict=True):
+            drifts.append(Drift())
+            drifts[-1].add(before, now)
+        return {"cosine": [d.cosine for d in drifts], "cka": [d.cka for d in drifts]}
 
-    def _states(self, model: Any, facts: Sequence[Fact]) -> States:
-        batches = subject_states(model, self.tokenizer, facts, all_layers(model))
-        return np.concatenate(list(batches), axis=1)
+    def _states(self, model: Any, name: str) -> list[States]:
+        """Returns the states of D_Held's subjects by layer; nothing where there are none."""
+        batches = list(subject_states(model, self.tokenizer, self._held[name]))
+        return list(np.concatenate(batches, axis=1)) if batches else []
 
 
 def _mark(text: str, fact: Fact) -> str:
