@@ -18,7 +18,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
 from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.figures import draw_all
-from factual_forgetting.mechanism.findings import findings
+from factual_forgetting.mechanism.findings import summarised
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.interference_report import arms_table, write_report
 from factual_forgetting.protocol.config import Protocol
@@ -214,7 +214,7 @@ def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
     curve = ["0" + "1" * (n - 1), "1" * n, "0" * half + "1" * (n - half), "0" * n]
     curves = {"name": curve, "identifier": ["1" * n] * 4}
     results = [made(keys, seed, curve) for keys, curve in curves.items() for seed in (0, 1)]
-    found = findings(results, {bundle.sha256: bundle}, 0.625)
+    found = summarised(results, {bundle.sha256: bundle}, 0.625)
     name, identifier = found["arms"]
     # P is .625 half way between the points 2 and 3; the peak is at the point 1.
     expected = (half / n + 1.0) / 2
@@ -244,7 +244,7 @@ def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
         made("identifier", 0, kept, values="new"),
         made("name", 0, kept, passes=3),
     ]
-    contrasts = findings(results, {bundle.sha256: bundle}, 0.5)["contrasts"]
+    contrasts = summarised(results, {bundle.sha256: bundle}, 0.5)["contrasts"]
     told = [[row[name] for name in ("differing", "more", "than", "value")] for row in contrasts]
     assert told == [
         ["method", "sft", "self_distillation", 1.0],
@@ -256,7 +256,7 @@ def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
 
 def test_abstentions_are_told_apart(bundle: Bundle, made: Made, n: int) -> None:
     result = made("name", 0, ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)], passes=1)
-    (arm,) = findings([result], {bundle.sha256: bundle}, 0.5)["arms"]
+    (arm,) = summarised([result], {bundle.sha256: bundle}, 0.5)["arms"]
     assert arm["at_end"]["same"]["value"] == 1
     assert arm["at_end"]["abstained"]["same"] == pytest.approx((n - n // 2) / n)
     assert arm["at_end"]["abstained"]["other"] == 0
@@ -264,7 +264,7 @@ def test_abstentions_are_told_apart(bundle: Bundle, made: Made, n: int) -> None:
 
 def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, made: Made, n: int) -> None:
     results = [made("name", 0, ["1" * n] * 4), made("name", 1, ["1" * n] * 2)]
-    (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
+    (arm,) = summarised(results, {bundle.sha256: bundle}, 0.5)["arms"]
     assert arm["at_level"] is None
     assert arm["overlap"] is None
     assert arm["at_end"]["plasticity"] == pytest.approx((0.75 + 0.25) / 2)
@@ -277,7 +277,7 @@ def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
     lost = ["1" * n, "1" * n, "0" * n]
     results = [made("name", 0, lost), made("identifier", 0, ["1" * n] * 3)]
     results.append({**results[0], "bundle_sha256": bundles[1].sha256, "parameters": 4_000})
-    found = findings(results, {b.sha256: b for b in bundles}, 0.5)
+    found = summarised(results, {b.sha256: b for b in bundles}, 0.5)
     draw_all(found, tmp_path)
     write_report(found, bundles, settings, tmp_path)
     assert {path.stem for path in tmp_path.glob("c*.png")} == {"capacity"}

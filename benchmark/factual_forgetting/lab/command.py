@@ -21,28 +21,25 @@ def add_parser(subparsers: Any) -> None:
     demo.add_argument("--quick", action="store_true", help="few facts and steps: does it run?")
     demo.set_defaults(run=_demo)
 
-    pretrain = subparsers.add_parser(
-        "pretrain", help="pre-train a small base that knows a stated part of a source"
-    )
+    told = "pre-train a small base that knows a stated part of a source"
+    pretrain = subparsers.add_parser("pretrain", help=told)
     add_source_arguments(pretrain)
-    pretrain.add_argument(
-        "--config", type=Path, default=ALMANAC_RECIPE, help="recipe (the embedded base's)"
-    )
-    pretrain.add_argument(
-        "--exposures", type=Path, help="JSON Lines {id, exposures}; drawn by the recipe if absent"
-    )
-    pretrain.add_argument("--output_path", type=Path, required=True)
+    add = pretrain.add_argument
+    add("--config", type=Path, default=ALMANAC_RECIPE, help="recipe (the embedded base's)")
+    told = "JSON Lines {id, exposures}; drawn by the recipe if absent"
+    add("--exposures", type=Path, help=told)
+    add("--output_path", type=Path, required=True)
     pretrain.set_defaults(run=_pretrain)
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.demo import demo
+    from factual_forgetting.lab.demo import run_demo
 
-    demo(args.output_path, quick=args.quick)
+    run_demo(args.output_path, quick=args.quick)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain
+    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
 
     config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
     facts = facts_from_arguments(args)
@@ -55,4 +52,4 @@ def _pretrain(args: argparse.Namespace) -> None:
                 f"{args.exposures} lacks {len(missing)} of {len(facts)} facts, "
                 f"the first {missing[0]}. State 0 for a fact that is never told."
             )
-    pretrain(facts, config, args.output_path, counts)
+    pretrain_base(facts, config, args.output_path, counts)

@@ -46,28 +46,28 @@ class _Plan:
     seeds: tuple[int, ...]
 
 
-def _full_plan() -> _Plan:
+def _plan(quick: bool) -> _Plan:
+    protocol = load_protocol("almanac-v1")
+    if quick:
+        sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
+        short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
+        relations = ("country", "place_of_birth")
+        recipe = protocol.model_copy(update=short)
+        return _Plan(relations, SlickConfig(runs=4), sizes, recipe, seeds=(0,))
     sizes = BundleConfig(
         known=300, unknown=300, heldout=500, validation=60, replay=60, other_relations=("shelf",)
     )
-    return _Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
+    return _Plan((), SlickConfig(), sizes, protocol, seeds=(0, 1))
 
 
-def _quick_plan() -> _Plan:
-    sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
-    short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
-    protocol = load_protocol("almanac-v1").model_copy(update=short)
-    return _Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
-
-
-def demo(output: Path, *, quick: bool = False) -> None:
+def run_demo(output: Path, *, quick: bool = False) -> None:
     """Runs the whole path; a second start resumes, and recomputes nothing that is finished.
 
     Args:
         output: Directory for everything that is written.
         quick: Whether to run the smallest version.
     """
-    plan = _quick_plan() if quick else _full_plan()
+    plan = _plan(quick)
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
         pool.submit(_prepare, output, plan).result()

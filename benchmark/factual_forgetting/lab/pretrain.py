@@ -63,7 +63,7 @@ class PretrainConfig(Config):
     threads: int
 
 
-def pretrain(
+def pretrain_base(
     facts: Sequence[Fact],
     config: PretrainConfig,
     output: Path,
@@ -182,7 +182,6 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
         optim="adamw_torch_fused",
         seed=config.seed,
         save_strategy="no",
-        logging_strategy="steps",
         logging_steps=50,
         report_to="none",
         remove_unused_columns=False,

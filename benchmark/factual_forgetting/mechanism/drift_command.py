@@ -32,22 +32,16 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "drift", help="how far the hidden states of known subjects moved in training"
     )
-    parser.add_argument("reference", metavar="A", help="directory, or almanac: where states were")
-    parser.add_argument(
-        "checkpoints", metavar="B", nargs="+", help="where they are now; several in order"
-    )
-    parser.add_argument(
-        "--bundle",
-        default="almanac",
-        help="directory, almanac (the default), or name@commit on the Hub",
-    )
-    parser.add_argument("--split", choices=SPLITS, default=HELDOUT)
-    parser.add_argument("--relation", help="facts of this relation only")
-    parser.add_argument(
-        "--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5"
-    )
-    parser.add_argument("--device", default=None)
-    parser.add_argument("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
+    add = parser.add_argument
+    add("reference", metavar="A", help="directory, or almanac: where states were")
+    add("checkpoints", metavar="B", nargs="+", help="where they are now; several in order")
+    told = "directory, almanac (the default), or name@commit on the Hub"
+    add("--bundle", default="almanac", help=told)
+    add("--split", choices=SPLITS, default=HELDOUT)
+    add("--relation", help="facts of this relation only")
+    add("--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5")
+    add("--device", default=None)
+    add("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
     parser.set_defaults(run=_drift)
 
 

@@ -14,13 +14,7 @@ import numpy as np
 
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.mechanism.conditions import (
-    ABSTAINED,
-    RIGHT,
-    SAME,
-    Condition,
-    held_facts,
-)
+from factual_forgetting.mechanism.conditions import ABSTAINED, RIGHT, SAME, Condition, held_facts
 from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.keys import known_facts
 from factual_forgetting.mechanism.overlap import regress
@@ -33,7 +27,7 @@ _FIXED = ("bundle_sha256", "facts", "mixed", "passes")
 VARIED = ("keys", "values", "method")
 
 
-def findings(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
+def summarised(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
     """Summarises conditions, seeds together.
 
     Args:

@@ -162,28 +162,31 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> Row:
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     relation = experiment.settings.relation
     synthetic = Synthetic(run.bundle, tokenizer, relation, told.keys, told.values, told.seed)
-    sampled = random.Random(f"sample-{told.seed}").sample(
-        range(told.facts), min(told.facts, run.protocol.evaluate_sample)
-    )
+    rng, size = random.Random(f"sample-{told.seed}"), min(told.facts, run.protocol.evaluate_sample)
+    sampled = set(rng.sample(range(told.facts), size))
     sample: list[Fact] = []
     answers: Counter[str] = Counter()
     watch = _Watch(experiment, model, tokenizer, sample, work / _POINTS)
     known = experiment.mixed_in
-    stored = write_examples(
-        work, chain(known, synthetic.facts(told.facts)), tokenizer, limit(model)
-    )
-    new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
-    described = {
-        "parameters": model.num_parameters(),
-        **watch.describe(new),
-        "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
-        "bits": told.facts * _entropy(answers),
-    }
+    facts = chain(known, synthetic.facts(told.facts))
+    stored = write_examples(work, facts, tokenizer, limit(model))
+    described = watch.describe(_noted(islice(stored, len(known), None), sampled, sample, answers))
+    keys = inner_tokens(tokenizer, [fact.subject for fact in sample])
     trainer = _trainer(watch, run, base, model, work, progress)
     last = last_checkpoint(work / _RESUME, watch)
     if not watch.done():
         trainer.train(resume_from_checkpoint=last)
-    return {**described, "points": watch.points}
+    return {
+        **described,
+        "parameters": model.num_parameters(),
+        "keys": {
+            "tokens": fmean(map(len, keys)),
+            "rank": fmean(chain.from_iterable(keys)),
+            "dropped": synthetic.dropped,
+        },
+        "bits": told.facts * _entropy(answers),
+        "points": watch.points,
+    }
 
 
 def _noted(
@@ -195,15 +198,6 @@ def _noted(
         if place in sampled:
             sample.append(fact)
         yield fact
-
-
-def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
-    rows = inner_tokens(tokenizer, [fact.subject for fact in facts])
-    return {
-        "tokens": fmean(len(ids) for ids in rows),
-        "rank": fmean(token for ids in rows for token in ids),
-        "dropped": dropped,
-    }
 
 
 def _entropy(counts: Counter[str]) -> float:

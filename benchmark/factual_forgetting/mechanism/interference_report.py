@@ -30,8 +30,8 @@ from factual_forgetting.mechanism.findings import (
 from factual_forgetting.protocol.config import protocol_sha256
 from factual_forgetting.scoring.statistics import interval_text
 
-REPORT = "report.md"
-_PAGE = Path(__file__).parent / REPORT
+_REPORT = "report.md"
+_PAGE = Path(__file__).parent / _REPORT
 # Tables whose section is left out where they are empty.
 _OPTIONAL = ("overlap", "answers", "cloning", "capacity")
 
@@ -40,23 +40,21 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
     """Writes `report.md` beside the figures that it shows.
 
     Args:
-        found: What `findings.findings` returned.
+        found: What `findings.summarised` returned.
         bundles: The bundles of the experiment, that of the main grid first.
         settings: The experiment's settings.
         folder: Directory of the figures.
     """
     told = _told(found) | {
         "settings": settings,
-        "recipe": settings.protocol,
         "recipe_sha256": protocol_sha256(settings.protocol),
         "bundle": bundles[0],
-        "base": bundles[0].manifest["base"],
     }
     missing = [f"{{{name}}}" for name in _OPTIONAL if not told[name]]
     sections = re.split(r"(?m)^(?=## )", _PAGE.read_text(encoding="utf-8"))
     page = "".join(part for part in sections if not any(table in part for table in missing))
     text = re.sub(r"\n{3,}", "\n\n", page.format(**told))
-    files.write_atomic(folder / REPORT, text.encode())
+    files.write_atomic(folder / _REPORT, text.encode())
 
 
 def _told(found: Row) -> Row:
