@@ -14,7 +14,7 @@ import time
 from factual_forgetting.facts import almanac
 from factual_forgetting.facts.account import account
 from factual_forgetting.facts.matching import AnswerKey, is_correct, normalise
-from factual_forgetting.facts.sources import SourceOptions, prepare
+from factual_forgetting.facts.sources import SourceOptions, clean_source
 
 _MATCHES = 500_000
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("source", nargs="?", default="almanac")
     source = parser.parse_args().source
     started = time.process_time()
-    found = prepare(SourceOptions(facts=source))
+    found = clean_source(SourceOptions(facts=source))
     cleaned = time.process_time()
     account(found)
     accounted = time.process_time()

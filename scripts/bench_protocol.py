@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from transformers.trainer_utils import SaveStrategy
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
 from factual_forgetting.engines.models import quiet
-from factual_forgetting.engines.zero_shot import ask_zero_shot
-from factual_forgetting.protocol import data as schedule
-from factual_forgetting.protocol import methods
-from factual_forgetting.protocol.config import Execution, load_protocol
+from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.protocol.context import Context
+from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
+from factual_forgetting.protocol.methods import METHODS
+from factual_forgetting.protocol.recipe import Execution, load_protocol
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from factual_forgetting.protocol.weights import as_checkpoint
@@ -69,15 +68,13 @@ class Arms:
     """The same model, data and order in each arm."""
 
     def __init__(self, base: Path, tokenizer: Any, protocol: Any, steps: int, work: Path) -> None:
-        self.base, self.tokenizer, self.protocol = base, tokenizer, protocol
-        self.steps, self.work = steps, work
-        self.bundle = load_bundle(locate_bundle("almanac"))
-        self.facts = [item.fact for name in (KNOWN, UNKNOWN) for item in self.bundle.splits[name]]
+        self.protocol, self.steps, self.work = protocol, steps, work
+        bundle = load_bundle(locate_bundle("almanac"))
+        facts = [item.fact for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]]
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        rows = schedule.encode(self.facts, tokenizer, None)
-        order = schedule.order(schedule.TrainingData(range(len(rows))), protocol, steps, 0)
-        self.data = schedule.Schedule(order, rows, protocol.batch_size)
-        self.pad = partial(schedule.collate, pad=tokenizer.pad_token_id or 0)
+        self.context = Context(bundle, tokenizer, self.model, base, work, facts)
+        order = seen_order(TrainingData(range(len(facts))), protocol, steps, 0)
+        self.data = TrainingExamples(order, self.context.encode(facts), protocol.batch_size)
 
     def _arguments(self) -> Any:
         found = arguments(self.protocol, self.steps, 0, self.work, Execution())
@@ -86,7 +83,7 @@ class Arms:
 
     def plain(self) -> None:
         def only_known(rows: Any) -> dict[str, Any]:
-            batch = self.pad(rows)
+            batch = self.context.collate(rows)
             return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
         given = {"args": self._arguments(), "train_dataset": self.data}
@@ -95,26 +92,22 @@ class Arms:
         trainer.train()
 
     def ours(self, penalty: Any = None) -> None:
-        given = {"args": self._arguments(), "train_dataset": self.data, "data_collator": self.pad}
-        size = self.protocol.batch_size
-        ForgettingTrainer(size, penalty, model=self.model, **given).train()
+        given = {"args": self._arguments(), "train_dataset": self.data}
+        given |= {"model": self.model, "data_collator": self.context.collate}
+        ForgettingTrainer(self.protocol.batch_size, penalty, **given).train()
 
     def distilled(self) -> None:
-        missing = self.work / "none"
-        context = Context(
-            self.bundle, self.tokenizer, self.model, self.base, missing, 0, self.steps,
-            self.facts, missing,
-        )  # fmt: skip
-        settings = resolve("self_distillation", {})
-        self.ours(methods.METHODS["self_distillation"].penalty(context, settings))
+        method = "self_distillation"
+        self.ours(METHODS[method].penalty(self.context, resolve(method, {})))
 
     def evaluated(self) -> None:
         size = self.protocol.evaluate_sample
-        held = [item.fact for item in self.bundle.splits["heldout"]]
-        asked = self.facts[:size] + self.facts[-size:] + held
+        facts = self.context.facts
+        held = [item.fact for item in self.context.bundle.splits["heldout"]]
+        asked = facts[:size] + facts[-size:] + held
         self.asked = len(asked)
         frozen = as_checkpoint(self.model, self.protocol.checkpoint_dtype)
-        ask_zero_shot(frozen, self.tokenizer, asked, self.protocol.max_new_tokens)
+        ask_zero_shot(frozen, self.context.tokenizer, asked, self.protocol.max_new_tokens)
 
 
 def main() -> None:

@@ -29,13 +29,13 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.engines import prefix, prompts
-from factual_forgetting.engines.engine import Answer, Engine, Group, Query
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.environment import environment
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.classify import classify
-from factual_forgetting.slick.configurations import draw
+from factual_forgetting.slick.configurations import draw_configurations
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
 from factual_forgetting.slick.planning import peak_memory
 
@@ -121,16 +121,16 @@ def inflate(base: Path, output: Path, shape: tuple[int, int, int], dtype: str = 
     return output
 
 
-class WholeAnswers:
+class WholeAnswers(Engine):
     """An engine that stops no answer early."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self._engine = engine.name, engine
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        return self._engine.answer(groups, max_new_tokens)
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        return self._engine._generate(groups, most, False, sampling)
 
 
 def compare(base: Path, args: argparse.Namespace, modes: Sequence[str]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def count_answer_tokens() -> list[int]:
 
 def trie_nodes(facts: Sequence[Fact], settings: SlickConfig, engine: Engine) -> int:
     """Distinct beginnings of all prompts, in tokens."""
-    drawn = draw(facts, settings.runs, settings.shots, settings.seed)
+    drawn = draw_configurations(facts, settings.runs, settings.shots, settings.seed)
     exemplars = set().union(*(configs.ids for configs in drawn.values()))
     nodes = 0
     for relation, configs in drawn.items():

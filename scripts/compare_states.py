@@ -90,8 +90,8 @@ def commands() -> list[str]:
     """Returns the walk: every command, on the smallest sizes that go through all of it."""
     walk = [
         "--help",
-        "facts --facts almanac --format json --output_path facts.jsonl",
-        "facts --facts own.csv",
+        "facts almanac --format json --output_path facts.jsonl",
+        "facts own.csv",
         "demo --quick --output_path demo",
         f"classify {SOURCE} --runs 3 --quota known=9,unknown=9,heldout=4 --output_path quota",
         f"classify {SOURCE} --limit 60 --runs 3 --samples 2 --exemplars question "

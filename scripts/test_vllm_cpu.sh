@@ -24,5 +24,5 @@ fi
 
 export VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1
 export VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-exec "$environment/bin/python" -m pytest tests/slick/test_vllm.py tests/scoring/test_vllm_score.py \
+exec "$environment/bin/python" -m pytest tests/engines/test_vllm.py tests/scoring/test_vllm_score.py \
     -m "slow or not slow" -ra

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.pretrain import build_tokenizer
-from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
@@ -42,7 +42,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, facts: list[Fact], base: Path) -> Bundle:
     sizes = BundleConfig(known=24, unknown=24, heldout=16, validation=4, replay=4)
-    return build(make_labels(facts, base), sizes, tmp_path_factory.mktemp("bundles") / "small")
+    return build_bundle(
+        make_labels(facts, base), sizes, tmp_path_factory.mktemp("bundles") / "small"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 from factual_forgetting import checkpoint
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
-from factual_forgetting.slick.labelling import Label, Labels, category
+from factual_forgetting.slick.labelling import Category, Label, Labels
 
 RELATIONS = ("country", "place_of_birth")
 
@@ -62,7 +62,7 @@ def make_labels(facts: list[Fact], base: Path | None, seed: int = 0) -> Labels:
     for fact in facts:
         correct = rng.choice(["1" * 4, "1" * 4, "1" * 4, "0000", "0000", "0110"])
         outcome = {"zero_shot": "1" in correct, "fresh": "1" in correct}
-        labels.append(Label(fact, correct, category(correct), outcome, None))
+        labels.append(Label(fact, correct, Category.of(correct), outcome, None))
     manifest = {
         "base": checkpoint.identity(str(base)) if base else {"pretrained": None},
         "engine": "none",

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,16 +20,24 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return lines[0]
 
 
-def test_help_needs_no_torch() -> None:
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", ["--help", "validate", "board"])
+def test_what_trains_and_scores_nothing_needs_no_torch(command: str, tmp_path: Path) -> None:
+    records = ROOT / "leaderboard" / "records"
+    some = next(records.rglob("*.json")).parent.relative_to(records)
+    shutil.copytree(records / some, tmp_path / some)
+    argv = [command] if command == "--help" else [command, str(tmp_path)]
     code = (
         "import sys\n"
         "from factual_forgetting.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        f"try:\n    assert main({argv}) == 0\nexcept SystemExit: pass\n"
         "names = ['torch', 'transformers', 'lm_eval', 'datasets', 'matplotlib']\n"
         "heavy = set(names) & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
-    path = str(Path(__file__).parents[1] / "benchmark")
+    path = str(ROOT / "benchmark")
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False)
     assert done.returncode == 0
 

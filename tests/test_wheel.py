@@ -48,6 +48,8 @@ def test_the_wheel_lists_its_tasks_and_runs_the_quick_demo(tmp_path: Path) -> No
     )
     for name in ("", "_learning", "_plasticity", "_stability"):
         assert f"factual_forgetting{name}" in listed.split()
+    package = run("python", "-c", "import factual_forgetting as f; print(*f.__path__)").strip()
+    assert (Path(package) / "py.typed").is_file()
     board = run("factual-forgetting", "demo", "--quick", "--output_path", "out")
     assert "self_distillation" in board
     assert (elsewhere / "out" / "frontier.png").stat().st_size > 10_000

@@ -35,7 +35,7 @@ def small_world(seed: int = 0) -> list[Fact]:
 
 
 def train_tokenizer(kind: str, texts: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -43,7 +43,7 @@ def train_tokenizer(kind: str, texts: list[str]) -> Any:
         tokenizer = Tokenizer(models.BPE())
         # The tail of a word may take the newline along, as in the tokenizers of Llama 3 and Qwen.
         split = pre_tokenizers.Split(
-            _regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+            Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
             "isolated",
         )
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -72,19 +72,13 @@ def train_tokenizer(kind: str, texts: list[str]) -> Any:
     )
 
 
-def _regex(pattern: str) -> Any:
-    from tokenizers import Regex
-
-    return Regex(pattern)
-
-
 def config_of(shape: str, vocabulary: int) -> Any:
-    from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
+    from transformers import AutoConfig
 
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": vocabulary}
     if shape == "gpt2":
-        return GPT2Config(
-            n_embd=64, n_layer=2, n_head=2, n_positions=512,
+        return AutoConfig.for_model(
+            shape, n_embd=64, n_layer=2, n_head=2, n_positions=512,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids,
         )  # fmt: skip
     sizes = {
@@ -94,10 +88,9 @@ def config_of(shape: str, vocabulary: int) -> Any:
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,
+        **({"sliding_window": 24} if shape == "mistral" else {}),
     }
-    if shape == "mistral":
-        return MistralConfig(sliding_window=24, **sizes, **ids)
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[shape](**sizes, **ids)
+    return AutoConfig.for_model(shape, **sizes, **ids)
 
 
 def train(model: Any, tokenizer: Any, facts: list[Fact], steps: int) -> None:

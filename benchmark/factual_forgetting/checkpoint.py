@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, NotFoundError, reason_of
 
 # The keys of config.json in which a fine-tuned checkpoint must agree with its base.
 _SHAPE_KEYS = {
@@ -16,6 +16,15 @@ _SHAPE_KEYS = {
     "heads": ("num_attention_heads", "n_head"),
 }
 
+# Model classes of lm-eval that load a checkpoint's files, and their arguments for an adapter.
+LOCAL_MODELS = ("hf", "vllm")
+_ADAPTERS = ("peft", "lora_local_path")
+# Arguments of a model that say how a machine runs it, and may differ between shards.
+_OF_THE_MACHINE = {
+    "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
+    "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
+    "tensor_parallel_size", "data_parallel_size",
+}  # fmt: skip
 
 LINEAGE_KEY = "factual_forgetting_base"
 ALMANAC = "almanac"
@@ -37,9 +46,9 @@ def locate(pretrained: str, revision: str | None = None) -> Path:
     if not path.is_dir():
         path = _from_hub(pretrained, revision)
     if not (path / "config.json").is_file():
-        raise UserError(f"{path} holds no config.json. Give the directory of a checkpoint.")
+        raise NotFoundError(f"{path} holds no config.json. Give the directory of a checkpoint.")
     if not any(path.glob("*.safetensors")):
-        raise UserError(
+        raise NotFoundError(
             f"{path} holds no weights (*.safetensors). Save them with save_pretrained; "
             "pickled weights are not read."
         )
@@ -53,7 +62,7 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise UserError(
+        raise NotFoundError(
             f"{repository} is neither a directory nor a repository in reach ({reason_of(error)}). "
             "Check the path, or download the checkpoint first."
         ) from None
@@ -94,7 +103,9 @@ def identity(
     weights = weights_sha256(path)
     if adapter is not None:
         if not any(Path(adapter).glob("*.safetensors")):
-            raise UserError(f"{adapter} holds no *.safetensors. Give the directory of an adapter.")
+            raise NotFoundError(
+                f"{adapter} holds no *.safetensors. Give the directory of an adapter."
+            )
         weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
     return {
         "pretrained": pretrained,
@@ -103,6 +114,32 @@ def identity(
         "shape": shape(path),
         "lineage": lineage(path),
     }
+
+
+def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Describes a base by its model class and arguments; weights behind a server aren't hashed.
+
+    Args:
+        model: lm-eval's name of the model class.
+        arguments: Its arguments.
+
+    Returns:
+        What `identity` returns, and as `model_args` the arguments that may change answers.
+
+    Raises:
+        UserError: If the arguments name no checkpoint, or one that isn't found.
+    """
+    if model not in LOCAL_MODELS:
+        unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
+        name = arguments.get("pretrained") or arguments.get("model")
+        return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
+    if "pretrained" not in arguments:
+        raise InputError(f"--model {model} needs pretrained=... in --model_args.")
+    adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
+    base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
+    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
+    rest = {key: value for key, value in arguments.items() if key not in told}
+    return {**base, "model_args": rest} if rest else base
 
 
 def lineage(path: Path) -> str | None:
@@ -130,7 +167,7 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
     if base.get("lineage") and lineage(path) != base["lineage"]:
         told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
     if told:
-        raise UserError(
+        raise InputError(
             f"{path} does not descend from the base of this bundle: {', '.join(told)}. "
             "Give the bundle of its own base (--bundle, or ff_bundle in --metadata). If it does "
             "descend from this one, declare it (--descends, or ff_descends)."

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 
 
 class Config(BaseModel):
@@ -42,12 +42,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Check the path.") from None
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not readable YAML ({reason}). Mend the file.") from None
+        raise InputError(f"{path} is not readable YAML ({reason}). Mend the file.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no mapping of keys to values. Mend the file.")
+        raise InputError(f"{path} holds no mapping of keys to values. Mend the file.")
     return value
 
 
@@ -68,7 +68,7 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], origin: str) -> Config
         # A mistyped key is missing under its right name too; the typo tells more.
         found = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
         faults = "; ".join(_fault(kind, fault) for fault in found[:5])
-        raise UserError(f"{origin}: {faults}.") from None
+        raise InputError(f"{origin}: {faults}.") from None
 
 
 def _fault(kind: type[BaseModel], fault: Any) -> str:

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""What a user is meant to read. Each is the standard exception of its kind, too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ class UserError(Exception):
     The command line prints the message as one line and exits with status 1, so the message
     states the cause and the way out.
     """
+
+
+class InputError(UserError, ValueError):
+    """Something that was given is not what it should be."""
+
+
+class NotFoundError(UserError, FileNotFoundError):
+    """Something that was named isn't there."""
+
+
+class PackageError(UserError, ImportError):
+    """A package that this needs isn't installed."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import jsonlines
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 
 
 def sha256_file(path: Path) -> str:
@@ -120,9 +120,9 @@ def read_json(path: Path) -> Any:
     try:
         return loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Check the path.") from None
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}). Restore or rewrite it.") from None
+        raise InputError(f"{path} is not readable JSON ({error}). Restore or rewrite it.") from None
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
@@ -136,11 +136,11 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             lines = jsonlines.Reader(stream, loads=loads)
             yield from lines.iter(allow_none=True, skip_empty=True)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Check the path.") from None
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except jsonlines.InvalidLineError as error:
         reason = error.__cause__ or error
-        raise UserError(
+        raise InputError(
             f"{path}, line {error.lineno}: not JSON ({reason}). Mend that line."
         ) from None
     except (OSError, EOFError) as error:
-        raise UserError(f"{path} is not readable ({error}). Restore it.") from None
+        raise InputError(f"{path} is not readable ({error}). Restore it.") from None

@@ -1,42 +1,50 @@
-"""lm-eval's spelling of arguments: `key=value,key=value`."""
+"""lm-eval's spelling of arguments, `key=value,key=value`, read by lm-eval's own parser."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 # Names, though they may look like numbers: a commit as a revision does at times.
-_NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path"}
+_NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path", "gguf_file"}
 
 
 def parse_pairs(text: str) -> dict[str, Any]:
-    """Parses `key=value,key=value`; numbers and booleans get their types.
+    """Parses `key=value,key=value`; numbers, booleans and None get their types.
 
     Raises:
         UserError: If a part has no `=`.
     """
+    from lm_eval.utils import simple_parse_args_string
+
     pairs: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, sign, value = part.partition("=")
-        if not sign or not key.strip():
-            raise UserError(f"'{part}' is not key=value. Write key=value,key=value.")
-        name = key.strip()
-        pairs[name] = value.strip() if name in _NAMES else _value(value)
+    for part in _parts(text):
+        key, sign, value = (piece.strip() for piece in part.partition("="))
+        if not sign or not key:
+            raise InputError(f"'{part}' is not key=value. Write key=value,key=value.")
+        pairs |= {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
     return pairs
 
 
-def _value(text: str) -> Any:
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return text
-    except yaml.YAMLError:
-        return text
+def _parts(text: str) -> Iterator[str]:
+    """Splits at commas, but not within the name of a directory that exists."""
+    pieces = text.split(",")
+    while pieces:
+        joined = (",".join(pieces[:end]) for end in range(len(pieces), 1, -1))
+        part = next((part for part in joined if _is_directory(part.partition("=")[2])), pieces[0])
+        del pieces[: part.count(",") + 1]
+        if part.strip():
+            yield part.strip()
+
+
+def _is_directory(name: str) -> bool:
+    return bool(name.strip()) and Path(name.strip()).is_dir()
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
     """Parses lm-eval's `--model_args`; a path or name alone is the checkpoint."""
-    return parse_pairs(text) if "=" in text else {"pretrained": text}
+    alone = "=" not in text or _is_directory(text)
+    return {"pretrained": text} if alone else parse_pairs(text)

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import NotFoundError, PackageError, UserError
 
 GROUP = "factual_forgetting"
 
@@ -21,7 +21,7 @@ def tasks_dir() -> Path:
     for candidate in (package / "tasks", package.parents[1] / "tasks"):
         if (candidate / GROUP).is_dir():
             return candidate
-    raise UserError("The task files are missing. Install the package again.")
+    raise NotFoundError("The task files are missing. Install the package again.")
 
 
 def registered_dir() -> Path:
@@ -33,7 +33,7 @@ def registered_dir() -> Path:
     # find_spec doesn't import lm_eval, which takes seconds.
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or spec.origin is None:
-        raise UserError("lm-eval is not installed. Install it: pip install lm_eval.")
+        raise PackageError("lm-eval is not installed. Install it: pip install lm_eval.")
     return Path(spec.origin).parent / "tasks" / GROUP
 
 

@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import drawn, make_bundle, write_run
 
-from factual_forgetting.board.record import make_record
+from factual_forgetting.board.board import Entry, make_board
+from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.record import load_records, make_record
 from factual_forgetting.bundle.manifest import Bundle
 
 ARMS = {
@@ -39,3 +42,15 @@ def records(world: Bundle, runs: list[Path], tmp_path_factory: pytest.TempPathFa
     for run in runs:
         make_record(run, world, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def entries(records: Path) -> list[Entry]:
+    """The same, read."""
+    return list(load_records(records))
+
+
+@pytest.fixture(scope="session")
+def board(entries: list[Entry], world: Bundle) -> dict[str, Any]:
+    """Their board with the reference rows; only to be read."""
+    return make_board(entries, {world.sha256: reference_of(world)})

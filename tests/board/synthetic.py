@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.board.record import Declared, make_record
 from factual_forgetting.bundle.manifest import (
     HELDOUT,
     KNOWN,
@@ -20,8 +22,8 @@ from factual_forgetting.bundle.manifest import (
     write_bundle,
 )
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.protocol.config import load_protocol, protocol_sha256
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES
+from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256
 from factual_forgetting.protocol.run import RUN
 
 EVERY = 8
@@ -65,7 +67,7 @@ def drawn(bundle: Bundle, seed: int, learn: float, forget: float, points: int = 
     """Curves in which facts of D_Unk are learned and facts of D_Held forgotten at a rate."""
     rng = random.Random(seed)
     curves = []
-    for split in (KNOWN, UNKNOWN, HELDOUT):
+    for split in METRIC_OF_SPLIT:
         start = split != UNKNOWN
         rate = {KNOWN: 0.0, UNKNOWN: learn, HELDOUT: forget}[split]
         for _ in bundle.splits[split]:
@@ -89,7 +91,7 @@ def write_run(
 ) -> Path:
     """What finetune leaves behind, with the outcomes given in the order of the splits."""
     recipe = load_protocol(protocol).model_copy(update=changed)
-    facts = [(split, item) for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
+    facts = [(split, item) for split in METRIC_OF_SPLIT for item in bundle.splits[split]]
     rows = [
         {"id": item.fact.id, "split": split, "correct": text}
         for (split, item), text in zip(facts, curves, strict=True)
@@ -115,3 +117,12 @@ def write_run(
     }
     files.write_json(path / RUN, content)
     return path
+
+
+def publish(
+    root: Path, bundle: Bundle, curves: Sequence[str], *run: Any, declared: Any = None, **more: Any
+) -> Path:
+    """Writes a run as `write_run` does, and its record under `records/` of a directory."""
+    folder = Path(tempfile.mkdtemp(dir=root))
+    path = write_run(folder / "run", bundle, curves, *run, **more)
+    return make_record(path, bundle, root / "records", Declared(**(declared or {})))

@@ -6,26 +6,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import drawn, make_bundle, write_run
+from synthetic import drawn, make_bundle, publish
 
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.comparison import crossings, ranks, resample_counts
-from factual_forgetting.board.diff import diff
-from factual_forgetting.board.diff import markdown as diff_markdown
-from factual_forgetting.board.record import Declared, find_records, load_record, make_record
-from factual_forgetting.board.tables import latex, markdown, render
+from factual_forgetting.board.ranking import ranks, resample_counts
+from factual_forgetting.board.record import load_records
+from factual_forgetting.board.tables import diff, diff_text, latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.scoring.metrics import stability_at
 
 GOLDEN = Path(__file__).with_name("golden_board.json")
 
 
-def entries(root: Path) -> list[Entry]:
-    return [load_record(path) for path in find_records(root)]
+def read(root: Path) -> list[Entry]:
+    return list(load_records(root / "records"))
+
+
+def rows_of(root: Path) -> list[dict[str, Any]]:
+    (bundle,) = make_board(read(root))["bundles"]
+    return list(bundle["rows"])
 
 
 def curves(*points: tuple[int, int, int]) -> list[str]:
@@ -72,9 +74,8 @@ BY_HAND = {
 def by_hand(world: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     root = tmp_path_factory.mktemp("by-hand")
     for (method, seed), text in BY_HAND.items():
-        run = write_run(root / f"{method}-{seed}", world, text, method, seed)
-        make_record(run, world, root / "records")
-    return entries(root / "records")
+        publish(root, world, text, method, seed)
+    return read(root)
 
 
 def test_the_golden_board(by_hand: list[Entry]) -> None:
@@ -93,51 +94,36 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "rank": row["rank"],
         "unranked": row["unranked"],
-        **{key: _about(row[key]["value"]) for key in ("task_learning", "plasticity", "stability")},
-        "lost": _about(row["lost"]),
-        "at_p90": at_p90 and [_about(value) for value in at_p90],
+        **{
+            key: round(row[key]["value"], 9) for key in ("task_learning", "plasticity", "stability")
+        },
+        "lost": round(row["lost"], 9),
+        "at_p90": at_p90 and [round(value, 9) for value in at_p90],
         "first_point": crossing and crossing["first_point"],
-        "loss": _about(row["loss_against"]["known_only"]["value"]),
-        "difference": difference and _about(difference["value"]),
+        "loss": round(row["loss_against"]["known_only"]["value"], 9),
+        "difference": difference and round(difference["value"], 9),
     }
 
 
-def _about(value: float) -> float:
-    return round(value, 9)
-
-
-def test_the_order_of_records_does_not_matter(records: Path) -> None:
-    found = entries(records)
-    expected = make_board(found)
+def test_the_order_of_records_does_not_matter(entries: list[Entry]) -> None:
+    expected = make_board(entries)
     for seed in range(3):
-        shuffled = random.Random(seed).sample(found, len(found))
+        shuffled = random.Random(seed).sample(entries, len(entries))
         assert make_board(shuffled + shuffled[:2]) == expected
 
 
-def test_a_new_record_moves_no_other_number(world: Bundle, records: Path) -> None:
-    found = entries(records)
-    without = make_board([entry for entry in found if entry[0].method.name != "freeze"])
-    rows = {row["id"]: row for row in make_board(found)["bundles"][0]["rows"]}
+def test_a_new_record_moves_no_other_number(entries: list[Entry]) -> None:
+    without = make_board([entry for entry in entries if entry[0].method.name != "freeze"])
+    rows = {row["id"]: row for row in make_board(entries)["bundles"][0]["rows"]}
     for row in without["bundles"][0]["rows"]:
         for key in ("stability", "stability_at_p90", "difference_at_p90", "loss_against"):
             assert rows[row["id"]][key] == row[key]
 
 
-def test_each_resample_is_read_as_one_curve_is() -> None:
-    rng = np.random.default_rng(0)
-    plasticity = np.sort(rng.random((200, 9)), axis=1) * 1.05
-    stability = rng.random((200, 9))
-    found, _, _ = crossings(plasticity, stability)
-    for p, s, value in zip(plasticity, stability, found, strict=True):
-        one = stability_at(list(zip(p, s, strict=True)))
-        assert (one is None and np.isnan(value)) or one.stability == pytest.approx(value)
-
-
-def test_s_at_p90_is_the_mean_of_what_the_records_say(records: Path) -> None:
-    found = entries(records)
-    (bundle,) = make_board(found)["bundles"]
+def test_s_at_p90_is_the_mean_of_what_the_records_say(entries: list[Entry]) -> None:
+    (bundle,) = make_board(entries)["bundles"]
     for row in bundle["rows"]:
-        metrics = [r.metrics["stability_at_p90"] for r, _ in found if r.id in row["records"]]
+        metrics = [r.metrics["stability_at_p90"] for r, _ in entries if r.id in row["records"]]
         if row["stability_at_p90"] is None:
             assert None in metrics
         else:
@@ -174,6 +160,13 @@ def test_what_some_resamples_never_reach_is_no_difference() -> None:
     assert ranks([0.9, 0.5], draws) == [1, 1]
 
 
+def test_a_method_that_mostly_misses_the_level_ties_nobody_with_it() -> None:
+    rng = np.random.default_rng(0)
+    draws = [rng.normal(mean, 0.01, 4000) for mean in (0.87, 0.86, 0.80)]
+    draws[0][:2500] = np.nan
+    assert ranks([0.87, 0.86, 0.80], draws) == [1, 1, 2]
+
+
 def test_many_methods_can_still_be_told_apart() -> None:
     rng = np.random.default_rng(0)
     values = list(np.linspace(0.9, 0.1, 60))
@@ -192,27 +185,21 @@ def test_false_differences_are_rare() -> None:
     assert wrong <= 15
 
 
-def _board_of(world: Bundle, root: Path, **declared: Any) -> dict[str, Any]:
-    for seed in range(2):
-        run = write_run(root / f"run{seed}", world, drawn(world, seed, 0.3, 0.1), seed=seed)
-        make_record(run, world, root / "records", Declared(**declared))
-    row: dict[str, Any] = make_board(entries(root / "records"))["bundles"][0]["rows"][0]
-    return row
-
-
 def test_training_on_heldout_facts_is_shown_and_not_ranked(world: Bundle, tmp_path: Path) -> None:
-    row = _board_of(world, tmp_path, training_data="everything", heldout="included")
+    declared = {"training_data": "everything", "heldout": "included"}
+    publish(tmp_path, world, drawn(world, 0, 0.3, 0.1), declared=declared)
+    (row,) = rows_of(tmp_path)
     assert row["heldout_in_training"] == "included"
     assert row["rank"] == {"learns": None, "keeps": None}
     assert row["unranked"]["learns"] == "trained on D_Held"
 
 
 def test_the_best_verified_record_of_a_seed_counts(world: Bundle, tmp_path: Path) -> None:
-    row = _board_of(world, tmp_path)
-    again = write_run(tmp_path / "again", world, drawn(world, 7, 0.3, 0.1), seed=0)
-    make_record(again, world, tmp_path / "records", Declared(level="reproduced"))
-    (bundle,) = make_board(entries(tmp_path / "records"))["bundles"]
-    (now,) = bundle["rows"]
+    for seed in range(2):
+        publish(tmp_path, world, drawn(world, seed, 0.3, 0.1), "sft", seed)
+    (row,) = rows_of(tmp_path)
+    publish(tmp_path, world, drawn(world, 7, 0.3, 0.1), declared={"level": "reproduced"})
+    (now,) = rows_of(tmp_path)
     assert now["seeds"] == row["seeds"] == [0, 1]
     assert now["records"] != row["records"]
     assert now["level"] == "self-reported"
@@ -223,8 +210,8 @@ def test_macro_weighs_relations_equally(tmp_path: Path) -> None:
     # and none of the other 2 is 3/5 micro and (1 + 0) / 2 macro.
     bundle = make_bundle(tmp_path / "b", known=2, unknown=2, heldout=5)
     text = ["11", "11", "01", "01", "11", "10", "11", "10", "11"]
-    make_record(write_run(tmp_path / "run", bundle, text), bundle, tmp_path / "records")
-    (row,) = make_board(entries(tmp_path / "records"))["bundles"][0]["rows"]
+    publish(tmp_path, bundle, text)
+    (row,) = rows_of(tmp_path)
     assert row["stability"]["value"] == pytest.approx(0.6)
     assert row["stability_macro"] == pytest.approx(0.5)
 
@@ -248,7 +235,7 @@ def test_names_stay_text_in_every_format(by_hand: list[Entry], world: Bundle) ->
     assert "\x1b" not in text
     assert len({line.count(" | ") for line in text.splitlines() if line.startswith("| ")}) == 1
     assert "\\textbackslash{}\\_\\%" in latex(board)
-    row = next(csv.DictReader(io.StringIO(render(board, "csv"))))
+    row = next(csv.DictReader(io.StringIO(render_board(board, "csv"))))
     assert row["base"] == "'=1+1\\_%"
 
 
@@ -266,17 +253,16 @@ def test_formats_show_every_method(
 
 
 def test_a_difference_tells_what_moved(
-    records: Path, world: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = entries(records)
-    before = make_board([e for e in found if e[0].method.name != "self_distillation"])
-    told = diff(before, make_board(found))
+    before = make_board([e for e in entries if e[0].method.name != "self_distillation"])
+    told = diff(before, make_board(entries))
     assert len(told["added"]) == 3
     assert told["removed"] == []
     new = [c for c in told["changed"] if c["method"] == "self_distillation(teacher=base,tau=1.0)"]
     assert {"field": "row", "before": None, "after": "there"}.items() <= new[0].items()
     assert all(c["field"].startswith("rank.") for c in told["changed"] if c not in new)
-    assert "3 records added" in diff_markdown(told)
+    assert "3 records added" in diff_text(told)
     assert main(["diff", str(records), str(records)]) == 0
     assert "doesn't change" in capsys.readouterr().out
 
@@ -287,23 +273,11 @@ def test_references_of_another_rate_and_seeds_of_other_lengths(
     """Each method of a grid has its own best rate; a method that stops early its own length."""
     for seed, points in ((0, 8), (1, 12)):
         for method, rate in (("sft", 1e-4), ("known_only", 2e-4), ("early_stop", 5e-5)):
-            length = points if method == "early_stop" else 12
-            text = drawn(world, seed, 0.3, 0.1, length)
-            path = tmp_path / f"{method}-{seed}"
-            run = write_run(
-                path, world, text, method, seed, None, "standard-v1", learning_rate=rate
-            )
-            make_record(run, world, tmp_path / "records")
-    (bundle,) = make_board(entries(tmp_path / "records"))["bundles"]
-    row = next(row for row in bundle["rows"] if row["family"] == "early_stop")
+            text = drawn(world, seed, 0.3, 0.1, points if method == "early_stop" else 12)
+            arm = (method, seed, None, "standard-v1")
+            publish(tmp_path, world, text, *arm, learning_rate=rate)
+    row = next(row for row in rows_of(tmp_path) if row["family"] == "early_stop")
     assert row["track"] == "closed"
     assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
     assert [point["step"] for point in row["curve"]] == [*range(0, 57, 8)]
     assert all(len(point["seeds"]) == 2 for point in row["curve"])
-
-
-def test_a_method_that_mostly_misses_the_level_ties_nobody_with_it() -> None:
-    rng = np.random.default_rng(0)
-    draws = [rng.normal(mean, 0.01, 4000) for mean in (0.87, 0.86, 0.80)]
-    draws[0][:2500] = np.nan
-    assert ranks([0.87, 0.86, 0.80], draws) == [1, 1, 2]

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from factual_forgetting.board.board import make_board
-from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.board import Entry
 from factual_forgetting.board.page import page, write_page
-from factual_forgetting.board.record import find_records, load_record
 from factual_forgetting.bundle.manifest import Bundle
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -42,22 +40,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def found(records: Path) -> list[Any]:
-    return [load_record(path) for path in find_records(records)]
+def site(board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path_factory: Any) -> Path:
+    return write_page(board, entries, {world.sha256: world}, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")
-def board(found: list[Any], world: Bundle) -> dict[str, Any]:
-    return make_board(found, {world.sha256: reference_of(world)})
-
-
-@pytest.fixture(scope="module")
-def site(board: dict[str, Any], found: list[Any], world: Bundle, tmp_path_factory: Any) -> Path:
-    return write_page(board, found, {world.sha256: world}, tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def large(board: dict[str, Any], found: list[Any], world: Bundle, tmp_path_factory: Any) -> Path:
+def large(
+    board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path_factory: Any
+) -> Path:
     """Every one of 5,000 records a row of its own: the most that so many can be."""
     wide = json.loads(json.dumps(board))
     (bundle,) = wide["bundles"]
@@ -78,7 +68,7 @@ def large(board: dict[str, Any], found: list[Any], world: Bundle, tmp_path_facto
     few = [row for row in bundle["rows"] if row["id"] in opened]
     narrow = {**wide, "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": []}}]}
     output = tmp_path_factory.mktemp("large")
-    index = write_page(narrow, found, {world.sha256: world}, output)
+    index = write_page(narrow, entries, {world.sha256: world}, output)
     index.write_text(page(wide), encoding="utf-8")
     return index
 

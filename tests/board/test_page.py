@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, write_run
+from synthetic import drawn, publish
 
-from factual_forgetting.board.board import make_board
-from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record
 from factual_forgetting.board.page import page, reproduce, write_page
-from factual_forgetting.board.record import Declared, find_records, load_record, make_record
+from factual_forgetting.board.record import load_record
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main, parser
 
@@ -36,12 +35,6 @@ class Elements(HTMLParser):
         if self._inside:
             self.scripts.append(data)
             self._inside = False
-
-
-@pytest.fixture(scope="module")
-def board(records: Path, world: Bundle) -> dict[str, Any]:
-    found = [load_record(path) for path in find_records(records)]
-    return make_board(found, {world.sha256: reference_of(world)})
 
 
 def parsed(text: str) -> Elements:
@@ -103,40 +96,40 @@ def test_what_is_written(
 
 
 def test_a_row_s_data_tells_facts_lost_and_learned(
-    records: Path, world: Bundle, board: dict[str, Any], tmp_path: Path
+    entries: list[Entry], world: Bundle, board: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = [load_record(path) for path in find_records(records)]
-    write_page(board, found, {world.sha256: world}, tmp_path)
-    by_id = {record.id: rows for record, rows in found}
+    write_page(board, entries, {world.sha256: world}, tmp_path)
+    by_id = {record.id: rows for record, rows in entries}
     written = list((tmp_path / "data").glob("record-*.js"))
-    assert len(written) == len(found)
+    assert len(written) == len(entries)
     for path in written:
         call = re.fullmatch(r'factualForgetting\("record-[0-9a-f]+",(.*)\)\n', path.read_text())
         assert call
         part = json.loads(call[1])
         rows = by_id[part["id"]]
-        wrong = [r for r in rows if r["split"] == "heldout" and not r["final"]]
-        right = [r for r in rows if r["split"] == "unknown" and r["final"]]
+        wrong = [r for r in rows if r.split == "heldout" and not r.final]
+        right = [r for r in rows if r.split == "unknown" and r.final]
         assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
 
 
 def test_without_the_bundle_facts_have_numbers_only(
-    records: Path, board: dict[str, Any], tmp_path: Path
+    entries: list[Entry], board: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = [load_record(path) for path in find_records(records)]
-    write_page(board, found, {}, tmp_path)
+    write_page(board, entries, {}, tmp_path)
     (facts,) = (tmp_path / "data").glob("facts-*.js")
     assert facts.read_text().endswith(",null)\n")
 
 
-def _record(world: Bundle, root: Path, **declared: Any) -> Record:
+@pytest.fixture
+def freezing(world: Bundle, tmp_path: Path) -> Record:
+    """A record of a method with settings."""
     settings = {"trainable": ["attention", "ffn"]}
-    run = write_run(root / "run", world, drawn(world, 1, 0.3, 0.1), "freeze", 5, settings)
-    return load_record(make_record(run, world, root / "records", Declared(**declared)))[0]
+    curves = drawn(world, 1, 0.3, 0.1)
+    return load_record(publish(tmp_path, world, curves, "freeze", 5, settings))[0]
 
 
-def test_the_command_makes_the_run_again(world: Bundle, tmp_path: Path) -> None:
-    train, score, record = reproduce(_record(world, tmp_path)).splitlines()
+def test_the_command_makes_the_run_again(freezing: Record) -> None:
+    train, score, record = reproduce(freezing).splitlines()
     told = parser().parse_args(shlex.split(train)[1:])
     assert (told.method, told.seed, told.protocol) == ("freeze", 5, "almanac-v1")
     assert told.method_args == "trainable=attention+ffn"
@@ -144,8 +137,7 @@ def test_the_command_makes_the_run_again(world: Bundle, tmp_path: Path) -> None:
         parser().parse_args(shlex.split(line)[1:])
 
 
-def test_a_command_can_t_be_made_to_run_another(world: Bundle, tmp_path: Path) -> None:
-    honest = _record(world, tmp_path)
-    method = honest.method.model_copy(update={"settings": {"a": "$(rm -rf ~); `x` '\n"}})
-    train = reproduce(honest.model_copy(update={"method": method})).split("\nfactual")[0]
+def test_a_command_can_t_be_made_to_run_another(freezing: Record) -> None:
+    method = freezing.method.model_copy(update={"settings": {"a": "$(rm -rf ~); `x` '\n"}})
+    train = reproduce(freezing.model_copy(update={"method": method})).split("\nfactual")[0]
     assert shlex.split(train)[9] == "a=$(rm -rf ~); `x` '\n"

@@ -1,14 +1,14 @@
-import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, write_run
+from synthetic import drawn, publish
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official, official, reference_of
-from factual_forgetting.board.form import IDENTITY, Record, record_id, schema, slug
+from factual_forgetting.board.form import IDENTITY, Record, record_id, slug
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
@@ -61,7 +61,7 @@ def test_dates_rows_and_names_are_outside_the_identity() -> None:
 
 
 def test_the_schema_is_the_form_s() -> None:
-    assert files.read_json(LEADERBOARD / "schema.json") == schema()
+    assert files.read_json(LEADERBOARD / "schema.json") == Record.model_json_schema()
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/..", "<script>", "", "/", "x\n y", "é"])
@@ -72,20 +72,19 @@ def test_a_slug_is_a_plain_folder(name: str) -> None:
 def test_results_and_run_give_the_same_metrics(
     bundle: Bundle, results: Path, sft: Path, tmp_path: Path
 ) -> None:
-    of_run, of_results = (make_record(source, bundle, tmp_path / source.name) for source in
-                          (sft, results))  # fmt: skip
+    of_run, of_results = (make_record(one, bundle, tmp_path / one.name) for one in (sft, results))
     run, scored = files.read_json(of_run), files.read_json(of_results)
     assert run["metrics"] == scored["metrics"]
     assert run["weights_sha256"] == scored["weights_sha256"]
     assert scored["environment"]["packages"]["lm_eval"]
-    assert [row["final"] for row in load_record(of_run)[1]] == [
-        row["final"] for row in load_record(of_results)[1]
+    assert [row.final for row in load_record(of_run)[1]] == [
+        row.final for row in load_record(of_results)[1]
     ]
 
 
 def test_answers_travel_with_a_scored_record(bundle: Bundle, results: Path, tmp_path: Path) -> None:
     path = make_record(results, bundle, tmp_path / "records")
-    assert all(row["answer"] is not None for row in load_record(path)[1])
+    assert all(row.answer is not None for row in load_record(path)[1])
     assert errors(validate(tmp_path / "records", {bundle.sha256: bundle})) == []
 
 
@@ -128,27 +127,30 @@ def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
 
 
 def test_changed_weights_are_not_recorded(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for file in runs[0].iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    copy = Path(shutil.copytree(runs[0], tmp_path / "run"))
     (copy / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="changed after training"):
+        make_record(copy, world, tmp_path / "records")
+
+
+def test_a_run_from_another_base_is_not_recorded(
+    world: Bundle, runs: list[Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    content = {**files.read_json(copy / "run.json"), "foreign_base": {"pretrained": "other"}}
+    files.write_json(copy / "run.json", content)
+    with pytest.raises(UserError, match="another base than the bundle's"):
         make_record(copy, world, tmp_path / "records")
 
 
 def test_results_that_nothing_explains_need_a_method(
     bundle: Bundle, results: Path, tmp_path: Path
 ) -> None:
-    elsewhere = tmp_path / "results"
-    elsewhere.mkdir()
-    for file in results.iterdir():
-        text = file.read_text()
-        if file.name.startswith("results_"):
-            content = json.loads(text)
-            content["config"]["model_args"] = {"pretrained": "somebody/model"}
-            text = json.dumps(content)
-        (elsewhere / file.name).write_text(text)
+    elsewhere = Path(shutil.copytree(results, tmp_path / "results"))
+    (path,) = elsewhere.glob("results_*")
+    content = files.read_json(path)
+    content["config"]["model_args"] = {"pretrained": "somebody/model"}
+    files.write_json(path, content)
     with pytest.raises(UserError, match="Say how it was made with --method"):
         make_record(elsewhere, bundle, tmp_path / "records")
     declared = Declared(method="my_method", seed=3)
@@ -199,16 +201,7 @@ def test_reference_rows_by_hand(world: Bundle) -> None:
 def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
     world: Bundle, tmp_path: Path, method: str, settings: Any, changed: Any, track: str, trials: Any
 ) -> None:
-    curves = drawn(world, 1, 0.3, 0.1)
-    run = write_run(tmp_path / "run", world, curves, method, 0, settings, "standard-v1", **changed)
-    record, _ = load_record(make_record(run, world, tmp_path / "records"))
+    arm = (method, 0, settings, "standard-v1")
+    record, _ = load_record(publish(tmp_path, world, drawn(world, 1, 0.3, 0.1), *arm, **changed))
     assert (record.track, record.trials) == (track, trials)
     assert errors(validate(tmp_path / "records", {world.sha256: world})) == []
-
-
-def test_a_run_from_another_base_is_not_recorded(world: Bundle, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", world, drawn(world, 1, 0.3, 0.1))
-    content = {**files.read_json(run / "run.json"), "foreign_base": {"pretrained": "other"}}
-    files.write_json(run / "run.json", content)
-    with pytest.raises(UserError, match="another base than the bundle's"):
-        make_record(run, world, tmp_path / "records")

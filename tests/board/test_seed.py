@@ -25,13 +25,18 @@ def script() -> Any:
     return module
 
 
-def test_one_command_seeds_the_leaderboard(
-    script: Any, world: Bundle, runs: list[Path], tmp_path: Path
-) -> None:
-    output = tmp_path / "demo"
-    shutil.copytree(world.path, output / "bundle")
+@pytest.fixture
+def output(world: Bundle, runs: list[Path], tmp_path: Path) -> Path:
+    """What a demonstration leaves."""
+    shutil.copytree(world.path, tmp_path / "demo/bundle")
     for run in runs:
-        shutil.copytree(run, output / "runs" / run.name)
+        shutil.copytree(run, tmp_path / "demo/runs" / run.name)
+    return tmp_path / "demo"
+
+
+def test_one_command_seeds_the_leaderboard(
+    script: Any, world: Bundle, runs: list[Path], output: Path, tmp_path: Path
+) -> None:
     first = script.seed(output, tmp_path / "leaderboard", "v1")
     before = {path: path.read_bytes() for path in first}
     assert script.seed(output, tmp_path / "leaderboard", "v1") == first
@@ -44,22 +49,18 @@ def test_one_command_seeds_the_leaderboard(
 
 
 def test_of_a_sweep_the_chosen_runs_are_recorded(
-    script: Any, world: Bundle, runs: list[Path], tmp_path: Path
+    script: Any, runs: list[Path], output: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "sweep"
-    shutil.copytree(world.path, output / "bundle")
-    for run in runs:
-        shutil.copytree(run, output / "runs" / "arm" / run.name)
-    chosen = {"arm": {"runs": [f"runs/arm/{run.name}" for run in runs[:3]]}}
+    chosen = {"arm": {"runs": [f"runs/{run.name}" for run in runs[:3]]}}
     files.write_json(output / "chosen.json", chosen)
     records = script.seed(output, tmp_path / "leaderboard", "v1")
     assert [files.read_json(path)["seed"] for path in records] == [0, 1, 2]
 
 
-def test_nothing_to_seed_from(script: Any, world: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(world.path, tmp_path / "bundle")
+def test_nothing_to_seed_from(script: Any, output: Path, tmp_path: Path) -> None:
+    shutil.rmtree(output / "runs")
     with pytest.raises(UserError, match="holds no finished runs"):
-        script.seed(tmp_path, tmp_path / "leaderboard", "v1")
+        script.seed(output, tmp_path / "leaderboard", "v1")
 
 
 def test_the_workflow_reads_only_and_knows_no_secret() -> None:

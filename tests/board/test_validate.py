@@ -1,7 +1,9 @@
 """Tampering: each kind is refused, or made harmless where no arithmetic can see it."""
 
 import gzip
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, make_bundle, write_run
+from pydantic import ValidationError
+from synthetic import drawn, make_bundle, publish
 
 from factual_forgetting import files
 from factual_forgetting.board import record as record_module
 from factual_forgetting.board.form import place, record_id
-from factual_forgetting.board.record import (
-    Declared,
-    find_records,
-    load_record,
-    make_record,
-    recompute,
-)
-from factual_forgetting.board.validate import CHECKS, Finding, report, validate
+from factual_forgetting.board.record import Outcome, load_record, recompute
+from factual_forgetting.board.validate import CHECKS, Finding, render_findings, validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.protocol.settings import SETTINGS
@@ -52,22 +49,32 @@ def rewrite(path: Path, change: Callable[[Content], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def read_rows(record: Path) -> Rows:
+    return list(files.read_jsonl(outcomes_of(record)))
+
+
+def write(root: Path, content: Content, rows: Rows) -> Path:
+    """Writes a record and its outcomes where they belong, with an id that fits."""
+    content["id"] = record_id(content)
+    path = root / place(content)
+    content["outcomes"]["file"] = outcomes_of(path).name
+    files.write_jsonl(outcomes_of(path), rows)
+    files.write_json(path, content)
+    return path
+
+
 def forge(path: Path, bundle: Bundle, change: Callable[[Rows], object]) -> Path:
     """Edits outcomes and makes all that follows from them consistent again."""
-    content, rows = files.read_json(path), list(files.read_jsonl(outcomes_of(path)))
+    content, rows = files.read_json(path), read_rows(path)
     change(rows)
     text = "".join(files.dumps(row) + "\n" for row in rows).encode()
-    content["outcomes"] |= {"sha256": files.hashlib.sha256(text).hexdigest(), "rows": len(rows)}
-    with suppress(KeyError, IndexError):  # Rows that nothing can be computed from.
-        content["metrics"] = recompute(bundle, rows, len(content["curve"]))  # type: ignore[arg-type]
-    content["id"] = record_id(content)
-    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
+    content["outcomes"] |= {"sha256": hashlib.sha256(text).hexdigest(), "rows": len(rows)}
+    with suppress(KeyError, IndexError, ValidationError):  # Nothing can be computed from them.
+        outcomes = [Outcome(**row) for row in rows]
+        content["metrics"] = recompute(bundle, outcomes, len(content["curve"]))
     for file in (path, outcomes_of(path)):
         file.unlink()
-    root = path.parents[3]
-    files.write_jsonl(root / Path(place(content)).parent / content["outcomes"]["file"], rows)
-    files.write_json(root / place(content), content)
-    return Path(root / place(content))
+    return write(path.parents[3], content, rows)
 
 
 def errors(root: Path, bundle: Bundle) -> list[Finding]:
@@ -147,21 +154,32 @@ def test_what_is_no_record_is_one_finding(
     assert [finding.check for finding in errors(root, world)] == ["form"]
 
 
-def test_bytes_that_are_no_text(root: Path, victim: Path, world: Bundle) -> None:
-    victim.write_bytes(b"\xff\xfe{}")
-    refused(root, world, "form", "not readable JSON")
+def _flip_last(victim: Path) -> None:
+    rows = read_rows(victim)
+    rows[-1]["final"] = not rows[-1]["final"]
+    files.write_jsonl(outcomes_of(victim), rows)
 
 
-def test_a_giant_record(root: Path, victim: Path, world: Bundle) -> None:
-    with victim.open("ab") as stream:
-        stream.truncate(3 * 2**20)
-    refused(root, world, "form", "larger than 2 MB")
-
-
-def test_giant_outcomes(root: Path, victim: Path, world: Bundle) -> None:
-    with outcomes_of(victim).open("ab") as stream:
-        stream.truncate(2**30)
-    refused(root, world, "form", "larger than 32 MB")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda victim: victim.write_bytes(b"\xff\xfe{}"), "not readable JSON"),
+        (lambda victim: os.truncate(victim, 3 * 2**20), "larger than 2 MB"),
+        (lambda victim: os.truncate(outcomes_of(victim), 2**30), "larger than 32 MB"),
+        (
+            lambda victim: os.truncate(outcomes_of(victim), outcomes_of(victim).stat().st_size - 9),
+            "not readable",
+        ),
+        (lambda victim: outcomes_of(victim).unlink(), "no plain file"),
+        (_flip_last, "was changed"),
+    ],
+    ids=["no text", "giant", "giant outcomes", "truncated", "missing", "flipped"],
+)
+def test_a_damaged_file(
+    root: Path, victim: Path, world: Bundle, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(victim)
+    refused(root, world, "form", message)
 
 
 def test_a_zip_bomb_costs_its_bound(
@@ -170,16 +188,6 @@ def test_a_zip_bomb_costs_its_bound(
     outcomes_of(victim).write_bytes(gzip.compress(bytes(8 * 2**20)))
     monkeypatch.setattr(record_module, "MOST_UNPACKED", 2**20)
     refused(root, world, "form", "unpacks to more than 1 MB")
-
-
-def test_truncated_outcomes(root: Path, victim: Path, world: Bundle) -> None:
-    outcomes_of(victim).write_bytes(outcomes_of(victim).read_bytes()[:-9])
-    refused(root, world, "form", "not readable")
-
-
-def test_missing_outcomes(root: Path, victim: Path, world: Bundle) -> None:
-    outcomes_of(victim).unlink()
-    refused(root, world, "form", "no plain file")
 
 
 @pytest.mark.parametrize("of", ["record", "outcomes"])
@@ -192,85 +200,60 @@ def test_a_link_is_not_followed(
     refused(root, world, "files", "it is a link")
 
 
-def test_an_outcome_flipped(root: Path, victim: Path, world: Bundle) -> None:
-    rows = list(files.read_jsonl(outcomes_of(victim)))
-    rows[-1]["final"] = not rows[-1]["final"]
-    files.write_jsonl(outcomes_of(victim), rows)
-    refused(root, world, "form", "was changed")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda rows: rows.append(rows[0]),
-        lambda rows: rows.insert(1, rows[0]),
-        lambda rows: rows.pop(),
-        lambda rows: rows.clear(),
-        lambda rows: rows[0].update(id="f" * 16),
-        lambda rows: rows[0].update(split="unknown"),
-        lambda rows: rows[0].update(relation="shelf"),
-        lambda rows: rows.reverse(),
-    ],
-    ids=["added", "twice", "missing", "none", "invented", "moved", "renamed", "reordered"],
-)
-def test_outcomes_of_other_facts(root: Path, victim: Path, world: Bundle, change: Any) -> None:
-    forge(victim, world, change)
-    refused(root, world, "facts", "aren't those of the bundle's facts")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda row: row.update(final=1), "not an outcome"),
-        (lambda row: row.update(extra=1), "not an outcome"),
-        (lambda row: row.update(answer="x" * 2000), "an answer of more than"),
-        (lambda row: row.update(curve="2" * 12), "is malformed"),
-        (lambda row: row.update(curve="1"), "is malformed"),
-    ],
-)
-def test_rows_of_another_form(
-    root: Path, victim: Path, world: Bundle, change: Any, message: str
-) -> None:
-    forge(victim, world, lambda rows: change(rows[0]))
-    refused(root, world, "form", message)
-
-
 def _flatter(rows: Rows) -> None:
     for row in rows:
         row["final"] = True
 
 
-def test_consistent_metrics_over_edited_outcomes_contradict_the_curve(
-    root: Path, victim: Path, world: Bundle
+def _end_right(rows: Rows, **more: str) -> None:
+    for row in rows:
+        row.update(final=True, curve=row["curve"][:-1] + "1", **more)
+
+
+FACTS, OUTCOME = ("facts", "aren't those of the bundle's facts"), ("form", "not an outcome")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda rows: rows.append(rows[0]), FACTS),
+        (lambda rows: rows.insert(1, rows[0]), FACTS),
+        (lambda rows: rows.pop(), FACTS),
+        (lambda rows: rows.clear(), FACTS),
+        (lambda rows: rows.reverse(), FACTS),
+        (lambda rows: rows[0].update(id="f" * 16), FACTS),
+        (lambda rows: rows[0].update(split="unknown"), FACTS),
+        (lambda rows: rows[0].update(relation="shelf"), FACTS),
+        (lambda rows: rows[0].update(final=1), OUTCOME),
+        (lambda rows: rows[0].update(extra=1), OUTCOME),
+        (lambda rows: rows[0].update(answer="x" * 2000), ("form", "an answer of more than")),
+        (lambda rows: rows[0].update(curve="2" * 12), ("form", "is malformed")),
+        (lambda rows: rows[0].update(curve="1"), ("form", "is malformed")),
+        (_flatter, ("curve", "differ from the last point")),
+        (lambda rows: _end_right(rows, answer="Nowhere"), ("answers", "what their answers score")),
+    ],
+    ids=[
+        "added", "twice", "missing", "none", "reordered", "invented", "moved", "renamed", "number",
+        "key", "long", "signs", "short", "flattered", "unanswered",
+    ],
+)  # fmt: skip
+def test_forged_outcomes(
+    root: Path, victim: Path, world: Bundle, change: Any, found: tuple[str, str]
 ) -> None:
-    forged = forge(victim, world, _flatter)
-    assert load_record(forged)[0].metrics["stability"]["value"] == 1.0  # type: ignore[index,call-overload]
-    refused(root, world, "curve", "differ from the last point")
-
-
-def test_consistent_metrics_over_edited_answers(root: Path, victim: Path, world: Bundle) -> None:
-    def invent(rows: Rows) -> None:
-        _flatter(rows)
-        for row in rows:
-            row["answer"], row["curve"] = "Nowhere", row["curve"][:-1] + "1"
-
-    forge(victim, world, invent)
-    refused(root, world, "answers", "aren't what their answers score")
+    """Whatever follows from the outcomes is consistent with them."""
+    forge(victim, world, change)
+    refused(root, world, *found)
 
 
 def test_outcomes_invented_throughout_stay_self_reported(
     root: Path, victim: Path, world: Bundle
 ) -> None:
     """No arithmetic sees it: the level says so, and a higher one is never taken on trust."""
-
-    def invent(rows: Rows) -> None:
-        _flatter(rows)
-        for row in rows:
-            row["curve"] = row["curve"][:-1] + "1"
-
-    forged = forge(victim, world, invent)
+    forged = forge(victim, world, _end_right)
     assert errors(root, world) == []
-    assert load_record(forged)[0].level == "self-reported"
+    record, _ = load_record(forged)
+    assert record.metrics["stability"]["value"] == 1.0  # type: ignore[index,call-overload]
+    assert record.level == "self-reported"
     rewrite(forged, _set("level", to="reproduced"))
     found = validate(root, {world.sha256: world})
     assert [(f.check, f.severity) for f in found] == [("level", "warning")]
@@ -296,34 +279,22 @@ def test_a_record_elsewhere(root: Path, victim: Path, world: Bundle) -> None:
 
 @pytest.mark.parametrize(("method", "refused_as_copy"), [("early_stop", False), ("idk", True)])
 def test_one_checkpoint_under_two_methods(
-    root: Path, world: Bundle, method: str, refused_as_copy: bool
+    root: Path, victim: Path, world: Bundle, method: str, refused_as_copy: bool
 ) -> None:
     """A method that chooses among trained checkpoints may choose plain training's."""
-    path = next(p for p in find_records(root) if files.read_json(p)["method"]["name"] == "sft")
-    content = files.read_json(path)
-    rows = list(files.read_jsonl(outcomes_of(path)))
-    config = SETTINGS[method]()
-    content["method"] = {"name": method, "settings": config.model_dump(mode="json")}
-    content["id"] = record_id(content)
-    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
-    folder = path.parent.parent / method
-    files.write_jsonl(folder / content["outcomes"]["file"], rows)
-    files.write_json(folder / f"{content['id']}.json", content)
+    settings = SETTINGS[method]().model_dump(mode="json")
+    content = {**files.read_json(victim), "method": {"name": method, "settings": settings}}
+    write(root, content, read_rows(victim))
     found = validate(root, {world.sha256: world})
     assert any(finding.check == "duplicates" for finding in found) is refused_as_copy
 
 
 def test_one_checkpoint_as_two_seeds(root: Path, victim: Path, world: Bundle) -> None:
     """The same weights and outcomes under another seed, with all hashes right."""
-    content = files.read_json(victim)
-    rows = list(files.read_jsonl(outcomes_of(victim)))
-    content["seed"] = 99
-    content["id"] = record_id(content)
-    content["outcomes"]["file"] = f"{content['id']}.outcomes.jsonl.gz"
-    files.write_jsonl(victim.with_name(content["outcomes"]["file"]), rows)
-    files.write_json(victim.with_name(f"{content['id']}.json"), content)
+    content = {**files.read_json(victim), "seed": 99}
+    copy = write(root, content, read_rows(victim))
     refused(root, world, "duplicates", "the same weights")
-    rewrite(victim.with_name(f"{content['id']}.json"), _set("weights_sha256", to="1" * 64))
+    rewrite(copy, _set("weights_sha256", to="1" * 64))
     refused(root, world, "id", "isn't the hash")
     found = validate(root, {world.sha256: world})
     assert any(f.check == "duplicates" and "same outcomes" in f.message for f in found)
@@ -345,34 +316,34 @@ def test_what_an_interrupted_write_leaves_is_a_warning(
 
 
 def test_missing_seeds_and_declarations_are_warnings(world: Bundle, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", world, drawn(world, 1, 0.3, 0.1))
-    root = tmp_path / "records"
-    make_record(run, world, root, Declared(heldout="included", training_data="all of it"))
-    found = validate(root, {world.sha256: world})
+    declared = {"heldout": "included", "training_data": "all of it"}
+    publish(tmp_path, world, drawn(world, 1, 0.3, 0.1), declared=declared)
+    found = validate(tmp_path / "records", {world.sha256: world})
     assert {(f.check, f.severity) for f in found} == {
         ("declared", "warning"),
         ("seeds", "warning"),
     }
 
 
-def test_checks_have_names_of_their_own() -> None:
-    assert len({check.name for check in CHECKS}) == len(CHECKS) >= 12
+def test_the_names_of_the_checks() -> None:
+    told = "facts answers id place base track metrics curve agreement official level seed declared"
+    assert list(CHECKS) == [*told.split(), "environment"]
 
 
 HOSTILE = Finding("form", "error", "a,b:c\n.json", "x\n::error::forged \x1b[2J <b>")
 
 
 def test_reports_can_t_be_forged() -> None:
-    assert len(report([HOSTILE], "rich").splitlines()) == 1
-    assert "\x1b" not in report([HOSTILE], "rich")
-    colored = report([HOSTILE], "rich", color=True)
+    assert len(render_findings([HOSTILE], "rich").splitlines()) == 1
+    assert "\x1b" not in render_findings([HOSTILE], "rich")
+    colored = render_findings([HOSTILE], "rich", color=True)
     assert "\x1b[1;31merror" in colored
     assert "[2J" in colored
     assert "\x1b[2J" not in colored
-    annotation = report([HOSTILE], "github")
+    annotation = render_findings([HOSTILE], "github")
     assert len(annotation.splitlines()) == 1
     assert annotation.startswith("::error file=a%2Cb%3Ac%0A.json,title=form::x%0A")
-    assert json.loads(report([HOSTILE], "json"))[0]["message"] == HOSTILE.message
+    assert json.loads(render_findings([HOSTILE], "json"))[0]["message"] == HOSTILE.message
 
 
 @pytest.mark.parametrize("style", ["rich", "json", "github"])

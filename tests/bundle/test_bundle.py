@@ -1,4 +1,5 @@
 import itertools
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -6,28 +7,20 @@ from pathlib import Path
 import pytest
 
 from factual_forgetting import files
-from factual_forgetting.bundle.build import BundleConfig, build
-from factual_forgetting.bundle.export import export_training_data
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
+from factual_forgetting.bundle.command import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
-from factual_forgetting.slick.labelling import Label, Labels
+from factual_forgetting.slick.labelling import Category, Label, Labels
 from small import RELATIONS, make_labels
 
 SIZES = BundleConfig(known=24, unknown=24, heldout=16, validation=4, replay=4)
 
 
 def test_splits_have_the_sizes_and_categories_asked_for(bundle: Bundle) -> None:
-    sizes = {name: len(items) for name, items in bundle.splits.items()}
-    assert sizes == {
-        "known": 24,
-        "unknown": 24,
-        "heldout": 16,
-        "validation": 4,
-        "replay": 4,
-        "heldout_other": 0,
-    }
+    assert [len(bundle.splits[name]) for name in SPLITS] == [24, 24, 16, 4, 4, 0]
     for split, item in bundle.items():
         assert ("1" not in item.correct) if split == "unknown" else ("0" not in item.correct)
         assert item.fact.split == ("dev" if split == "heldout" else "train")
@@ -55,7 +48,7 @@ def test_no_fact_is_in_two_splits_and_no_subject_leaks(bundle: Bundle) -> None:
 def planted(facts: list[Fact], held: Fact, training: Fact) -> Labels:
     labels = [label for label in make_labels(facts, None).labels if label.fact.id != held.id]
     outcome = {"zero_shot": True, "fresh": True}
-    known = [Label(fact, "1111", "HighlyKnown", outcome, None) for fact in (held, training)]
+    known = [Label(fact, "1111", Category.HIGHLY_KNOWN, outcome, None) for fact in (held, training)]
     return replace(make_labels(facts, None), labels=[*labels, *known])
 
 
@@ -68,8 +61,8 @@ def test_a_heldout_fact_that_training_gives_away_is_dropped(
         training = Fact.make("country", "Elsewhere", "Where?", ("planted  town",), "train")
     else:
         training = Fact.make("place_of_birth", "The Planted Town", "Where?", ("X",), "train")
-    clean = build(planted(facts, held, facts[0]), SIZES, tmp_path / "clean")
-    leaky = build(planted(facts, held, training), SIZES, tmp_path / "leaky")
+    clean = build_bundle(planted(facts, held, facts[0]), SIZES, tmp_path / "clean")
+    leaky = build_bundle(planted(facts, held, training), SIZES, tmp_path / "leaky")
     dropped = "heldout_dropped_for_overlap"
     assert leaky.manifest[dropped] == clean.manifest[dropped] + 1
     assert held.id not in {item.fact.id for item in leaky.splits["heldout"]}
@@ -79,9 +72,9 @@ def test_the_order_of_labels_does_not_matter_and_the_seed_does(
     facts: list[Fact], base: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     labels = make_labels(facts, base)
-    turned = build(replace(labels, labels=labels.labels[::-1]), SIZES, tmp_path / "turned")
+    turned = build_bundle(replace(labels, labels=labels.labels[::-1]), SIZES, tmp_path / "turned")
     assert turned.sha256 == bundle.sha256
-    other = build(labels, SIZES.model_copy(update={"seed": 1}), tmp_path / "other")
+    other = build_bundle(labels, SIZES.model_copy(update={"seed": 1}), tmp_path / "other")
     assert {i.fact.id for _, i in bundle.items()} != {i.fact.id for _, i in other.items()}
 
 
@@ -99,9 +92,8 @@ def test_the_order_of_labels_does_not_matter_and_the_seed_does(
 def test_sizes_that_cannot_be_met_are_errors(
     facts: list[Fact], tmp_path: Path, sizes: dict[str, object], message: str
 ) -> None:
-    config = BundleConfig.model_validate({**SIZES.model_dump(), **sizes})
     with pytest.raises(UserError, match=message):
-        build(make_labels(facts, None), config, tmp_path / "x")
+        build_bundle(make_labels(facts, None), SIZES.model_copy(update=sizes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -111,18 +103,10 @@ def test_relations_kept_out_of_training_become_heldout_other(
     config = BundleConfig(
         known=12, unknown=12, heldout=8, validation=2, replay=2, other_relations=("country",)
     )
-    built = build(make_labels(facts, None), config, tmp_path / "x")
-    others = {item.fact.relation for item in built.splits["heldout_other"]}
-    trained = {i.fact.relation for name, i in built.items() if name != "heldout_other"}
-    assert others == {"country"}
-    assert trained == {"place_of_birth"}
-
-
-def copy(bundle: Bundle, target: Path) -> Path:
-    target.mkdir()
-    for file in bundle.path.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return target
+    built = build_bundle(make_labels(facts, None), config, tmp_path / "x")
+    for name, items in built.splits.items():
+        expected = "country" if name == "heldout_other" else "place_of_birth"
+        assert {item.fact.relation for item in items} == {expected}
 
 
 def test_a_bundle_reads_back_as_it_was_written(bundle: Bundle) -> None:
@@ -132,30 +116,25 @@ def test_a_bundle_reads_back_as_it_was_written(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*(f"{name}.jsonl" for name in SPLITS), "exemplars.jsonl", "README.md"]
+    "name", [*(f"{name}.jsonl" for name in SPLITS), "exemplars.jsonl", "README.md", "manifest.json"]
 )
 def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
-    path = copy(bundle, tmp_path / "copy")
-    with (path / name).open("a") as stream:
-        stream.write("\n")
+    path = Path(shutil.copytree(bundle.path, tmp_path / "copy")) / name
+    if name == "manifest.json":
+        files.write_json(path, {**files.read_json(path), "source": "another"})
+    else:
+        path.write_text(path.read_text() + "\n")
     with pytest.raises(UserError, match=f"{name} was changed"):
-        load_bundle(path)
-
-
-def test_a_changed_manifest_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    path = copy(bundle, tmp_path / "copy")
-    manifest = files.read_json(path / "manifest.json")
-    manifest["base"]["pretrained"] = "another"
-    files.write_json(path / "manifest.json", manifest)
-    with pytest.raises(UserError, match=r"manifest\.json was changed"):
-        load_bundle(path)
+        load_bundle(path.parent)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name} (was changed|is missing)"):
+        load_bundle(path.parent)
 
 
 def test_a_bundle_is_never_written_over(facts: list[Fact], bundle: Bundle) -> None:
-    before = (bundle.path / "manifest.json").read_bytes()
     with pytest.raises(UserError, match="holds a bundle already"):
-        build(make_labels(facts, None), SIZES, bundle.path)
-    assert (bundle.path / "manifest.json").read_bytes() == before
+        build_bundle(make_labels(facts, None), SIZES, bundle.path)
+    assert load_bundle(bundle.path).sha256 == bundle.sha256
 
 
 def test_export_follows_the_text_rule(bundle: Bundle, tmp_path: Path) -> None:
@@ -168,8 +147,10 @@ def test_export_follows_the_text_rule(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
     labels = make_labels(facts, None)
-    plain = build(labels, SIZES, tmp_path / "plain")
-    matched = build(labels, SIZES.model_copy(update={"match_answers": True}), tmp_path / "matched")
+    plain = build_bundle(labels, SIZES, tmp_path / "plain")
+    matched = build_bundle(
+        labels, SIZES.model_copy(update={"match_answers": True}), tmp_path / "matched"
+    )
     before, after = (b.manifest["answer_distance"]["country"] for b in (plain, matched))
     assert after < before
     ids = [{i.fact.id for i in b.splits["unknown"]} for b in (plain, matched)]
@@ -181,25 +162,21 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
     source = {"facts": "almanac", "dropped": {"duplicates": 3}}
-    built = build(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
+    built = build_bundle(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
     assert "almanac. Licence: an invented world" in text
     assert "duplicates 3" in text
     assert "| all" in text
 
 
-def test_the_majority_baseline_is_counted(bundle: Bundle) -> None:
+def test_the_majority_baseline_is_of_training_facts(bundle: Bundle) -> None:
     baseline = bundle.manifest["majority_baseline"]
+    train = [item.fact for name in ("known", "unknown") for item in bundle.splits[name]]
+    held = [item.fact for item in bundle.splits["heldout"]]
     right = 0
     for relation in RELATIONS:
-        trained = [
-            item.fact.answers[0]
-            for name in ("known", "unknown")
-            for item in bundle.splits[name]
-            if item.fact.relation == relation
-        ]
+        golds = [fact.answers[0] for fact in train if fact.relation == relation]
         answer = baseline["relations"][relation]["answer"]
-        assert trained.count(answer) == max(map(trained.count, trained))
-        held = [i.fact for i in bundle.splits["heldout"] if i.fact.relation == relation]
-        right += sum(fact.answers[0] == answer for fact in held)
-    assert baseline["micro"] == right / len(bundle.splits["heldout"])
+        assert golds.count(answer) == max(map(golds.count, golds))
+        right += sum(fact.relation == relation and fact.answers[0] == answer for fact in held)
+    assert baseline["micro"] == right / len(held)

@@ -16,14 +16,13 @@ from factual_forgetting.engines.tree import TreeModel, UnsupportedModelError
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.slick import configurations
+from factual_forgetting.slick.configurations import draw_configurations
 from tiny import KINDS, SHAPES, WORLD, checkpoint_of, config_of
 
 
 def groups_of(runs: int, questions: int, world: Sequence[Fact] = WORLD) -> list[Group]:
-    drawn = configurations.draw(world, runs, 3, seed=0)
     groups = []
-    for relation, configs in drawn.items():
+    for relation, configs in draw_configurations(world, runs, 3, seed=0).items():
         facts = [f for f in world if f.relation == relation and f.id not in configs.ids]
         queries = [
             Query(prompts.question_prompt(fact.question), fact.accepted, likely=bool(index % 2))
@@ -46,10 +45,13 @@ def texts(answers: list[list[Any]]) -> list[str]:
     return [answer.text for group in answers for answer in group]
 
 
-def engines(path: Path, dtype: str = "float32", batch_size: int = 32) -> tuple[Any, Any]:
+def prefix_engine(batch_size: int = 32) -> PrefixEngine:
+    return PrefixEngine(*load_causal_lm(checkpoint_of(), "float32", "cpu"), batch_size)
+
+
+def engines(path: Path, dtype: str = "float32") -> tuple[LMEvalEngine, PrefixEngine]:
     reference = LMEvalEngine("hf", f"pretrained={path},dtype={dtype}", "32", "cpu")
-    model, tokenizer = load_causal_lm(path, dtype, "cpu")
-    return reference, PrefixEngine(model, tokenizer, batch_size)
+    return reference, PrefixEngine(*load_causal_lm(path, dtype, "cpu"), 32)
 
 
 def assert_same_answers(path: Path, runs: int, questions: int) -> list[Answer]:
@@ -65,9 +67,6 @@ def assert_same_answers(path: Path, runs: int, questions: int) -> list[Answer]:
     return [answer for group in early for answer in group]
 
 
-PAIRS = list(product(SHAPES, KINDS))
-
-
 @pytest.mark.parametrize(
     ("shape", "kind"),
     [("qwen2", "bpe"), ("llama", "unigram"), ("gpt2", "bpe"), ("mistral", "bpe")],
@@ -80,7 +79,10 @@ def test_answers_are_those_of_the_reference(shape: str, kind: str) -> None:
 
 @pytest.mark.slow
 def test_five_thousand_answers_are_those_of_the_reference() -> None:
-    asked = {pair: len(assert_same_answers(checkpoint_of(*pair), 4, 80)) for pair in PAIRS}
+    asked = {
+        pair: len(assert_same_answers(checkpoint_of(*pair), 4, 80))
+        for pair in product(SHAPES, KINDS)
+    }
     assert len(asked) == 8
     assert min(asked.values()) >= 640
     assert sum(asked.values()) >= 5000
@@ -103,7 +105,7 @@ def test_a_newline_merged_into_a_token_ends_an_answer_and_keeps_its_full_stop() 
 
 def test_answers_ending_in_a_full_stop_are_found() -> None:
     group = groups_of(2, 80)[0]
-    _, engine = engines(checkpoint_of())
+    engine = prefix_engine()
     sampling = Sampling(samples=60, temperature=1.2, top_k=40, seed="")
     drawn = engine.sample([group], 16, sampling)[0]
     right = {
@@ -117,7 +119,7 @@ def test_answers_ending_in_a_full_stop_are_found() -> None:
 
 def test_an_early_stop_and_drafts_save_computation() -> None:
     groups = groups_of(2, 100)
-    _, engine = engines(checkpoint_of())
+    engine = prefix_engine()
     engine.answer(groups, 16)
     whole = engine.computed
     engine.answer(groups, 16, verdict_only=True)
@@ -145,8 +147,7 @@ def test_margin_is_the_smallest_gap_of_the_generated_tokens() -> None:
 
 def test_batch_size_and_company_do_not_change_answers() -> None:
     group = groups_of(1, 20)[0]
-    _, one = engines(checkpoint_of(), batch_size=1)
-    _, many = engines(checkpoint_of(), batch_size=64)
+    one, many = prefix_engine(1), prefix_engine(64)
     assert texts(one.answer([group], 16)) == texts(many.answer([group], 16))
     alone = [one.answer([Group(group.prefix, [query])], 16)[0][0].text for query in group.queries]
     assert alone == texts(one.answer([group], 16))
@@ -169,7 +170,7 @@ def test_of_equal_logits_the_first_token_is_taken_as_greedy_decoding_does(dtype:
 
 def test_sampled_answers_follow_the_distribution_and_the_seed() -> None:
     group = groups_of(1, 6)[0]
-    _, engine = engines(checkpoint_of())
+    engine = prefix_engine()
     sampling = Sampling(samples=50, temperature=1.0, top_k=40, seed="a")
     first = engine.sample([group], 16, sampling)[0]
     assert [len(answers) for answers in first] == [50] * 6
@@ -186,10 +187,10 @@ def test_sampled_answers_follow_the_distribution_and_the_seed() -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
-    _, engine = engines(checkpoint_of())
     long = Group("Q: Where was Ana born?\n" * 100, [Query("A:", ("Rome",))])
-    with pytest.raises(UserError, match="context holds 512"):
-        engine.answer([long], 16)
+    for engine in engines(checkpoint_of()):
+        with pytest.raises(UserError, match="context holds 512"):
+            engine.answer([long], 16)
 
 
 def test_a_model_without_plain_attention_is_refused_with_the_reason() -> None:

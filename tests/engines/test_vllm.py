@@ -7,10 +7,9 @@ The stand-in shows that prompts and settings arrive; only the real tests show eq
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,26 +64,17 @@ class StandInLLM:
         lora_request: Any = None,
     ) -> list[Any]:
         self.prompts, self.params, self.lora = prompts, sampling_params, lora_request
-        return [
-            SimpleNamespace(
-                outputs=[
-                    SimpleNamespace(text=f" {len(prompt['prompt_token_ids'])}\nQ:")
-                    for _ in range(sampling_params.n)
-                ]
-            )
-            for prompt in prompts
-        ]
+        lengths = [len(prompt["prompt_token_ids"]) for prompt in prompts]
+        answers = [SimpleNamespace(text=f" {length}\nQ:") for length in lengths]
+        return [SimpleNamespace(outputs=[answer] * sampling_params.n) for answer in answers]
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    module, lora = ModuleType("vllm"), ModuleType("vllm.lora")
-    request = ModuleType("vllm.lora.request")
-    vars(module).update(LLM=StandInLLM, SamplingParams=StandInParams, lora=lora)
-    vars(request).update(LoRARequest=lambda name, number, path: (name, number, path))
-    for name, made in (("vllm", module), ("vllm.lora", lora), ("vllm.lora.request", request)):
-        monkeypatch.setitem(sys.modules, name, made)
-    return iter(())
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = SimpleNamespace(LLM=StandInLLM, SamplingParams=StandInParams)
+    request = SimpleNamespace(LoRARequest=lambda *given: given)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", request)
 
 
 GROUPS = [

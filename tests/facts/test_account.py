@@ -1,40 +1,31 @@
 import pytest
+from making import fact
 
 from factual_forgetting.facts.account import (
     account,
-    answer_distance,
-    dropped_ids,
     has_majority_answer,
     majority_answer,
+    majority_answers,
     majority_baseline,
-    match_answers,
-    plot_account,
     profile,
 )
 from factual_forgetting.facts.cleaning import clean
-from factual_forgetting.facts.fact import Fact
 
 
-def fact(subject, answer, relation="R", split="train", aliases=()):
-    question = f"{relation} of {subject}?"
-    return Fact.make(relation, subject, question, (answer,), split, aliases)
-
-
-def facts(*answers, relation="R", prefix="Town"):
-    return [fact(f"{prefix} {n}", answer, relation) for n, answer in enumerate(answers)]
+def facts(*answers, relation="R"):
+    return [fact(relation, f"Town {n}", answer) for n, answer in enumerate(answers)]
 
 
 ROWS = [
     *facts("France", "france", "France", "Spain"),
-    fact("Bank of Spain", "Spain"),
-    fact("Town 0", "France"),
-    *facts("A long answer", relation="S", prefix="Village"),
+    fact("R", "Bank of Spain", "Spain"),
+    fact("R", "Town 0", "France"),
+    *facts("A long answer", relation="S"),
 ]
 
 
 def test_an_account_adds_up():
-    cleaned = clean(ROWS)
-    told = account(cleaned)
+    told = account(clean(ROWS))
     assert (told["rows"], told["facts"]) == (7, 5)
     assert {rule: n for rule, n in told["rules"].items() if n} == {
         "duplicates": 1,
@@ -49,14 +40,12 @@ def test_an_account_adds_up():
     assert row["kept"]["in_subject"] == 0
     assert told["relations"]["S"]["kept"]["words"] == 3
     assert told["relations"]["S"]["kept"]["characters"] == 13
-    assert dropped_ids(cleaned)["answer_in_subject"] == [ROWS[4].id]
 
 
 def test_a_relation_without_kept_facts_stays_in_the_account():
-    rows = [fact("It", "Here")]
-    told = account(clean(rows))
+    told = account(clean([fact("R", "It", "Here")]))
     assert told["relations"]["R"]["kept"]["majority_share"] is None
-    assert profile([]).facts == 0
+    assert profile([])["facts"] == 0
 
 
 def test_the_majority_answer_does_not_depend_on_order():
@@ -64,20 +53,14 @@ def test_the_majority_answer_does_not_depend_on_order():
     assert majority_answer(facts("b", "a")) == majority_answer(facts("a", "b")) == "a"
 
 
-def test_a_plot_is_drawn(tmp_path):
-    told = account(clean(ROWS))
-    plot_account(told, tmp_path / "plots" / "account.png")
-    assert (tmp_path / "plots" / "account.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_the_constant_answer_is_scored_by_relation():
     train = [*facts("France", "France", "Spain"), *facts("x", "y", "y", relation="S")]
     heldout = [
-        fact("New Town", "French Republic", aliases=("France",)),
-        fact("Newer Town", "Spain"),
-        fact("Newest Town", "Spain"),
-        fact("Some Town", "y", relation="S"),
-        fact("Any Town", "z", relation="T"),
+        fact("R", "New Town", "French Republic", aliases=("France",)),
+        fact("R", "Newer Town", "Spain"),
+        fact("R", "Newest Town", "Spain"),
+        fact("S", "Some Town", "y"),
+        fact("T", "Any Town", "z"),
     ]
     told = majority_baseline(train, heldout)
     assert told["relations"]["R"] == {"answer": "France", "facts": 3, "accuracy": 1 / 3}
@@ -88,25 +71,8 @@ def test_the_constant_answer_is_scored_by_relation():
 
 
 def test_facts_are_told_by_whether_they_have_the_majority_answer():
-    told = [has_majority_answer(f, {"R": "France"}) for f in facts("france", "Spain")]
+    majority = majority_answers(facts("France", "Spain", "France"))
+    assert majority == {"R": "France"}
+    told = [has_majority_answer(f, majority) for f in facts("france", "Spain")]
     assert told == [True, False]
-    assert not has_majority_answer(fact("Town", "France", relation="S"), {"R": "France"})
-
-
-def test_matched_answers_come_as_near_as_the_pool_allows():
-    target = facts(*["a"] * 6, *["b"] * 3, "c")
-    pool = facts(*["a"] * 10, *["b"] * 2, *["d"] * 30, prefix="Village")
-    drawn = match_answers(pool, target, 10, seed=0)
-    assert sorted(f.answers[0] for f in drawn) == [*"a" * 6, *"b" * 2, *"d" * 2]
-    assert answer_distance(drawn, target) == pytest.approx(0.2)
-    assert answer_distance(pool, target) > 0.6
-    assert answer_distance(target, target) == 0
-
-
-def test_a_matched_draw_depends_on_the_seed_alone():
-    pool = facts(*"aabbccddee" * 3)
-    target = facts(*"abc")
-    drawn = match_answers(pool, target, 9, seed=1)
-    assert drawn == match_answers(pool[::-1], target, 9, seed=1)
-    assert drawn != match_answers(pool, target, 9, seed=2)
-    assert len({f.id for f in drawn}) == 9
+    assert not has_majority_answer(fact("S", "Town", "France"), majority)

@@ -1,9 +1,11 @@
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import fact
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import almanac
@@ -14,23 +16,10 @@ from factual_forgetting.facts.cleaning import (
     answer_in_subject,
     clean,
     short_subject,
-    template_misfit,
 )
-from factual_forgetting.facts.fact import SPLITS, Fact, stable_hash
+from factual_forgetting.facts.entityquestions import template_misfit
+from factual_forgetting.facts.fact import FACT_SPLITS, stable_hash
 from factual_forgetting.facts.matching import normalise
-
-TEMPLATES = {
-    "P17": "Which country is [X] located in?",
-    "P26": "Who is [X] married to?",
-    "P131": "Where is [X] located?",
-    "P136": "What type of music does [X] play?",
-    "P276": "Where is [X] located?",
-}
-
-
-def fact(relation, subject, *answers, split="train", aliases=()):
-    question = TEMPLATES[relation].replace("[X]", subject)
-    return Fact.make(relation, subject, question, answers or ("Somewhere",), split, aliases)
 
 
 def ordered(rows):
@@ -42,26 +31,119 @@ def dropped_by(cleaned):
 
 
 def only(rule, rows, dropped, **options):
-    """Checks that cleaning drops just these rows, by just this rule, and not with --keep."""
+    """Checks that cleaning drops just these rows, by just this rule, and only where it is on."""
+    rule = BY_NAME[rule]
+    options |= {} if rule.on else {"drop": [rule.name]}
     cleaned = clean(rows, **options)
-    assert dropped_by(cleaned) == {rule: ordered(dropped)}
-    kept = [row for row in rows if row not in dropped]
-    assert ordered(kept) == list(cleaned.facts)
-    if not next(r for r in RULES if r.name == rule).fixed:
-        options["keep"] = {*options.get("keep", ()), rule}
-        assert rule not in clean(rows, **options).dropped
+    assert dropped_by(cleaned) == {rule.name: ordered(dropped)}
+    assert ordered(row for row in rows if row not in dropped) == list(cleaned.facts)
+    if not rule.fixed:
+        options["keep"] = {*options.get("keep", ()), rule.name}
+        assert rule.name not in clean(rows, **options).dropped
+    if not rule.on:
+        assert rule.name not in clean(rows).dropped
 
 
-def test_duplicates_are_merged():
-    rows = [fact("P17", "Lake One", "France"), fact("P17", "Lake One", "France")]
-    cleaned = clean(rows)
-    assert list(cleaned.facts) == rows[:1]
-    assert dropped_by(cleaned) == {"duplicates": rows[1:]}
+BY_NAME = {rule.name: rule for rule in RULES}
+held = partial(fact, split="dev")
+AMERICAN = {"aliases": ("USA", "US")}
+DROPPED_ALONE = {
+    "template_misfit": [fact("P136", "Someone", genre) for genre in (
+        "crime film", "role-playing video game", "music video game", "soap opera",
+        "science fiction", "landscape art", "musical film",
+    )],
+    "short_subject": [fact("P17", subject) for subject in ("", "It", "Z²")],
+    "answer_in_subject": [
+        fact("P17", "Bank of China", "China"), fact("P17", "Diocese of Kraków", "Krakow"),
+        fact("P17", "THE PARIS OPERA", "Paris"), fact("P17", "C standard library", "C"),
+        fact("P17", "Rembrandt's Mother", "Rembrandt"),
+        fact("P17", "The O'Brien Press", "O’Brien"),
+        fact("P17", "USA Today", "United States of America", **AMERICAN),
+    ],
+    "several_golds": [fact("P17", "Lake One", "France", "Spain")],
+}  # fmt: skip
+LEFT_ALONE = {
+    "template_misfit": [fact("P17", "Someone", "crime film")] + [
+        fact("P136", "Someone", genre) for genre in (
+            "film score", "comedy rock", "comic opera", "Western swing", "art rock",
+            "heavy metal", "jazz", "gameplay jazz",
+        )
+    ],
+    "short_subject": [fact("P17", subject) for subject in ("東京", "Ada")],
+    "answer_in_subject": [
+        fact("P17", "Parisian Hotel", "Paris"),
+        fact("P17", "The Last of Us", "United States of America", **AMERICAN),
+    ],
+    "several_golds": [fact("P17", "Lake Two", "France", aliases=("Spain",))],
+}  # fmt: skip
 
 
-def test_conflicting_golds_are_dropped_whole():
-    rows = [fact("P17", "Lake One", "France"), fact("P17", "Lake One", "Spain", split="dev")]
-    only("conflicting_golds", [*rows, fact("P17", "Lake Two", "France")], rows)
+@pytest.mark.parametrize(
+    ("rule", "row"), [(rule, row) for rule, rows in DROPPED_ALONE.items() for row in rows]
+)
+def test_a_fact_is_dropped_for_itself(rule, row):
+    only(rule, [row], [row])
+
+
+@pytest.mark.parametrize(
+    ("rule", "row"), [(rule, row) for rule, rows in LEFT_ALONE.items() for row in rows]
+)
+def test_a_fact_is_left_alone(rule, row):
+    assert not BY_NAME[rule].test(row)
+
+
+@pytest.mark.parametrize(
+    ("rule", "dropped", "kept"),
+    [
+        (
+            "conflicting_golds",
+            [fact("P17", "Lake One", "France"), held("P17", "Lake One", "Spain")],
+            [fact("P17", "Lake Two", "France")],
+        ),
+        (
+            "several_splits",
+            [fact("P17", "Lake One", split=split) for split in ("test", "dev")],
+            [fact("P17", "Lake One")],
+        ),
+        (
+            "shared_template",
+            [fact("P276", "Lake Two")],
+            [fact("P131", "Lake One"), fact("P17", "Lake Two")],
+        ),
+        (
+            "heldout_subject",
+            [held("P131", "The LAKE, Oné"), held("P17", "U.S.A.")],
+            [fact("P17", "Lake One"), fact("P131", "United States"), held("P17", "Lake Two")],
+        ),
+        (
+            "heldout_object",
+            [held("P26", "Ben Rook", "Ada Quill")],
+            [fact("P26", "Ada Quill", "Ben Rook")],
+        ),
+        ("heldout_any_object", [held("P131", "Old Land")], [fact("P17", "Lake One", "Old Land")]),
+        # What goes gives nothing away.
+        ("template_misfit", [fact("P136", "Lake One", "crime film")], [held("P17", "Lake One")]),
+    ],
+)
+def test_a_fact_is_dropped_for_others(rule, dropped, kept):
+    only(rule, dropped + kept, dropped)
+
+
+def test_a_question_in_two_relations_conflicts_too():
+    rows = [fact("P131", "Lake One", "Bavaria"), fact("P276", "Lake One", "Munich")]
+    only("conflicting_golds", rows, rows, keep=["shared_template"])
+
+
+def test_a_relation_alone_keeps_its_template():
+    rows = [fact("P17", "Lake Two"), fact("P276", "Lake Two")]
+    assert list(clean(rows).facts) == rows
+
+
+def test_heldout_subjects_are_known_by_the_aliases_given():
+    table = AliasTable({"*": [["Big Town", "Old Town"]]})
+    rows = [fact("P131", "Big Town"), fact("P17", "Old Town", split="test")]
+    only("heldout_subject", rows, rows[1:], aliases=table)
+    assert len(clean(rows).facts) == 2
 
 
 def test_golds_that_differ_in_writing_or_name_do_not_conflict():
@@ -72,126 +154,11 @@ def test_golds_that_differ_in_writing_or_name_do_not_conflict():
     assert list(dropped_by(clean(rows))) == ["duplicates"]
 
 
-def test_a_question_in_two_relations_conflicts_too():
-    rows = [fact("P131", "Lake One", "Bavaria"), fact("P276", "Lake One", "Munich")]
-    only("conflicting_golds", rows, rows, keep=["shared_template"])
-
-
 def test_kept_conflicts_are_joined_in_a_stable_order():
     rows = [fact("P17", "Lake One", "Spain"), fact("P17", "Lake One", "France")]
     for order in (rows, rows[::-1]):
         cleaned = clean(order, keep=["conflicting_golds"])
         assert [f.answers for f in cleaned.facts] == [("France", "Spain")]
-
-
-def test_of_several_splits_the_first_stays():
-    rows = [fact("P17", "Lake One", split=split) for split in ("test", "dev", "train")]
-    only("several_splits", rows, rows[1::-1])
-
-
-def test_a_shared_template_stays_with_the_lower_relation():
-    rows = [fact("P131", "Lake One"), fact("P276", "Lake Two"), fact("P17", "Lake Two")]
-    only("shared_template", rows, rows[1:2])
-    assert list(clean(rows[1:]).facts) == rows[:0:-1]
-
-
-@pytest.mark.parametrize(
-    ("genre", "fits"),
-    [
-        ("crime film", False),
-        ("role-playing video game", False),
-        ("music video game", False),
-        ("soap opera", False),
-        ("science fiction", False),
-        ("landscape art", False),
-        ("musical film", False),
-        ("film score", True),
-        ("comedy rock", True),
-        ("comic opera", True),
-        ("Western swing", True),
-        ("art rock", True),
-        ("heavy metal", True),
-        ("jazz", True),
-        ("gameplay jazz", True),
-    ],
-)
-def test_a_genre_fits_the_question_if_it_is_music(genre, fits):
-    row = fact("P136", "Someone", genre)
-    assert template_misfit(row) is not fits
-    assert not template_misfit(fact("P17", "Someone", genre))
-    if not fits:
-        only("template_misfit", [row], [row])
-
-
-@pytest.mark.parametrize(
-    ("subject", "short"), [("", True), ("It", True), ("東京", False), ("Ada", False), ("Z²", True)]
-)
-def test_short_subjects_are_dropped(subject, short):
-    row = fact("P17", subject, "France")
-    assert short_subject(row) is short
-    if short:
-        only("short_subject", [row], [row])
-
-
-@pytest.mark.parametrize(
-    ("subject", "answers", "aliases", "shown"),
-    [
-        ("Bank of China", ["China"], (), True),
-        ("Diocese of Kraków", ["Krakow"], (), True),
-        ("THE PARIS OPERA", ["Paris"], (), True),
-        ("Parisian Hotel", ["Paris"], (), False),
-        ("USA Today", ["United States of America"], ("USA", "US"), True),
-        ("The Last of Us", ["United States of America"], ("USA", "US"), False),
-        ("C standard library", ["C"], (), True),
-        ("Rembrandt's Mother", ["Rembrandt"], (), True),
-        ("The O'Brien Press", ["O’Brien"], (), True),
-    ],
-)
-def test_answers_that_the_subject_shows_are_dropped(subject, answers, aliases, shown):
-    row = fact("P17", subject, *answers, aliases=aliases)
-    assert answer_in_subject(row) is shown
-    if shown:
-        only("answer_in_subject", [row], [row])
-
-
-def test_several_golds_go_on_request():
-    rows = [fact("P17", "Lake One", "France", "Spain"), fact("P17", "Lake Two", "France")]
-    assert len(clean(rows).facts) == 2
-    only("several_golds", rows, rows[:1], drop=["several_golds"])
-
-
-def test_heldout_subjects_of_training_are_dropped():
-    rows = [
-        fact("P17", "Lake One"),
-        fact("P131", "The LAKE, Oné", split="dev"),
-        fact("P17", "Lake Two", split="dev"),
-    ]
-    only("heldout_subject", rows, rows[1:2])
-
-
-def test_heldout_subjects_are_known_by_their_aliases():
-    rows = [fact("P131", "United States"), fact("P17", "U.S.A.", split="dev")]
-    only("heldout_subject", rows, rows[1:])
-    table = AliasTable({"*": [["Big Town", "Old Town"]]})
-    rows = [fact("P131", "Big Town"), fact("P17", "Old Town", split="test")]
-    only("heldout_subject", rows, rows[1:], aliases=table)
-    assert clean(rows).facts
-
-
-def test_mirrored_pairs_are_dropped():
-    rows = [fact("P26", "Ada Quill", "Ben Rook"), fact("P26", "Ben Rook", "Ada Quill", split="dev")]
-    only("heldout_object", rows, rows[1:])
-
-
-def test_other_objects_go_on_request():
-    rows = [fact("P17", "Lake One", "Old Land"), fact("P131", "Old Land", split="dev")]
-    assert len(clean(rows).facts) == 2
-    only("heldout_any_object", rows, rows[1:], drop=["heldout_any_object"])
-
-
-def test_training_facts_that_go_leave_heldout_facts_alone():
-    rows = [fact("P136", "Lake One", "crime film"), fact("P17", "Lake One", split="dev")]
-    only("template_misfit", rows, rows[:1])
 
 
 def test_unknown_and_fixed_rules_are_refused():
@@ -208,22 +175,14 @@ def test_the_almanac_is_clean():
     assert {f.id for f in cleaned.facts} == {f.id for f in world}
 
 
-_NAMES = [
-    "Ada Quill",
-    "ada quill",
-    "Ben Rook",
-    "The Ben Rook",
-    "USA",
-    "United States",
-    "It",
-    "Oslo",
-]
+_RELATIONS = ["P131", "P136", "P17", "P26", "P276"]
+_NAMES = "Ada Quill,ada quill,Ben Rook,The Ben Rook,USA,United States,It,Oslo".split(",")
 _ROWS = st.lists(
     st.builds(
         lambda relation, subject, answers, split, aliases: fact(
             relation, subject, *answers, split=split, aliases=tuple(aliases)
         ),
-        st.sampled_from(sorted(TEMPLATES)),
+        st.sampled_from(_RELATIONS),
         st.sampled_from(_NAMES),
         st.lists(st.sampled_from([*_NAMES, "jazz", "crime film"]), min_size=1, max_size=2),
         st.sampled_from(["train", "dev", "test"]),
@@ -244,14 +203,6 @@ def test_cleaning_is_idempotent_and_blind_to_order(rows, keep, drop, rng: random
     shuffled = clean(rng.sample(rows, len(rows)), keep, drop)
     assert list(shuffled.facts) == list(cleaned.facts)
     assert dropped_by(shuffled) == dropped_by(cleaned)
-
-
-@settings(max_examples=200, deadline=None)
-@given(_ROWS)
-def test_every_row_is_accounted_for_once(rows):
-    cleaned = clean(rows)
-    assert len(rows) == len(cleaned.facts) + sum(map(len, cleaned.dropped.values()))
-    assert len({f.id for f in cleaned.facts}) == len(cleaned.facts)
 
 
 def in_memory(rows, keep, drop, limit):
@@ -295,7 +246,7 @@ def identified(rows, dropped):
             continue
         for identity in {row.id for row in same}:
             copies = [row for row in same if row.id == identity]
-            copies.sort(key=lambda row: (SPLITS.index(row.split), row.answers, row.aliases))
+            copies.sort(key=lambda row: (FACT_SPLITS.index(row.split), row.answers, row.aliases))
             for copy in copies[1:]:
                 earlier = copy.split != copies[0].split
                 dropped["several_splits" if earlier else "duplicates"].append(copy)
@@ -333,7 +284,7 @@ def names(f, training):
 
 
 def related(f, training):
-    return f.relation == training.relation  # of TEMPLATES, P26 is its own inverse
+    return f.relation == training.relation  # of those asked about, P26 is its own inverse
 
 
 @settings(max_examples=400, deadline=None)
@@ -342,5 +293,7 @@ def test_cleaning_on_disk_equals_cleaning_in_memory(rows, keep, drop, limit):
     cleaned = clean(rows, keep, drop, limit=limit)
     assert (list(cleaned.facts), dropped_by(cleaned)) == in_memory(rows, keep, drop, limit)
     assert ordered(cleaned.read) == ordered(rows)
+    assert len(rows) == len(cleaned.facts) + sum(map(len, cleaned.dropped.values()))
+    assert len({f.id for f in cleaned.facts}) == len(cleaned.facts)
     for some in (cleaned.read, cleaned.facts, *cleaned.dropped.values()):
         assert len(some) == len(list(some))

@@ -2,23 +2,23 @@ import argparse
 import json
 
 import pytest
+from making import fact
 
+from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import command
-from factual_forgetting.facts.fact import Fact
 
 ROWS = [
-    Fact.make("P17", "Lake One", "Which country is Lake One located in?", ("France",), "train"),
-    Fact.make("P17", "Lake Two", "Which country is Lake Two located in?", ("France",), "dev"),
-    Fact.make("P17", "Bank of Spain", "Where is Bank of Spain?", ("Spain",), "dev"),
+    fact("P17", "Lake One", "France"),
+    fact("P17", "Lake Two", "France", split="dev"),
+    fact("P17", "Bank of Spain", "Spain", split="dev"),
 ]
 
 
 @pytest.fixture
 def source(tmp_path):
-    path = tmp_path / "facts.jsonl"
-    path.write_text("".join(json.dumps(fact.row()) + "\n" for fact in ROWS))
-    return str(path)
+    files.write_jsonl(tmp_path / "facts.jsonl", [row.row() for row in ROWS])
+    return str(tmp_path / "facts.jsonl")
 
 
 def run(*words):
@@ -56,36 +56,41 @@ def test_a_folder_takes_facts_report_and_plot(source, tmp_path, capsys):
         "account.png",
         "dropped.json",
     }
-    rows = [json.loads(line) for line in (out / "facts.jsonl").read_text().splitlines()]
+    rows = files.read_jsonl(out / "facts.jsonl")
     assert {row["subject"] for row in rows} == {"Lake One", "Lake Two"}
-    assert json.loads((out / "dropped.json").read_text())["answer_in_subject"] == [ROWS[2].id]
+    assert files.read_json(out / "dropped.json")["answer_in_subject"] == [ROWS[2].id]
+    assert (out / "account.png").read_bytes().startswith(b"\x89PNG")
+
+
+def chosen(*words):
+    parser = argparse.ArgumentParser()
+    command.add_source_arguments(parser)
+    return command.facts_from_arguments(parser.parse_args(words))
 
 
 def test_other_commands_share_the_arguments(tmp_path):
-    parser = argparse.ArgumentParser()
-    command.add_source_arguments(parser)
-    assert len(command.facts_from_arguments(parser.parse_args(["--limit", "1"]))) == 16
+    facts, source = chosen("--limit", "1")
+    assert len(facts) == 16
+    assert (source["facts"], source["limit"]) == ("almanac", 1)
+    assert source["dropped"] == {"limit": 3664}
     path = tmp_path / "a.csv"
     path.write_text("q,a\nWhere is Aberdeen?,Here\n")
-    words = ["--facts", str(path), "--column", "question=q", "answers=a", "relation==R"]
-    (fact,) = command.facts_from_arguments(parser.parse_args(words))
-    assert (fact.relation, fact.answers) == ("R", ("Here",))
+    columns = ["--column", "question=q", "answers=a", "relation==R"]
+    (one,), source = chosen("--facts", str(path), *columns)
+    assert source["facts"] == "a.csv"
+    assert (one.relation, one.answers) == ("R", ("Here",))
 
 
 @pytest.mark.parametrize(
     "words", [["--limit", "0"], ["--column", "nonsense=a"], ["--keep", "nonsense"]]
 )
 def test_mistakes_are_one_line(words):
-    parser = argparse.ArgumentParser()
-    command.add_source_arguments(parser)
     with pytest.raises(UserError) as caught:
-        command.facts_from_arguments(parser.parse_args(words))
+        chosen(*words)
     assert "\n" not in str(caught.value)
 
 
 def test_a_column_without_a_name_is_a_usage_error(capsys):
-    parser = argparse.ArgumentParser()
-    command.add_source_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--column", "question"])
+        chosen("--column", "question")
     assert "FIELD=NAME" in capsys.readouterr().err

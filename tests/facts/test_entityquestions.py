@@ -1,15 +1,14 @@
 import functools
-import hashlib
-import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import entityquestions
 from factual_forgetting.facts.entityquestions import (
-    TEMPLATES,
+    ENTITYQUESTIONS_TEMPLATES,
     cache_folder,
     fetch_entity_questions,
     read_entity_questions,
@@ -18,29 +17,18 @@ from factual_forgetting.facts.entityquestions import (
 from factual_forgetting.facts.sources import load_facts
 
 ROWS = {
-    "train/P17.train.json": [
-        {"question": "Which country is Lac Vert located in?", "answers": ["France"]}
-    ],
-    "dev/P17.dev.json": [
-        {"question": "Which country is Ennis Town located in?", "answers": ["Ireland"]}
-    ],
+    f"{split}/P17.{split}.json": [
+        {"question": f"Which country is {place} located in?", "answers": [country]}
+    ]
+    for split, place, country in [("train", "Lac Vert", "France"), ("dev", "Ennis Town", "Ireland")]
 }
 
 
-class Mirror:
-    """A web server over a folder that counts what it is asked for."""
+class Mirror(SimpleHTTPRequestHandler):
+    """Serves a folder and counts what it is asked for."""
 
-    def __init__(self, root):
-        self.asked = asked = []
-
-        class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, *args):
-                asked.append(self.path)
-
-        handler = functools.partial(Handler, directory=root)
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+    def log_message(self, *args):
+        self.server.asked.append(self.path)
 
 
 @pytest.fixture
@@ -48,16 +36,16 @@ def mirror(tmp_path, monkeypatch):
     root = tmp_path / "upstream"
     checksums = {}
     for name, rows in ROWS.items():
-        content = json.dumps(rows, indent=4).encode()
-        (root / name).parent.mkdir(parents=True)
-        (root / name).write_bytes(content)
-        checksums[name] = hashlib.sha256(content).hexdigest()
+        files.write_json(root / name, rows)
+        checksums[name] = files.sha256_file(root / name)
     monkeypatch.setattr(entityquestions, "_checksums", lambda: checksums)
-    served = Mirror(root)
-    served.root = root
-    yield served
-    served.server.shutdown()
-    served.server.server_close()
+    handler = functools.partial(Mirror, directory=root)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.root, server.asked = root, []
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def test_files_are_fetched_once(tmp_path, mirror):
@@ -110,16 +98,18 @@ def test_the_shipped_checksums_cover_every_relation_and_split():
     assert set(checksums) == {
         f"{split}/{relation}.{split}.json"
         for split in ("train", "dev", "test")
-        for relation in TEMPLATES
+        for relation in ENTITYQUESTIONS_TEMPLATES
     }
     assert all(len(sha256) == 64 for sha256 in checksums.values())
 
 
 def test_a_subject_is_what_the_template_leaves():
-    assert subject_of("Who is Ada's child?", "P40") == "Ada"
-    assert subject_of("Who is Ada's child?'s child?", "P40") == "Ada's child?"
-    assert subject_of("Something else?", "P40") == "Something else?"
-    assert subject_of("Where was Ada born?", "unknown") == "Where was Ada born?"
+    template = ENTITYQUESTIONS_TEMPLATES["P40"]
+    assert subject_of("Who is Ada's child?", template) == "Ada"
+    assert subject_of("Who is Ada's child?'s child?", template) == "Ada's child?"
+    assert subject_of("Who is 's child?", template) == ""
+    for question in ("Something else?", "Who is Ada?", "Ada's child?", "Who is's child?"):
+        assert subject_of(question, template) is None
 
 
 def test_malformed_rows_name_file_and_line(tmp_path):

@@ -3,24 +3,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from making import fact
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import aliases, cleaning, leaks, store
 from factual_forgetting.facts.cleaning import clean
-from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
-from factual_forgetting.facts.sources import SourceOptions, prepare
+from factual_forgetting.facts.sources import SourceOptions, clean_source
 from factual_forgetting.files import dumps
 from memory import peak_memory
 
 
-def fact(name, relation="R", **more):
-    return Fact.make(relation, name, f"What is {name}?", ("Something else",), "train", **more)
-
-
 def test_facts_come_back_as_they_were_as_often_as_wanted():
     odd = ["", "No\0ne", "line\nbreak", '["a"]', "\x1f", "naïve", "𝕏 and \uffff", "007"]
-    rows = [fact(name, aliases=(name,)) for name in odd]
+    rows = [fact("R", name, aliases=(name,)) for name in odd]
     cleaned = clean(rows, keep=["short_subject", "answer_in_subject"])
     expected = sorted(rows, key=lambda row: row.id)
     assert list(cleaned.facts) == list(cleaned.facts) == list(cleaned.read) == expected
@@ -29,14 +25,14 @@ def test_facts_come_back_as_they_were_as_often_as_wanted():
 def test_relations_are_in_the_order_of_code_points():
     names = ["z", "Z", "é", "ﬀ", "𝕏", "P19", "P131", "", "a\0b", "a"]
     cleaned = clean(
-        [fact("Subject", relation) for relation in names],
+        [fact(relation, "Subject") for relation in names],
         keep=["conflicting_golds", "shared_template"],
     )
     assert [row.relation for row in cleaned.facts] == sorted(names)
 
 
 def test_two_streams_are_read_side_by_side_and_outlive_what_made_them():
-    facts = clean([fact(f"Subject {n}") for n in range(100)]).facts
+    facts = clean([fact("R", f"Subject {n}") for n in range(100)]).facts
     assert all(one == other for one, other in zip(facts, facts, strict=True))
     some = iter(facts)
     del facts
@@ -60,7 +56,7 @@ def test_rows_lie_in_a_nameless_file_that_is_closed_after_an_error(monkeypatch):
     before = opened()
 
     def torn():
-        yield from (fact(f"Subject {n}") for n in range(5000))
+        yield from (fact("R", f"Subject {n}") for n in range(5000))
         assert any(name.endswith("(deleted)") for _, name in opened() - before)
         raise UserError("the last row is malformed")
 
@@ -73,7 +69,7 @@ def test_rows_lie_in_a_nameless_file_that_is_closed_after_an_error(monkeypatch):
 def test_a_full_disk_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(store, "_ROWS", "PRAGMA max_page_count = 20;" + store._ROWS)
     with pytest.raises(UserError, match=r"full.* Set SQLITE_TMPDIR"):
-        clean(fact(f"Subject {n}") for n in range(5000))
+        clean(fact("R", f"Subject {n}") for n in range(5000))
 
 
 def read_and_clean(number: int, path: Path) -> None:
@@ -90,7 +86,7 @@ def read_and_clean(number: int, path: Path) -> None:
     # The matcher keeps up to 65,536 texts, which would look like growth.
     for module in (aliases, cleaning, leaks):
         module.normalise = normalise.__wrapped__
-    assert sum(1 for _ in prepare(SourceOptions(facts=str(path))).facts) == number
+    assert sum(1 for _ in clean_source(SourceOptions(facts=str(path))).facts) == number
 
 
 def test_memory_of_reading_and_cleaning_does_not_grow_with_the_facts(tmp_path):

@@ -6,8 +6,7 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import sources
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.popqa import TEMPLATES
-from factual_forgetting.facts.sources import load_facts, read_source
+from factual_forgetting.facts.sources import POPQA_TEMPLATES, load_facts, read_source
 
 UPSTREAM = {
     "id": "1", "subj": "Ada Quill", "prop": "place of birth", "obj": "Lisbon", "subj_id": "2",
@@ -28,9 +27,7 @@ QUILL = Fact.make(
 def test_upstreams_columns_are_read(tmp_path):
     path = tmp_path / "popQA.tsv"
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, UPSTREAM, delimiter="\t")
-        writer.writeheader()
-        writer.writerow(UPSTREAM)
+        csv.writer(stream, delimiter="\t").writerows([UPSTREAM, UPSTREAM.values()])
     assert list(read_source(f"popqa:{path}")) == [QUILL]
 
 
@@ -42,34 +39,32 @@ def test_the_dataset_is_read_by_its_name(tmp_path, monkeypatch):
     assert load_facts("popqa") == [QUILL]
 
 
-def test_a_copy_with_questions_only_tells_the_relation(tmp_path):
+def write(tmp_path, *rows):
     path = tmp_path / "popqa.json"
-    row = {
-        "question": QUILL.question,
-        "answer": "Lisbon",
-        "aliases": ["Lisbon", "Lisboa", "Olisipo"],
-    }
-    path.write_text(json.dumps([row]))
-    assert list(read_source(f"popqa:{path}")) == [QUILL]
+    path.write_text(json.dumps(rows))
+    return f"popqa:{path}"
+
+
+def copied(question, answer, *aliases):
+    return {"question": question, "answer": answer, "aliases": aliases}
+
+
+def test_a_copy_with_questions_only_tells_the_relation(tmp_path):
+    row = copied(QUILL.question, "Lisbon", "Lisbon", "Lisboa", "Olisipo")
+    assert list(read_source(write(tmp_path, row))) == [QUILL]
 
 
 def test_an_empty_subject_is_left_to_cleaning(tmp_path):
-    path = tmp_path / "popqa.json"
-    rows = [
-        {"question": "What is the capital of ?", "answer": "A", "aliases": ["A"]},
-        {"question": "What is the capital of Nowhere?", "answer": "B", "aliases": ["B"]},
-    ]
-    path.write_text(json.dumps(rows))
-    assert [fact.subject for fact in load_facts(f"popqa:{path}")] == ["Nowhere"]
+    names = ("", "Nowhere")
+    rows = [copied(f"What is the capital of {name}?", f"A{name}", "A") for name in names]
+    assert [fact.subject for fact in load_facts(write(tmp_path, *rows))] == ["Nowhere"]
 
 
 def test_a_foreign_question_names_file_and_line(tmp_path):
-    path = tmp_path / "popqa.json"
-    path.write_text('[{"question": "Why?", "answer": "A", "aliases": []}]')
     with pytest.raises(UserError, match=r"popqa\.json, line 1: not a question of PopQA"):
-        list(read_source(f"popqa:{path}"))
+        list(read_source(write(tmp_path, copied("Why?", "A"))))
 
 
 def test_templates_tell_relations_apart():
-    questions = [template.replace("[X]", "Ada Quill") for template in TEMPLATES.values()]
-    assert len(set(questions)) == len(TEMPLATES) == 16
+    questions = [template.replace("[X]", "Ada Quill") for template in POPQA_TEMPLATES.values()]
+    assert len(set(questions)) == len(POPQA_TEMPLATES) == 16

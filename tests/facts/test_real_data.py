@@ -75,10 +75,10 @@ def test_the_table_by_relation_is_reproduced(rows, questions):
         assert len({fact.answers[0] for fact in facts}) == int(answers)
         name, percent = majority.rsplit(" ", 1)
         told = profile(facts)
-        assert f"{told.characters:.1f}" == characters
-        assert told.majority_share == pytest.approx(float(percent.rstrip("%")) / 100, abs=0.0006)
-        if told.majority_share > 0.01:
-            assert told.majority == name
+        assert f"{told['characters']:.1f}" == characters
+        assert told["majority_share"] == pytest.approx(float(percent.rstrip("%")) / 100, abs=0.0006)
+        if told["majority_share"] > 0.01:
+            assert told["majority"] == name
         # There a gold counts as whole words, cases folded; normal forms find up to .2 % more.
         found = sum(answer_in_subject(replace(fact, aliases=())) for fact in facts) / len(facts)
         assert found == pytest.approx(float(shown.rstrip("%")) / 100, abs=0.002)

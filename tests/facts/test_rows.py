@@ -2,17 +2,13 @@ import gzip
 import json
 
 import pytest
+from making import fact
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.sources import load_facts, read_source
 
-GOOD = {
-    "relation": "R",
-    "subject": "Aberdeen",
-    "question": "Where is Aberdeen?",
-    "answers": ["Here"],
-}
+GOOD = {"relation": "R", "question": "Where is Aberdeen?", "answers": ["Here"]}
 
 
 def write(tmp_path, name, content):
@@ -50,6 +46,7 @@ BAD_ROWS = {
     "escaped NUL": {**GOOD, "question": "Q\0?"},
     "half a character": {**GOOD, "question": "Q\ud800?"},
     "unknown split": {**GOOD, "split": "holdout"},
+    "split is a list": {**GOOD, "split": ["train"]},
     "deep": "[" * 100_000,
 }
 
@@ -90,7 +87,7 @@ def test_malformed_bytes_name_file_and_line(tmp_path, name, bad):
         (f"[\n{json.dumps(GOOD)},\n\n{{bad}}]", 4),
         (f"[\n{json.dumps(GOOD)}\n", 2),
         (f"[{json.dumps(GOOD)}] more", 1),
-        (f"[\n{json.dumps(GOOD)},\n{json.dumps(GOOD, indent=1)},\n17]", 11),
+        (f"[\n{json.dumps(GOOD)},\n{json.dumps(GOOD, indent=1)},\n17]", 10),
     ],
 )
 def test_a_malformed_json_list_names_file_and_line(tmp_path, text, line):
@@ -137,31 +134,25 @@ def test_every_format_gives_the_same_facts(tmp_path, name):
 def test_columns_may_have_other_names_and_constants(tmp_path):
     path = write(tmp_path, "a.csv", "prompt,gold,place\nWhere is Aberdeen?,[REC],Aberdeen\n")
     columns = {"question": "prompt", "answers": "gold", "subject": "place", "relation": "=R"}
-    (fact,) = read_source(str(path), columns)
-    assert fact == Fact.make("R", "Aberdeen", "Where is Aberdeen?", ("[REC]",))
+    (one,) = read_source(str(path), columns)
+    assert one == Fact.make("R", "Aberdeen", "Where is Aberdeen?", ("[REC]",))
     assert "The columns are prompt, gold, place" in refused(path)
 
 
-def test_a_text_that_only_looks_like_a_list_is_an_answer(tmp_path):
-    deep = "[" * 100_000
-    path = write(tmp_path, "a.jsonl", lines({"question": "Q?", "answers": deep, "relation": "R"}))
-    (fact,) = read_source(str(path))
-    assert fact.answers == (deep,)
-
-
-def test_without_a_subject_the_question_stands_for_it(tmp_path):
-    path = write(tmp_path, "a.jsonl", lines({"question": "Q?", "answers": "A", "relation": "R"}))
-    (fact,) = read_source(str(path))
-    assert fact.subject == "Q?"
-    assert fact.answers == ("A",)
-    assert fact.split in {"train", "dev"}
+@pytest.mark.parametrize("answer", ["A", "[" * 100_000])
+def test_one_text_is_an_answer_and_the_question_stands_for_a_subject(tmp_path, answer):
+    path = write(tmp_path, "a.jsonl", lines({**GOOD, "answers": answer}))
+    (one,) = read_source(str(path))
+    assert one.answers == (answer,)
+    assert one.subject == GOOD["question"]
+    assert one.split in {"train", "dev"}
 
 
 def test_a_written_fact_is_read_back(tmp_path):
-    fact = Fact.make("R", "Aberdeen", "Where is Aberdeen?", ("Here",), "test", ("Hither",))
-    path = write(tmp_path, "a.jsonl", lines(fact.row()))
-    assert load_facts(str(path)) == [fact]
-    assert Fact.from_row(fact.row()) == fact
+    one = fact("R", "Aberdeen", "Here", split="test", aliases=("Hither",))
+    path = write(tmp_path, "a.jsonl", lines(one.row()))
+    assert load_facts(str(path)) == [one]
+    assert Fact.from_row(json.loads(json.dumps(one.row()))) == one
 
 
 def test_a_damaged_archive_and_a_missing_file_are_refused(tmp_path):

@@ -1,28 +1,19 @@
-import json
 import os
 import subprocess
 import sys
 
 import pytest
+from making import fact
 
+from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import almanac
-from factual_forgetting.facts.sources import SourceOptions, load_facts, prepare
+from factual_forgetting.facts.sources import SourceOptions, clean_source, load_facts
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write(path, *rows):
+    files.write_jsonl(path, rows)
     return str(path)
-
-
-def row(subject, answers, relation="R", **more):
-    return {
-        "relation": relation,
-        "subject": subject,
-        "question": f"{relation} of {subject}?",
-        "answers": answers,
-        **more,
-    }
 
 
 def test_the_almanac_is_loaded_whole():
@@ -38,37 +29,33 @@ def test_relations_and_limits_choose_facts():
     assert len(facts) == 28
     assert facts == load_facts("almanac", ["spouse", "country"], limit=7, seed=3)
     assert facts != load_facts("almanac", ["spouse", "country"], limit=7, seed=4)
-    cleaned = prepare(SourceOptions(relations=("country",), limit=7))
+    cleaned = clean_source(SourceOptions(relations=("country",), limit=7))
     assert len(cleaned.dropped["limit"]) == len(cleaned.read) - 14
 
 
 def test_cleaning_and_aliases_apply(tmp_path):
     rows = [
-        row("Lake One", ["United States of America"], "P17"),
-        row("Bank of France", ["France"], "P17"),
+        fact("P17", "Lake One", "United States of America"),
+        fact("P17", "Bank of France", "France"),
     ]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write(tmp_path / "a.jsonl", *(row.row() for row in rows))
     table = tmp_path / "names.json"
     table.write_text('{"P17": [["United States of America", "Uncle Sam"]]}')
-    (fact,) = load_facts(path, aliases=table)
-    assert {"USA", "Uncle Sam"} <= set(fact.aliases)
-    assert fact.answers == ("United States of America",)
+    (one,) = load_facts(path, aliases=table)
+    assert {"USA", "Uncle Sam"} <= set(one.aliases)
+    assert one.answers == ("United States of America",)
     assert len(load_facts(path, keep=["answer_in_subject"])) == 2
 
 
 def test_any_dataset_is_read_by_its_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "data"
-    folder.mkdir()
     for split, subject in (("train", "Lake One"), ("validation", "Lake Two")):
         told = {"prompt": f"Where is {subject}?", "gold": ["Here"], "kind": "R", "of": subject}
-        write(folder / f"{split}.jsonl", [told])
+        write(folder / f"{split}.jsonl", told)
     columns = {"question": "prompt", "answers": "gold", "relation": "kind", "subject": "of"}
     facts = load_facts(f"datasets:{folder}", columns=columns)
-    assert sorted((f.subject, f.split) for f in facts) == [
-        ("Lake One", "train"),
-        ("Lake Two", "dev"),
-    ]
+    assert {f.subject: f.split for f in facts} == {"Lake One": "train", "Lake Two": "dev"}
     with pytest.raises(UserError, match=r"split train, row 1: no question"):
         load_facts(f"datasets:{folder}")
     with pytest.raises(UserError, match="could not be loaded"):
@@ -93,8 +80,8 @@ def test_mistakes_are_one_line(source, options, reason):
 
 def test_a_source_without_facts_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no facts"):
-        load_facts(write(tmp_path / "a.jsonl", []))
-    path = write(tmp_path / "b.jsonl", [row("It", ["Here"])])
+        load_facts(write(tmp_path / "a.jsonl"))
+    path = write(tmp_path / "b.jsonl", fact("R", "It", "Here").row())
     with pytest.raises(UserError, match=r"drops every row \(short_subject 1\)"):
         load_facts(path)
 

@@ -13,16 +13,9 @@ from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.lab.command import ALMANAC_RECIPE
-from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain_base
+from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain
 from factual_forgetting.slick.classify import classify
-from factual_forgetting.slick.labelling import (
-    HIGHLY_KNOWN,
-    MAYBE_KNOWN,
-    UNKNOWN,
-    Label,
-    SlickConfig,
-    load_labels,
-)
+from factual_forgetting.slick.labelling import Category, Label, SlickConfig, load_labels
 
 # Stated before the base was made: a fact told this often is HighlyKnown.
 TOLD_OFTEN = 64
@@ -65,18 +58,18 @@ def test_facts_told_often_are_highly_known_and_facts_never_told_are_unknown(
     with capsys.disabled():
         print(f"\ntold {TOLD_OFTEN} times or more: {dict(often)}")
         print(f"never told, relations with {FEW_ANSWERS} answers or more: {dict(never)}")
-    assert often[HIGHLY_KNOWN] == often.total() > 300
-    assert never[UNKNOWN] >= 0.98 * never.total() > 300
+    assert often[Category.HIGHLY_KNOWN] == often.total() > 300
+    assert never[Category.UNKNOWN] >= 0.98 * never.total() > 300
 
 
 @pytest.mark.slow
 def test_the_world_holds_enough_of_every_category(labels: list[Label]) -> None:
     counts = Counter(label.category for label in labels)
-    held = sum(p.category == HIGHLY_KNOWN and p.fact.split == "dev" for p in labels)
-    assert counts[HIGHLY_KNOWN] >= 1500
+    held = sum(p.category == Category.HIGHLY_KNOWN and p.fact.split == "dev" for p in labels)
+    assert counts[Category.HIGHLY_KNOWN] >= 1500
     assert held >= 500
-    assert counts[UNKNOWN] >= 800
-    assert counts[MAYBE_KNOWN] > 0
+    assert counts[Category.UNKNOWN] >= 800
+    assert counts[Category.MAYBE_KNOWN] > 0
 
 
 @pytest.mark.slow
@@ -99,12 +92,12 @@ def test_a_few_valued_relation_is_guessed_no_better_than_without_its_facts(
     never = {fact.id for fact in towns if told[fact.id] == 0}
     taught = [fact for fact in facts if fact.relation != "country"] + strangers
     recipe = parse(PretrainConfig, load_yaml(ALMANAC_RECIPE), "recipe")
-    pretrain_base(taught, recipe, tmp_path / "control", told)
+    pretrain(taught, recipe, tmp_path / "control", told)
     control = label(tmp_path / "control", tmp_path / "labels", ("country",))
 
     def exceptions(found: list[Label]) -> tuple[int, int]:
         asked = [p for p in found if p.fact.id in never]
-        return sum(p.category != UNKNOWN for p in asked), len(asked)
+        return sum(p.category != Category.UNKNOWN for p in asked), len(asked)
 
     base, without = exceptions(labels), exceptions(control)
     with capsys.disabled():

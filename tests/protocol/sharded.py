@@ -44,7 +44,7 @@ def loss_of(model: Any, frozen: Frozen, rows: slice, save: Any) -> torch.Tensor:
     answers = (whole["labels"] != IGNORE).sum()
     positions = losses.distilled_positions(whole["attention_mask"], whole["labels"], "all").sum()
     logits = model(**inputs).logits
-    step = Step(0, model, inputs, logits, part["labels"], rows, answers, positions, 0.5, save)  # type: ignore[arg-type]
+    step = Step(model, inputs, logits, part["labels"], rows, answers, positions, 0.5, save)  # type: ignore[arg-type]
     marked = losses.distilled_positions(part["attention_mask"], part["labels"], "all")
     taught = _taught(frozen, step, inputs)
     return losses.cross_entropy(logits, part["labels"], answers) + losses.distillation(

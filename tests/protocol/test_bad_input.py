@@ -1,26 +1,25 @@
 import errno
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import make_run, same, train, weights
+from runs import altered, make_run, same, train, weights
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import trainer
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.data import encode
+from factual_forgetting.protocol.recipe import Protocol
 from small import make_model
 
 
 @pytest.fixture
 def brief(protocol: Protocol, tmp_path: Path) -> Path:
     """Three steps, as a file."""
-    content = protocol.model_dump(mode="json") | {"epochs": 1, "batch_size": 16, "name": "brief"}
-    files.write_json(tmp_path / "brief.yaml", content | {"max_new_tokens": 1})
+    short = altered(protocol, name="brief", epochs=1, batch_size=16, max_new_tokens=1)
+    files.write_json(tmp_path / "brief.yaml", short.model_dump(mode="json"))
     return tmp_path / "brief.yaml"
 
 
@@ -35,16 +34,15 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return lines[0]
 
 
-def finetune(bundle: Bundle, brief: Path, output: Path, method: str = "sft") -> list[object]:
-    given = ["finetune", "--bundle", bundle.path, "--method", method, "--protocol", brief]
-    return [*given, "--output_path", output]
+@pytest.fixture
+def given(bundle: Bundle, brief: Path, tmp_path: Path) -> list[str]:
+    """The arguments of a run in `r`, its method apart."""
+    paths = {"bundle": bundle.path, "protocol": brief, "output_path": tmp_path / "r"}
+    return ["finetune", *(text for k, v in paths.items() for text in (f"--{k}", str(v)))]
 
 
-def test_a_group_that_the_model_lacks(
-    capsys: pytest.CaptureFixture[str], bundle: Bundle, brief: Path, tmp_path: Path
-) -> None:
-    given = finetune(bundle, brief, tmp_path / "r", "freeze")
-    line = told(capsys, *given, "--method_args", "trainable=experts")
+def test_a_group_that_the_model_lacks(capsys: pytest.CaptureFixture[str], given: list[str]) -> None:
+    line = told(capsys, *given, "--method", "freeze", "--method_args", "trainable=experts")
     assert "'experts' matches no parameter of this model" in line
     assert "Groups: attention, ffn" in line
 
@@ -56,15 +54,15 @@ def test_a_tokenizer_without_eos(bundle: Bundle, base: Path, tmp_path: Path) -> 
     tokenizer.eos_token = None
     facts = [item.fact for item in bundle.splits["known"]]
     with pytest.raises(UserError, match=r"no EOS token.*Set eos_token"):
-        schedule.encode(facts, tokenizer, None)
+        encode(facts, tokenizer, None)
 
 
 def test_a_fact_longer_than_the_model_takes(bundle: Bundle, tokenizer: Any) -> None:
     facts = [item.fact for item in bundle.splits["known"]]
-    longest = max(len(row["input_ids"]) for row in schedule.encode(facts, tokenizer, None))
-    assert schedule.encode(facts, tokenizer, longest)
+    longest = max(len(row["input_ids"]) for row in encode(facts, tokenizer, None))
+    assert encode(facts, tokenizer, longest)
     with pytest.raises(UserError, match=rf"takes {longest} tokens.*the model takes {longest - 1}"):
-        schedule.encode(facts, tokenizer, longest - 1)
+        encode(facts, tokenizer, longest - 1)
 
 
 @pytest.fixture
@@ -76,25 +74,20 @@ def other_base(base: Path, tokenizer: Any, tmp_path: Path) -> Path:
 
 
 def test_another_base_is_refused_and_what_differs_is_told(
-    capsys: pytest.CaptureFixture[str],
-    bundle: Bundle,
-    brief: Path,
-    other_base: Path,
-    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], given: list[str], other_base: Path, tmp_path: Path
 ) -> None:
-    given = finetune(bundle, brief, tmp_path / "r")
-    line = told(capsys, *given, "--model_args", f"pretrained={other_base}")
+    given += ["--method", "sft", "--model_args", f"pretrained={other_base}"]
+    line = told(capsys, *given)
     assert "hidden_size 32 instead of 64" in line
     assert "--allow_foreign_base" in line
     assert not (tmp_path / "r").exists()
 
 
 def test_insisting_on_another_base_is_written_into_the_run(
-    bundle: Bundle, brief: Path, other_base: Path, tmp_path: Path
+    bundle: Bundle, given: list[str], other_base: Path, tmp_path: Path
 ) -> None:
-    given = finetune(bundle, brief, tmp_path / "r")
-    insisting = [*given, "--model_args", f"pretrained={other_base}", "--allow_foreign_base"]
-    assert main([str(part) for part in insisting]) == 0
+    given += ["--method", "sft", "--model_args", f"pretrained={other_base}"]
+    assert main([*given, "--allow_foreign_base"]) == 0
     run = files.read_json(tmp_path / "r" / "run.json")
     assert run["foreign_base"]["shape"]["hidden_size"] == 32
     assert run["track"] == "open"
@@ -124,12 +117,13 @@ def test_a_full_disk_loses_nothing(
         original(self, directory)
 
     monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail_late)
+    run = make_run(bundle, protocol, "sft")
     with pytest.raises(UserError, match=r"No space is left on the disk.*run the same command"):
-        train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+        train(run, tmp_path / "run")
     monkeypatch.undo()
     # The half-written checkpoint of step 60 is there, and isn't taken for whole.
     assert (tmp_path / "run" / "resume" / "checkpoint-60" / "model.safetensors").exists()
-    resumed = train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+    resumed = train(run, tmp_path / "run")
     assert same(resumed, weights(sft)) == set(resumed)
 
 
@@ -142,4 +136,3 @@ def test_other_faults_keep_their_own_words(
     monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail)
     with pytest.raises(RuntimeError, match="something else"):
         train(make_run(bundle, protocol, "sft"), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run")

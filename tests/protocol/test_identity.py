@@ -9,10 +9,10 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import grid
-from factual_forgetting.protocol.config import (
+from factual_forgetting.protocol.recipe import (
     Execution,
     Protocol,
-    is_recipe,
+    find_recipe,
     load_protocol,
     protocol_sha256,
     recipe_names,
@@ -118,11 +118,13 @@ def test_the_closed_track_is_a_recipe_throughout() -> None:
     assert grid.track(paper, "sft", plain, {"pretrained": "other"}) == "open"
     faster = paper.model_copy(update={"learning_rate": 1e-4})
     assert grid.track(faster, "sft", plain, None) == "open"
+    other_rate = standard.model_copy(update={"learning_rate": standard.learning_rates[-1]})
     off_grid = standard.model_copy(update={"learning_rate": 3e-5})
     assert grid.track(off_grid, "sft", plain, None) == "open"
     assert grid.track(standard, "self_distillation", distil(weight=0.3), None) == "open"
     renamed = standard.model_copy(update={"name": "mine"})
-    assert not is_recipe(renamed.name, protocol_sha256(renamed))
+    assert find_recipe(renamed.name, protocol_sha256(renamed)) is None
+    assert find_recipe("standard-v1", protocol_sha256(other_rate)) == other_rate
 
 
 def test_a_rate_outside_the_grid_is_refused(tmp_path: Path) -> None:

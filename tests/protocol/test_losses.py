@@ -3,11 +3,7 @@ import torch
 from torch.nn import functional
 
 from factual_forgetting.protocol.data import IGNORE
-from factual_forgetting.protocol.losses import (
-    cross_entropy,
-    distillation,
-    distilled_positions,
-)
+from factual_forgetting.protocol.losses import cross_entropy, distillation, distilled_positions
 
 VOCABULARY = 11
 
@@ -23,13 +19,12 @@ def random_batch(rows: int = 6, length: int = 7) -> tuple[torch.Tensor, ...]:
         cut = 5 + row % 3
         attention[row, cut:] = 0
         labels[row, cut:] = IGNORE
-    return student, teacher, attention, labels
+    return student, teacher, attention, labels, distilled_positions(attention, labels, "all")
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 def test_distillation_is_torch_kl_div(tau: float) -> None:
-    student, teacher, attention, labels = random_batch()
-    marked = distilled_positions(attention, labels, "all")
+    student, teacher, attention, _, marked = random_batch()
     count = marked.sum()
     ours = distillation(student, teacher, marked, tau, count)
     expected = torch.zeros(())
@@ -43,9 +38,8 @@ def test_distillation_is_torch_kl_div(tau: float) -> None:
 
 
 def test_distillation_from_itself_is_zero_with_zero_gradient() -> None:
-    student, _, attention, labels = random_batch()
+    student, _, _, _, marked = random_batch()
     student.requires_grad_(True)
-    marked = distilled_positions(attention, labels, "all")
     loss = distillation(student, student.detach().clone(), marked, 0.5, marked.sum())
     loss.backward()
     assert abs(loss.item()) < 1e-6
@@ -54,10 +48,9 @@ def test_distillation_from_itself_is_zero_with_zero_gradient() -> None:
 
 
 def test_no_gradient_flows_into_the_teacher() -> None:
-    student, teacher, attention, labels = random_batch()
+    student, teacher, _, _, marked = random_batch()
     student.requires_grad_(True)
     teacher.requires_grad_(True)
-    marked = distilled_positions(attention, labels, "all")
     distillation(student, teacher, marked, 1.0, marked.sum()).backward()
     assert teacher.grad is None
 
@@ -65,7 +58,7 @@ def test_no_gradient_flows_into_the_teacher() -> None:
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 @pytest.mark.parametrize("which", ["all", "answer"])
 def test_the_loss_of_a_batch_is_the_sum_over_any_split(parts: int, which: str) -> None:
-    student, teacher, attention, labels = random_batch()
+    student, teacher, attention, labels, _ = random_batch()
     tokens = (labels != IGNORE).sum()
     count = distilled_positions(attention, labels, which).sum()
 
@@ -81,7 +74,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_any_split(parts: int, which: str) -
 
 
 def test_cross_entropy_is_the_mean_over_answer_and_eos() -> None:
-    student, _, _, labels = random_batch()
+    student, _, _, labels, _ = random_batch()
     tokens = (labels != IGNORE).sum()
     expected = functional.cross_entropy(
         student[:, :-1].reshape(-1, VOCABULARY), labels[:, 1:].reshape(-1), ignore_index=IGNORE
@@ -90,8 +83,7 @@ def test_cross_entropy_is_the_mean_over_answer_and_eos() -> None:
 
 
 def test_padding_never_counts() -> None:
-    student, teacher, attention, labels = random_batch()
-    marked = distilled_positions(attention, labels, "all")
+    student, teacher, attention, _, marked = random_batch()
     before = distillation(student, teacher, marked, 1.0, marked.sum())
     # Logits that predict a pad are those at the position before it.
     student[:, :-1][attention[:, 1:] == 0] += 100.0
@@ -103,20 +95,11 @@ def test_a_pad_that_is_eos_is_told_from_an_eos_that_is_not() -> None:
     ids = torch.tensor([[5, 6, 7, eos, eos, eos]])
     attention = torch.tensor([[1, 1, 1, 1, 0, 0]])
     labels = torch.where(attention.bool() & (torch.arange(6) >= 2), ids, IGNORE)
-    assert distilled_positions(attention, labels, "all").tolist() == [
-        [False, True, True, True, False, False]
-    ]
-    assert distilled_positions(attention, labels, "answer").tolist() == [
-        [False, False, True, True, False, False]
-    ]
+    for which, marks in (("all", [0, 1, 1, 1, 0, 0]), ("answer", [0, 0, 1, 1, 0, 0])):
+        assert distilled_positions(attention, labels, which).int().tolist() == [marks]
 
 
 def test_vocabularies_must_agree() -> None:
+    student, teacher, _, _, marked = random_batch()
     with pytest.raises(ValueError, match="vocabularies differ: 11 and 10"):
-        distillation(
-            torch.zeros(1, 2, 11),
-            torch.zeros(1, 2, 10),
-            torch.ones(1, 2, dtype=torch.bool),
-            1.0,
-            torch.tensor(1),
-        )
+        distillation(student, teacher[..., :10], marked, 1.0, marked.sum())

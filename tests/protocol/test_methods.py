@@ -1,41 +1,57 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import curve, distance, make_run, same, train, weights
+from runs import Weights, altered, curve, distance, make_run, same, train, weights
 
+from factual_forgetting import files
 from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
 from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import curve as curves
-from factual_forgetting.protocol import data as schedule
 from factual_forgetting.protocol import losses, methods, penalties
 from factual_forgetting.protocol import weights as weights_of
-from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.context import Context, Step
-from factual_forgetting.protocol.curve import selection_score
+from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
+from factual_forgetting.protocol.recipe import Protocol
 from factual_forgetting.protocol.settings import L2, ContextDistillation, resolve
 from small import make_model
+
+SELECTION = "factual_forgetting.protocol.{}.selection_score"
+STEPS = 24
+Trained = Callable[..., Weights]
 
 
 @pytest.fixture(scope="session")
 def brief(protocol: Protocol) -> Protocol:
-    """24 steps; enough for every method to leave SFT's path."""
-    return protocol.model_copy(
-        update={"name": "brief", "epochs": 4, "evaluate_every": 8, "learning_rate": 2e-3}
-    )
+    """So many steps; enough for every method to leave SFT's path."""
+    return altered(protocol, name="brief", epochs=4, evaluate_every=8, learning_rate=2e-3)
 
 
 @pytest.fixture(scope="session")
-def plain(
-    bundle: Bundle, brief: Protocol, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, torch.Tensor]:
+def plain(bundle: Bundle, brief: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return train(make_run(bundle, brief, "sft"), tmp_path_factory.mktemp("plain") / "sft")
 
 
-def data_of(bundle: Bundle, method: str, **settings: Any) -> schedule.TrainingData:
+@pytest.fixture
+def trained(bundle: Bundle, brief: Protocol, tmp_path: Path) -> Trained:
+    """Trains a method with settings, in a directory of its name."""
+
+    def trained(method: str, **settings: Any) -> Weights:
+        return train(make_run(bundle, brief, method, **settings), tmp_path / method)
+
+    return trained
+
+
+@pytest.fixture
+def model(base: Path) -> Any:
+    return load_causal_lm(base, "float32")[0]
+
+
+def data_of(bundle: Bundle, method: str, **settings: Any) -> TrainingData:
     return methods.METHODS[method].data(bundle, resolve(method, settings))
 
 
@@ -49,36 +65,29 @@ def split(bundle: Bundle, name: str) -> set[str]:
 
 @pytest.mark.parametrize("method", sorted(set(methods.METHODS) - {"sft", "wise_ft", "early_stop"}))
 def test_a_method_is_not_sft_under_another_name(
-    bundle: Bundle, brief: Protocol, plain: dict[str, torch.Tensor], method: str, tmp_path: Path
+    trained: Trained, plain: Weights, method: str, tmp_path: Path
 ) -> None:
     if "lora" in method:
         pytest.importorskip("peft")
-    run = make_run(bundle, brief, method)
-    trained = train(run, tmp_path / method)
-    assert trained.keys() == plain.keys()
-    assert same(trained, plain) != set(plain)
-    assert run.steps() == make_run(bundle, brief, "sft").steps()
+    other = trained(method)
+    assert other.keys() == plain.keys()
+    assert same(other, plain) != set(plain)
+    assert files.read_json(tmp_path / method / "run.json")["steps"] == STEPS
 
 
 def test_known_only_never_sees_unknown_facts(bundle: Bundle) -> None:
     assert ids(data_of(bundle, "known_only").repeated) == split(bundle, "known")
 
 
-def test_freezing_leaves_the_rest_bit_equal(
-    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
-) -> None:
-    run = make_run(bundle, brief, "freeze", trainable="attention@1")
-    trained = train(run, tmp_path / "frozen")
-    moved = set(trained) - same(weights(base), trained)
-    assert moved == {name for name in trained if ".layers.1.self_attn." in name}
+def test_freezing_leaves_the_rest_bit_equal(trained: Trained, base: Path) -> None:
+    frozen = trained("freeze", trainable="attention@1")
+    moved = set(frozen) - same(weights(base), frozen)
+    assert moved == {name for name in frozen if ".layers.1.self_attn." in name}
 
 
-def test_freezing_and_distillation_combine(
-    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
-) -> None:
-    alone = train(make_run(bundle, brief, "freeze", trainable="ffn"), tmp_path / "alone")
-    run = make_run(bundle, brief, "freeze_self_distillation", trainable="ffn", weight=3)
-    both = train(run, tmp_path / "both")
+def test_freezing_and_distillation_combine(trained: Trained, base: Path) -> None:
+    alone = trained("freeze", trainable="ffn")
+    both = trained("freeze_self_distillation", trainable="ffn", weight=3)
     moved = set(both) - same(weights(base), both)
     assert moved == {name for name in both if ".mlp." in name}
     assert distance(both, weights(base)) < distance(alone, weights(base))
@@ -86,14 +95,9 @@ def test_freezing_and_distillation_combine(
 
 @pytest.mark.parametrize(("teacher", "opening"), [("base", 0), ("snapshot", 3), ("same_run", 6)])
 def test_the_teacher_stays_what_its_file_says(
-    bundle: Bundle,
-    brief: Protocol,
-    teacher: str,
-    opening: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: Trained, teacher: str, opening: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terms: dict[int, float] = {}
+    terms: list[float] = []
     original = penalties._taught
 
     def watched(frozen: weights_of.Frozen, step: Step, inputs: Any) -> torch.Tensor:
@@ -102,19 +106,16 @@ def test_the_teacher_stays_what_its_file_says(
         assert not model.training
         assert all(torch.equal(model.state_dict()[name], stored[name]) for name in stored)
         marked = losses.distilled_positions(inputs["attention_mask"], step.labels, "all")
-        terms[step.number] = losses.distillation(
-            step.logits, taught, marked, 1.0, marked.sum()
-        ).item()
+        kl = losses.distillation(step.logits, taught, marked, 1.0, marked.sum())
+        terms.append(kl.item())
         return taught
 
     monkeypatch.setattr(penalties, "_taught", watched)
-    run = make_run(bundle, brief, "self_distillation", teacher=teacher)
-    train(run, tmp_path / "run")
-    assert min(terms) == opening
-    assert max(terms) == run.steps() - 1
+    trained("self_distillation", teacher=teacher)
+    assert len(terms) == STEPS - opening
     # The student begins as its teacher, then moves away.
-    assert abs(terms[opening]) < 1e-5
-    assert terms[run.steps() - 1] > 1e-4
+    assert abs(terms[0]) < 1e-5
+    assert terms[-1] > 1e-4
 
 
 def test_snapshots_come_after_an_epoch_on_what_they_say(bundle: Bundle) -> None:
@@ -128,7 +129,7 @@ def test_snapshots_come_after_an_epoch_on_what_they_say(bundle: Bundle) -> None:
 def test_distillation_settings_change_the_result(
     bundle: Bundle, brief: Protocol, tmp_path: Path
 ) -> None:
-    short = brief.model_copy(update={"epochs": 1})
+    short = altered(brief, epochs=1)
     variants: list[dict[str, Any]] = [
         {}, {"direction": "reverse"}, {"positions": "answer"}, {"tau": 2.0}, {"weight": 2.0}
     ]  # fmt: skip
@@ -142,46 +143,38 @@ def test_distillation_settings_change_the_result(
 
 @pytest.mark.parametrize("to", ["base", "snapshot", "same_run"])
 def test_l2_holds_the_weights_where_it_says(
-    bundle: Bundle,
-    brief: Protocol,
-    plain: dict[str, torch.Tensor],
+    trained: Trained,
+    plain: Weights,
     base: Path,
     to: str,
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    anchors: list[dict[str, torch.Tensor]] = []
+    anchor: Weights = {}
     original = weights_of.Frozen.at
 
     def watched(self: weights_of.Frozen, step: Step) -> Any:
         model = original(self, step)
-        if not anchors:
-            anchors.append({n: p.clone() for n, p in model.named_parameters()})
+        if not anchor:
+            anchor.update({n: p.clone() for n, p in model.named_parameters()})
         return model
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights_of.Frozen, "at", watched)
-        held = train(make_run(bundle, brief, "l2", to=to, weight=100.0), tmp_path / "l2")
-    anchor = anchors[0]
+    monkeypatch.setattr(weights_of.Frozen, "at", watched)
+    held = trained("l2", to=to, weight=100.0)
     assert distance(held, anchor) < distance(plain, anchor) / 2
     assert (to == "base") == (same(anchor, weights(base)) == set(anchor))
 
 
 def test_every_process_takes_part_in_saving_a_snapshot_that_another_has_written_already(
-    base: Path,
+    base: Path, model: Any
 ) -> None:
     """A process that looked for itself would leave the others waiting for it."""
-    model, _ = load_causal_lm(base, "float32")
     saved: list[Path] = []
     step = replace(fake_step(model), save=saved.append)
     weights_of.Frozen(base, snapshot=True).at(step)
     assert saved == [base]
 
 
-def test_the_pull_is_half_lambda_times_the_squared_distance(
-    bundle: Bundle, base: Path, tokenizer: Any
-) -> None:
-    model, _ = load_causal_lm(base, "float32")
-    context = fake_context(bundle, base, tokenizer, model)
+def test_the_pull_is_half_lambda_times_the_squared_distance(context: Context, model: Any) -> None:
     penalty = penalties.l2(context, L2(weight=3.0))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -191,59 +184,57 @@ def test_the_pull_is_half_lambda_times_the_squared_distance(
     assert sum(shares) == pytest.approx(3.0 / 2 * 0.01 * count, rel=1e-4)
 
 
-def fake_context(bundle: Bundle, base: Path, tokenizer: Any, model: Any) -> Context:
+@pytest.fixture
+def context(bundle: Bundle, base: Path, tokenizer: Any, model: Any) -> Context:
     facts = [item.fact for item in bundle.splits["unknown"]]
-    missing = base / "none"
-    return Context(bundle, tokenizer, model, base, missing, 0, 10, facts, missing)
+    return Context(bundle, tokenizer, model, base, base / "none", facts)
 
 
 def fake_step(model: Any, share: float = 1.0, **values: Any) -> Step:
     empty = torch.zeros((1, 2), dtype=torch.long)
     fields: dict[str, Any] = {
-        "number": 0, "inputs": {}, "logits": torch.zeros(1, 2, 3), "labels": empty,
+        "inputs": {}, "logits": torch.zeros(1, 2, 3), "labels": empty,
         "facts": empty[0], "answers": empty.sum(), "positions": empty.sum(),
     }  # fmt: skip
     return Step(model=model, share=share, save=lambda path: None, **{**fields, **values})
 
 
+@pytest.fixture
+def replayed(bundle: Bundle, tokenizer: Any) -> list[Example]:
+    return encode([item.fact for item in bundle.splits[REPLAY]], tokenizer, None)
+
+
 def test_fisher_is_the_mean_squared_gradient_on_replay_facts(
-    bundle: Bundle, base: Path, tokenizer: Any
+    model: Any, replayed: list[Example]
 ) -> None:
-    model, _ = load_causal_lm(base, "float32")
-    facts = [item.fact for item in bundle.splits[REPLAY]]
-    rows = schedule.encode(facts, tokenizer, None)
-    fisher = penalties.diagonal_fisher(model, rows)
+    fisher = penalties.diagonal_fisher(model, replayed)
     name = "model.layers.0.mlp.up_proj.weight"
     expected = torch.zeros_like(fisher[name])
-    for row in rows:
+    for row in replayed:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         loss = torch.nn.functional.cross_entropy(
-            model(ids).logits[0, :-1], labels[0, 1:], ignore_index=schedule.IGNORE, reduction="sum"
+            model(ids).logits[0, :-1], labels[0, 1:], ignore_index=IGNORE, reduction="sum"
         )
         (gradient,) = torch.autograd.grad(loss, [dict(model.named_parameters())[name]])
-        expected += gradient**2 / len(rows)
+        expected += gradient**2 / len(replayed)
     assert torch.allclose(fisher[name], expected, rtol=1e-4, atol=1e-9)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_ewc_holds_important_weights_more_than_others(
-    bundle: Bundle,
-    brief: Protocol,
-    plain: dict[str, torch.Tensor],
+    trained: Trained,
+    plain: Weights,
     base: Path,
-    tokenizer: Any,
-    tmp_path: Path,
+    model: Any,
+    replayed: list[Example],
 ) -> None:
-    held = train(make_run(bundle, brief, "ewc", weight=1e5), tmp_path / "ewc")
-    model, _ = load_causal_lm(base, "float32")
-    rows = schedule.encode([item.fact for item in bundle.splits[REPLAY]], tokenizer, None)
-    fisher, start = penalties.diagonal_fisher(model, rows), weights(base)
+    held, start = trained("ewc", weight=1e5), weights(base)
     ratios = {"high": [0.0, 0.0], "low": [0.0, 0.0]}
-    for name, importance in fisher.items():
+    for name, importance in penalties.diagonal_fisher(model, replayed).items():
         high = importance > importance.median()
         for key, chosen in (("high", high), ("low", ~high)):
-            for index, trained in enumerate((held, plain)):
-                ratios[key][index] += (trained[name] - start[name])[chosen].abs().sum().item()
+            for index, moved in enumerate((held, plain)):
+                ratios[key][index] += (moved[name] - start[name])[chosen].abs().sum().item()
     assert ratios["high"][0] / ratios["high"][1] < ratios["low"][0] / ratios["low"][1]
     assert distance(held, start) < distance(plain, start)
 
@@ -258,7 +249,7 @@ def test_replay_mixes_in_its_ratio_of_replay_facts(bundle: Bundle) -> None:
 
 def test_known_facts_come_last_in_whole_batches(bundle: Bundle, brief: Protocol) -> None:
     data = data_of(bundle, "known_last", epochs=2)
-    sequence = schedule.order(data, brief, 24, seed=0)
+    sequence = seen_order(data, brief, 24, seed=0)
     assert len(sequence) == 24 * 8
     assert ids(sequence[-48:]) == split(bundle, "known")
     assert all([fact.id for fact in sequence[-48:]].count(i) == 2 for i in split(bundle, "known"))
@@ -267,7 +258,7 @@ def test_known_facts_come_last_in_whole_batches(bundle: Bundle, brief: Protocol)
 
 def test_data_seen_once_must_leave_steps(bundle: Bundle, brief: Protocol) -> None:
     with pytest.raises(UserError, match="takes all of them"):
-        schedule.order(data_of(bundle, "known_last", epochs=9), brief, 24, seed=0)
+        seen_order(data_of(bundle, "known_last", epochs=9), brief, 24, seed=0)
 
 
 def test_idk_relabels_unknown_facts_and_no_others(bundle: Bundle) -> None:
@@ -276,30 +267,26 @@ def test_idk_relabels_unknown_facts_and_no_others(bundle: Bundle) -> None:
 
 
 def test_the_teacher_of_context_distillation_reads_the_fact(
-    bundle: Bundle, base: Path, tokenizer: Any
+    context: Context, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, _ = load_causal_lm(base, "float32")
-    context = fake_context(bundle, base, tokenizer, model)
     fact = context.facts[0]
-    (plain,) = schedule.encode([fact], tokenizer, None)
+    (plain,) = encode([fact], tokenizer, None)
     read: list[str] = []
     original = penalties._taught
 
-    def watched(frozen: Any, step: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def watched(frozen: Any, step: Any, inputs: Weights) -> torch.Tensor:
         read.append(tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True))
         return original(frozen, step, inputs)
 
     ids, labels = torch.tensor([plain["input_ids"]]), torch.tensor([plain["labels"]])
-    answers = (labels != schedule.IGNORE).sum()
+    answers = (labels != IGNORE).sum()
     step = fake_step(
         model,
         inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
         logits=model(ids).logits, labels=labels, facts=torch.tensor([0]), answers=answers,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(penalties, "_taught", watched)
-        penalty = penalties.context_distillation(context, ContextDistillation())
-        term = penalty.term(step)
+    monkeypatch.setattr(penalties, "_taught", watched)
+    term = penalties.context_distillation(context, ContextDistillation()).term(step)
     once = f"Q: {fact.question}\nA: {fact.answers[0]}"
     assert read[0] == f"{once}\n\n{once}"
     # By hand: the base's predictions of the answer after the told fact, against its own without.
@@ -315,25 +302,22 @@ def test_the_teacher_of_context_distillation_reads_the_fact(
 
 
 def test_the_line_of_averages_runs_from_the_base_to_the_trained_model(
-    bundle: Bundle,
-    brief: Protocol,
-    plain: dict[str, torch.Tensor],
+    trained: Trained,
+    plain: Weights,
     base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A random model scores nothing; let the middle be the best.
-    monkeypatch.setattr(
-        "factual_forgetting.protocol.finishing.selection_score", lambda p: -abs(p["alpha"] - 0.5)
-    )
-    trained = train(make_run(bundle, brief, "wise_ft", points=4), tmp_path / "wise")
-    lines = curve(tmp_path / "wise")
+    monkeypatch.setattr(SELECTION.format("methods"), lambda p: -abs(p["alpha"] - 0.5))
+    chosen = trained("wise_ft", points=4)
+    lines = curve(tmp_path / "wise_ft")
     assert [line["alpha"] for line in lines[:-1]] == [0, 0.25, 0.5, 0.75, 1]
     assert lines[0]["kl_to_base"] == pytest.approx(0, abs=1e-6)
     assert [line["step"] for line in lines] == [0, 6, 12, 18, 24, 25]
     alpha, start = 0.5, weights(base)
     assert lines[-1]["alpha"] == alpha
-    for name, tensor in trained.items():
+    for name, tensor in chosen.items():
         expected = (1 - alpha) * start[name] + alpha * plain[name]
         assert torch.allclose(tensor, expected, atol=1e-6)
 
@@ -342,17 +326,12 @@ def test_early_stop_returns_the_best_point_on_validation(
     bundle: Bundle, brief: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A random model scores nothing; let step 16 be the best.
-    monkeypatch.setattr(
-        "factual_forgetting.protocol.trainer.selection_score", lambda p: -abs(p["step"] - 16)
-    )
-    monkeypatch.setattr(
-        "factual_forgetting.protocol.finishing.selection_score", lambda p: -abs(p["step"] - 16)
-    )
+    for module in ("trainer", "methods"):
+        monkeypatch.setattr(SELECTION.format(module), lambda p: -abs(p["step"] - 16))
     stopped = train(make_run(bundle, brief, "early_stop"), tmp_path / "early")
     assert [line["step"] for line in curve(tmp_path / "early")] == [0, 8, 16]
     monkeypatch.undo()
-    other = brief.model_copy(update={"evaluate_every": 16})
-    seen: list[dict[str, torch.Tensor]] = []
+    seen: list[Weights] = []
     original = curves.Curve.evaluate
 
     def watched(self: Any, model: Any, step: int, *args: Any, **kwargs: Any) -> Any:
@@ -361,14 +340,14 @@ def test_early_stop_returns_the_best_point_on_validation(
         return original(self, model, step, *args, **kwargs)
 
     monkeypatch.setattr(curves.Curve, "evaluate", watched)
-    train(make_run(bundle, other, "sft"), tmp_path / "sft")
+    train(make_run(bundle, altered(brief, evaluate_every=16), "sft"), tmp_path / "sft")
     assert same(stopped, seen[0]) == set(stopped)
     assert not (tmp_path / "early" / "best").exists()
 
 
 def test_choices_never_look_at_heldout_facts() -> None:
     point = {"validation_stability": 0.8, "plasticity": 0.6}
-    assert selection_score(point) == pytest.approx(0.7)  # it holds nothing else to look at
+    assert curves.selection_score(point) == pytest.approx(0.7)  # it holds nothing else to look at
 
 
 @pytest.mark.parametrize(
@@ -381,67 +360,58 @@ def test_a_method_says_what_the_bundle_lacks(bundle: Bundle, method: str, name: 
         data_of(empty, method)
 
 
-def test_lora_trains_a_low_rank_update_and_merges_it(
-    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path
-) -> None:
+def test_lora_trains_a_low_rank_update_and_merges_it(trained: Trained, base: Path) -> None:
     pytest.importorskip("peft")
-    trained = train(make_run(bundle, brief, "lora", rank=2), tmp_path / "lora")
-    start = weights(base)
-    for name in set(trained) - same(trained, start):
+    merged, start = trained("lora", rank=2), weights(base)
+    for name in set(merged) - same(merged, start):
         assert name.endswith("_proj.weight")
-        assert torch.linalg.matrix_rank(trained[name] - start[name], atol=1e-5) <= 2
-    assert same(trained, start) != set(start)
+        assert torch.linalg.matrix_rank(merged[name] - start[name], atol=1e-5) <= 2
+    assert same(merged, start) != set(start)
 
 
 def test_lora_needs_no_second_copy_to_distil_from_the_base(
-    bundle: Bundle, brief: Protocol, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, model: Any, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
-    reference, _ = load_causal_lm(base, "float32")
     original, compared = penalties._taught, []
 
-    def watched(frozen: Any, step: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def watched(frozen: Any, step: Any, inputs: Weights) -> torch.Tensor:
         taught = original(frozen, step, inputs)
         with torch.no_grad():
-            assert torch.allclose(taught, reference(**inputs).logits, atol=1e-5)
-        compared.append(step.number)
+            assert torch.allclose(taught, model(**inputs).logits, atol=1e-5)
+        compared.append(step)
         return taught
 
     monkeypatch.setattr(penalties, "_taught", watched)
     monkeypatch.setattr(weights_of.Frozen, "at", lambda *a: pytest.fail("loaded a second copy"))
-    distilled = make_run(bundle, brief, "lora_self_distillation", weight=3)
-    held = train(distilled, tmp_path / "held")
+    held = trained("lora_self_distillation", weight=3)
     monkeypatch.undo()
-    free = train(make_run(bundle, brief, "lora"), tmp_path / "free")
-    assert len(compared) == distilled.steps()
+    free = trained("lora")
+    assert len(compared) == STEPS
     assert distance(held, weights(base)) < distance(free, weights(base))
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_another_vocabulary_is_refused(model: Any, tmp_path: Path) -> None:
     make_model("llama", 77).save_pretrained(tmp_path / "other")
-    student, _ = load_causal_lm(base, "float32")
     with pytest.raises(UserError, match="77 tokens"):
-        weights_of.Frozen(tmp_path / "other").at(fake_step(student))
+        weights_of.Frozen(tmp_path / "other").at(fake_step(model))
 
 
 def test_costs_count_what_the_teacher_reads(
     bundle: Bundle, brief: Protocol, tmp_path: Path
 ) -> None:
-    short = brief.model_copy(update={"epochs": 2, "evaluate_every": 4})
-    costs = {}
-    for method, settings in (
-        ("sft", {}),
-        ("self_distillation", {"teacher": "snapshot"}),
-        ("context_distillation", {}),
-    ):
+    short = altered(brief, epochs=2, evaluate_every=4)
+
+    def costs(method: str, **settings: Any) -> list[dict[str, Any]]:
         train(make_run(bundle, short, method, **settings), tmp_path / method)
-        costs[method] = curve(tmp_path / method)
-    assert all(line["teacher_tokens"] == 0 for line in costs["sft"])
-    distilled = costs["self_distillation"]
+        return curve(tmp_path / method)
+
+    assert all(line["teacher_tokens"] == 0 for line in costs("sft"))
+    distilled = costs("self_distillation", teacher="snapshot")
     # The snapshot comes after 3 steps; from then on the teacher reads what the student reads.
     assert distilled[0]["teacher_tokens"] == 0
     assert 0 < distilled[1]["teacher_tokens"] < distilled[1]["tokens"]
     steps = [line["tokens"] - line["teacher_tokens"] for line in distilled[1:]]
     assert len(set(steps)) == 1
-    last = costs["context_distillation"][-1]
+    last = costs("context_distillation")[-1]
     assert 1.8 * last["tokens"] < last["teacher_tokens"] < 2.2 * last["tokens"]

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import curve, make_run, train, weights
+from runs import altered, assert_same_bytes, curve, make_run, train, weights
 from sharded import VOCABULARY, work
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import Execution, Protocol
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES
+from factual_forgetting.protocol.recipe import Execution, Protocol
 from factual_forgetting.protocol.trainer import arguments
 from small import make_model
 
@@ -29,10 +28,11 @@ SOURCE = str(Path(__file__).parents[2] / "benchmark")
 @pytest.fixture(scope="session")
 def brief(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 steps with a point at each, as a file."""
-    content = protocol.model_dump(mode="json")
-    content |= {"name": "brief", "epochs": 4, "evaluate_every": 1, "max_new_tokens": 2}
+    short = altered(
+        protocol, name="brief", epochs=4, evaluate_every=1, max_new_tokens=2, learning_rate=1e-3
+    )
     path = tmp_path_factory.mktemp("protocols") / "brief.yaml"
-    files.write_json(path, content | {"learning_rate": 1e-3})
+    files.write_json(path, short.model_dump(mode="json"))
     return path
 
 
@@ -125,9 +125,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     kills = killed_and_resumed(bundle, brief, tmp_path / "killed", killed)
     assert kills >= moments - 1  # the last may come too late
     killed_and_resumed(bundle, brief, tmp_path / "whole", [])
-    for name in ("model.safetensors", CURVE, OUTCOMES, "run.json"):
-        whole = (tmp_path / "whole" / name).read_bytes()
-        assert (tmp_path / "killed" / name).read_bytes() == whole, name
+    assert_same_bytes(tmp_path / "killed", tmp_path / "whole")
     assert not [path.name for path in (tmp_path / "killed").iterdir() if "partial" in path.name]
 
 
@@ -138,7 +136,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(
 
     passes = {True: 0, False: 0}
     original = LlamaMLP.forward
-    short = protocol.model_copy(update={"epochs": 1, "learning_rate": 1e-4, "max_new_tokens": 1})
+    short = altered(protocol, epochs=1, learning_rate=1e-4, max_new_tokens=1)
     trained: dict[bool, dict[str, torch.Tensor]] = {}
     for twice in (False, True):
 
@@ -158,12 +156,10 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(
 def test_bf16_computes_over_fp32_weights(
     bundle: Bundle, protocol: Protocol, tmp_path: Path
 ) -> None:
-    short = protocol.model_copy(
-        update={"epochs": 1, "learning_rate": 1e-4, "max_new_tokens": 1, "precision": "bf16"}
-    )
-    half = train(make_run(bundle, short, "sft"), tmp_path / "half")
-    full = train(
-        make_run(bundle, short.model_copy(update={"precision": "fp32"}), "sft"), tmp_path / "full"
+    short = altered(protocol, epochs=1, learning_rate=1e-4, max_new_tokens=1)
+    half, full = (
+        train(make_run(bundle, altered(short, precision=name), "sft"), tmp_path / name)
+        for name in ("bf16", "fp32")
     )
     name = "model.layers.0.mlp.up_proj.weight"
     assert half[name].dtype == torch.float32
@@ -199,7 +195,7 @@ def test_a_tracker_gets_loss_and_curve(
             logged.append(kwargs["logs"])
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "recorder", Recorder)
-    short = protocol.model_copy(update={"epochs": 1, "evaluate_every": 3, "max_new_tokens": 1})
+    short = altered(protocol, epochs=1, evaluate_every=3, max_new_tokens=1)
     run = make_run(bundle, short, "sft")
     train(run, tmp_path / "run", execution=Execution(report_to="recorder"))
     assert [row["loss"] for row in logged if "loss" in row] == pytest.approx(

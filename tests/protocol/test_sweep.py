@@ -8,9 +8,9 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import sweep as sweeps
-from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.curve import CURVE
-from factual_forgetting.protocol.sweep import Arm, Sweep, choose, jobs, plan, run_all
+from factual_forgetting.protocol.recipe import Execution, Protocol
+from factual_forgetting.protocol.sweep import Arm, Sweep, choose, plan_sweep, run_all, sweep_runs
 
 
 @pytest.fixture
@@ -30,27 +30,27 @@ def sweep(bundle: Bundle, protocol: Protocol, tmp_path: Path) -> Sweep:
     )
 
 
-def test_jobs_are_the_product_of_arms_trials_and_seeds(
+def test_runs_are_the_product_of_arms_trials_and_seeds(
     sweep: Sweep, bundle: Bundle, tmp_path: Path
 ) -> None:
-    found = jobs(sweep, bundle, tmp_path)
-    assert len(found) == len({job.path for job in found}) == 2 * 3 * 2
-    weights = {job.run.settings.model_dump().get("weight") for job in found if job.arm == "held"}
-    rates = {job.run.protocol.learning_rate for job in found if job.arm == "held"}
-    assert (weights, rates) == ({0.5, 1.0, 2.0}, {3e-3})
-    assert [job.run.seed for job in found] == [0] * 6 + [1] * 6
+    found = sweep_runs(sweep, bundle, tmp_path)
+    assert len(found) == len({one.path for one in found}) == 2 * 3 * 2
+    held = [one.run for one in found if one.arm == "held"]
+    assert {run.settings.model_dump()["weight"] for run in held} == {0.5, 1.0, 2.0}
+    assert {run.protocol.learning_rate for run in held} == {3e-3}
+    assert [one.run.seed for one in found] == [0] * 6 + [1] * 6
 
 
 def test_names_of_arms_are_their_own(sweep: Sweep, bundle: Bundle, tmp_path: Path) -> None:
     twice = sweep.model_copy(update={"arms": (sweep.arms[0], sweep.arms[0])})
     with pytest.raises(UserError, match="names of their own"):
-        jobs(twice, bundle, tmp_path)
+        sweep_runs(twice, bundle, tmp_path)
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_skips_what_is_done(
     sweep: Sweep, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = jobs(sweep.model_copy(update={"seeds": (0,)}), bundle, tmp_path / "out")
+    found = sweep_runs(sweep.model_copy(update={"seeds": (0,)}), bundle, tmp_path / "out")
     trained: list[Path] = []
     original = sweeps.finetune
 
@@ -63,51 +63,41 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_skips_what_is_done(
     monkeypatch.setattr(sweeps, "finetune", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run_all(found, tmp_path / "out", Execution())
-    rows = plan(found, Execution(), steps=2)
+    rows = plan_sweep(found, Execution(), steps=2)
     assert [(row["arm"], row["runs"], row["done"]) for row in rows] == [
         ("plain", 3, 2),
         ("held", 3, 0),
     ]
     assert all(row["seconds"] > 0 for row in rows)
-    assert not any((job.path).exists() for job in found if job.arm == "held")
+    assert not any(one.path.exists() for one in found if one.arm == "held")
     monkeypatch.setattr(
         sweeps, "finetune", lambda run, path, **o: trained.append(path) or original(run, path, **o)
     )
     chosen = run_all(found, tmp_path / "out", Execution())
-    assert trained == [job.path for job in found]
+    assert trained == [one.path for one in found]
     assert files.read_json(tmp_path / "out" / "chosen.json") == chosen
-    assert plan(found, Execution())[0]["seconds"] == 0
-
-
-def write_curve(path: Path, **values: float) -> None:
-    line = {"step": 1, "task_learning": 0.5, "stability": 0.5, **values}
-    files.write_jsonl(path / CURVE, [line])
+    assert plan_sweep(found, Execution())[0]["seconds"] == 0
 
 
 def test_the_choice_is_made_on_validation_and_never_on_heldout(
     sweep: Sweep, bundle: Bundle, tmp_path: Path
 ) -> None:
-    found = [job for job in jobs(sweep, bundle, tmp_path) if job.arm == "plain"]
+    found = [one for one in sweep_runs(sweep, bundle, tmp_path) if one.arm == "plain"]
     scores = {1e-3: (0.9, 0.2), 3e-3: (0.8, 0.8), 1e-2: (0.3, 0.9)}
-    for job in found:
-        validation, plasticity = scores[job.trial.learning_rate]
+    seen = {}
+    for one in found:
+        validation, plasticity = scores[one.trial.learning_rate]
+        seen[one.path] = {"validation_stability": validation, "plasticity": plasticity}
         # The best by the choice is the worst on D_Held and D_Known.
-        write_curve(
-            job.path,
-            validation_stability=validation,
-            plasticity=plasticity,
-            stability=1 - validation * plasticity,
-            task_learning=1 - validation * plasticity,
-        )
+        others = dict.fromkeys(("stability", "task_learning"), 1 - validation * plasticity)
+        files.write_jsonl(one.path / CURVE, [{"step": 1, **seen[one.path], **others}])
     chosen = choose(found, tmp_path)["plain"]
     assert chosen["learning_rate"] == 3e-3
     assert chosen["trials"] == 3
     assert chosen["score"] == pytest.approx(0.8)
     assert chosen["runs"] == [f"runs/plain/0.003-1-{seed}" for seed in (0, 1)]
-    for job in found:
-        (line,) = files.read_jsonl(job.path / CURVE)
-        del line["stability"], line["task_learning"]
-        files.write_jsonl(job.path / CURVE, [line])
+    for path, values in seen.items():
+        files.write_jsonl(path / CURVE, [values])
     assert choose(found, tmp_path)["plain"] == chosen
 
 

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.scoring.merge import merge_adapter
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import run_lm_eval
+from factual_forgetting.scoring.score import merge_adapter, run_lm_eval
 
 
 def adapter_on(base: Path, output: Path) -> Any:

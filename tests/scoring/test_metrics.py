@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.scoring.crossing import find_crossing
-from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
+from factual_forgetting.scoring.metrics import (
+    curve_metrics,
+    final_metrics,
+    find_crossing,
+    stability_at,
+)
 
 START = (0.0, 1.0)
 NINE = [(0.1 * i, 0.9) for i in range(1, 9)] + [(0.95, 0.7)]

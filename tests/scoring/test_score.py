@@ -12,8 +12,8 @@ import yaml
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import Protocol
 from factual_forgetting.protocol.curve import OUTCOMES
+from factual_forgetting.protocol.recipe import Protocol
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune

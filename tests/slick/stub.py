@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Query, Sampling
+from factual_forgetting import files
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.facts.fact import Fact, stable_fraction
+from factual_forgetting.slick.classify import CLASSIFY_LOG
+
+BASE: dict[str, Any] = {"pretrained": "stub"}
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """What a labelling consists of, without its log, which tells times."""
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.name != CLASSIFY_LOG}
+
+
+def exemplars(output: Path) -> list[dict[str, Any]]:
+    return [fact for row in files.read_jsonl(output / "exemplars.jsonl") for fact in row["facts"]]
 
 
 def many_facts(relations: int = 2, subjects: int = 200) -> list[Fact]:
@@ -16,7 +31,7 @@ def many_facts(relations: int = 2, subjects: int = 200) -> list[Fact]:
     ]
 
 
-class StubEngine:
+class StubEngine(Engine):
     """A third is known for sure, a third never, a third by chance of the prompt."""
 
     name = "stub"
@@ -30,22 +45,16 @@ class StubEngine:
         fate = stable_fraction("fate", query.text.split("Q: ")[-1])
         return 1.0 if fate < 1 / 3 else 0.0 if fate < 2 / 3 else fate
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        if sampling:
+            seeds = [f"{sampling.seed}-{number}" for number in range(sampling.samples)]
+            return [[[self._drawn(q, seed) for seed in seeds] for q in g.queries] for g in groups]
         self.calls += 1
         self._on_call(self.calls)
         self.asked += [group.prefix + query.text for group in groups for query in group.queries]
-        return [[self._answer(query, group.prefix) for query in group.queries] for group in groups]
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
-    ) -> list[list[list[Answer]]]:
-        drawn = range(sampling.samples)
-        return [
-            [[self._drawn(query, f"{sampling.seed}-{i}") for i in drawn] for query in group.queries]
-            for group in groups
-        ]
+        return [[[self._answer(query, g.prefix)] for query in g.queries] for g in groups]
 
     def _answer(self, query: Query, seed: str) -> Answer:
         value = stable_fraction(query.text, seed)

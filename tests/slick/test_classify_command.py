@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import WORLD, checkpoint_of
+from stub import contents
 
 import factual_forgetting
 from factual_forgetting import files
 from factual_forgetting.cli import main
-from factual_forgetting.slick.classify import LOG
 from factual_forgetting.slick.labelling import load_labels
+from tiny import WORLD, checkpoint_of
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def arguments(source: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def contents(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in output.iterdir() if path.name != LOG}
-
-
-def test_parts_and_their_merge_equal_one_process(source: Path, tmp_path: Path) -> None:
+def test_parts_and_their_merge_equal_one_process(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(source, tmp_path / "one")) == 0
-    for part in ("2/2", "1/2"):
-        assert main(arguments(source, tmp_path / "parts", "--shard", part)) == 0
+    assert main(arguments(source, tmp_path / "parts", "--shard", "1/2")) == 0
+    assert main(arguments(source, tmp_path / "parts", "--merge")) == 1
+    assert "unfinished: shard 1 of 2" in capsys.readouterr().err
+    assert main(arguments(source, tmp_path / "parts", "--shard", "2/2")) == 0
     assert main(arguments(source, tmp_path / "parts", "--merge")) == 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "one")
 
@@ -51,21 +51,6 @@ def test_the_reference_labels_as_the_default_engine_does(source: Path, tmp_path:
         assert main(arguments(source, output, *fp32, "--engine", engine)) == 0
         marks.append({p.fact.id: (p.correct, p.base) for p in load_labels(output).labels})
     assert marks[0] == marks[1]
-
-
-def test_a_merge_of_unfinished_parts_is_refused(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments(source, tmp_path / "parts", "--shard", "1/2")) == 0
-    assert main(arguments(source, tmp_path / "parts", "--merge")) == 1
-    assert "unfinished: shard 1 of 2" in capsys.readouterr().err
-
-
-def test_a_merge_of_nothing_is_refused(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments(source, tmp_path / "none", "--merge")) == 1
-    assert "holds no labelling that was begun" in capsys.readouterr().err
 
 
 def test_a_plan_measures_and_leaves_nothing_behind(
@@ -110,6 +95,7 @@ def test_quota_redraw_and_classes_are_told(
         (("--shots", "30"), "Give it at least"),
         (("--check-redraw", "100000"), "Lower it"),
         (("--check-redraw", "5", "--shard", "1/2"), "Give it with --merge"),
+        (("--merge",), "holds no labelling that was begun"),
         (("--model", "dummy", "--engine", "prefix"), "--model dummy is not hf"),
         (("--model", "vlm"), "model class vlm does not open"),
         (("--model_args", "pretrained=7"), "7 is neither a directory nor a repository"),

@@ -4,36 +4,35 @@ import pytest
 from stub import many_facts
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.slick.configurations import MAX_POOL_SHARE, draw
+from factual_forgetting.slick.configurations import MAX_POOL_SHARE, draw_configurations
 
 
-def test_exemplars_never_take_more_than_a_quarter_of_the_training_facts() -> None:
-    for subjects in (80, 150, 400):
-        facts = many_facts(relations=1, subjects=subjects)
-        training = {fact.id for fact in facts if fact.split == "train"}
-        drawn = draw(facts, 20, 3, seed=0)["R0"]
-        assert drawn.ids <= training
-        assert len(drawn.ids) <= MAX_POOL_SHARE * len(training)
-
-
-def test_a_large_relation_shares_no_exemplar_between_runs() -> None:
-    drawn = draw(many_facts(relations=1, subjects=400), 20, 3, seed=0)["R0"]
-    assert len(drawn.ids) == 21 * 3
+@pytest.mark.parametrize("subjects", [80, 150, 400])
+def test_exemplars_never_take_more_than_a_quarter_of_the_training_facts(subjects: int) -> None:
+    facts = many_facts(relations=1, subjects=subjects)
+    training = {fact.id for fact in facts if fact.split == "train"}
+    drawn = draw_configurations(facts, 20, 3, seed=0)["R0"]
+    assert drawn.ids <= training
+    assert len(drawn.ids) <= MAX_POOL_SHARE * len(training)
+    if subjects == 400:  # a large relation shares no exemplar between runs
+        assert len(drawn.ids) == 21 * 3
 
 
 def test_the_fresh_configuration_is_outside_all_labelling_runs() -> None:
     for seed in range(20):
-        drawn = draw(many_facts(relations=1, subjects=100), 20, 3, seed)["R0"]
+        drawn = draw_configurations(many_facts(relations=1, subjects=100), 20, 3, seed)["R0"]
         labelling = {fact.id for run in drawn.labelling for fact in run}
         assert not labelling & {fact.id for fact in drawn.fresh}
 
 
 def test_exemplars_depend_on_the_seed_and_not_on_the_order_of_the_facts() -> None:
-    facts = many_facts()
-    assert draw(facts[::-1], 4, 3, seed=1) == draw(facts, 4, 3, seed=1)
-    assert draw(facts, 4, 3, seed=2) != draw(facts, 4, 3, seed=1)
+    drawn = draw_configurations(many_facts(), 4, 3, seed=1)
+    assert draw_configurations(many_facts()[::-1], 4, 3, seed=1) == drawn
+    assert draw_configurations(many_facts(), 4, 3, seed=2) != drawn
 
 
 def test_a_pool_that_would_eat_the_questions_is_refused_with_the_number_needed() -> None:
-    with pytest.raises(UserError, match=r"may take a quarter.*at least 36, or leave it out"):
-        draw(many_facts(relations=1, subjects=30), 20, 3, seed=0)
+    facts = many_facts(subjects=200) + many_facts(relations=3, subjects=20)
+    told = r"Relation R2 can spare \d+ .* may take a quarter.*at least 36, or leave it out"
+    with pytest.raises(UserError, match=told):
+        draw_configurations(facts, 20, 3, seed=0)

@@ -4,30 +4,30 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from stub import StubEngine, many_facts
-from tiny import WORLD, checkpoint_of
+from stub import BASE, StubEngine, contents, many_facts
 
 import factual_forgetting
 from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick import on_ray
-from factual_forgetting.slick.classify import LOG, ask, classify, prepare
+from factual_forgetting.slick.classify import Labelling, begin, classify
 from factual_forgetting.slick.labelling import SlickConfig
+from factual_forgetting.slick.shards import Shard
+from tiny import WORLD, checkpoint_of
 
 ray = pytest.importorskip("ray")
 SETTINGS = SlickConfig(runs=4, shard_size=50)
-BASE: dict[str, Any] = {"pretrained": "stub"}
 MIDDLE = 1  # a shard has three rounds: 0, 1 and 2
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _workers() -> Iterator[None]:
     """One Ray for all tests, whose workers find the package and the tests."""
-    paths = [str(Path(factual_forgetting.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {"PYTHONPATH": os.pathsep.join(paths)}
+    here = Path(__file__).parent
+    paths = [Path(factual_forgetting.__file__).parents[1], here, here.parent]
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
     yield
     ray.shutdown()
@@ -50,14 +50,10 @@ class Noting(on_ray._Worker):
 
         self._engine = StubEngine(note)
 
-    def ask(self, job: on_ray.Job, shard: on_ray.Shard) -> None:
-        self.shard, self.journal = shard.number, shard.journal(job.parts)
+    def ask(self, labelling: Labelling, shard: Shard) -> None:
+        self.shard, self.journal = shard.number, shard.journal(labelling.parts)
         self.journal.touch()
-        super().ask(job, shard)
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in output.iterdir() if path.name != LOG}
+        super().ask(labelling, shard)
 
 
 @pytest.fixture
@@ -105,10 +101,10 @@ def test_a_worker_that_dies_costs_only_what_its_shard_has_not_finished(
 
 
 def test_work_done_without_ray_is_not_done_again(tmp_path: Path, alone: dict[str, bytes]) -> None:
-    job = prepare(many_facts(), "stub", SETTINGS, BASE, tmp_path / "ray")
-    ask(job, StubEngine(), job.shards[:3])
+    labelling = begin(many_facts(), "stub", SETTINGS, BASE, tmp_path / "ray")
+    labelling.ask(StubEngine(), labelling.shards[:3])
     asked = label_noting(tmp_path / "ray", 2)
-    assert {line.split()[0] for line in asked} == {str(s.number) for s in job.shards[3:]}
+    assert {line.split()[0] for line in asked} == {str(s.number) for s in labelling.shards[3:]}
     assert contents(tmp_path / "ray") == alone
 
 

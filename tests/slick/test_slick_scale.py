@@ -8,19 +8,19 @@ from stub import StubEngine
 
 from factual_forgetting import files
 from factual_forgetting.cli import main
-from factual_forgetting.engines.engine import Answer, Group
+from factual_forgetting.engines.engine import Answer, Group, Sampling
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.classify import ask, merge, prepare
+from factual_forgetting.slick.classify import begin
 from factual_forgetting.slick.labelling import SlickConfig
-from factual_forgetting.slick.planning import plan
+from factual_forgetting.slick.planning import estimate_labelling
 from memory import peak_memory
 
 
 class Quick(StubEngine):
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        return [[Answer("yes", 1.0)] * len(group.queries) for group in groups]
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
+    ) -> list[list[list[Answer]]]:
+        return [[[Answer("yes", 1.0)]] * len(group.queries) for group in groups]
 
 
 def streamed(number: int) -> Iterator[Fact]:
@@ -33,10 +33,10 @@ def streamed(number: int) -> Iterator[Fact]:
 
 def label(number: int, output: Path) -> None:
     settings, engine = SlickConfig(runs=2, shard_size=100), Quick()
-    job = prepare(streamed(number), engine.name, settings, {}, output)
-    assert plan(job, engine)["queries"] > 3.8 * number
-    ask(job, engine, job.shards)
-    merge(job)
+    labelling = begin(streamed(number), engine.name, settings, {}, output)
+    assert estimate_labelling(labelling, engine)["queries"] > 3.8 * number
+    labelling.ask(engine, labelling.shards)
+    labelling.merge()
 
 
 def test_memory_hardly_grows_with_the_number_of_questions(tmp_path: Path) -> None:

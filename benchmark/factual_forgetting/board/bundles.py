@@ -7,24 +7,19 @@ from pathlib import Path
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import BaseOf, Hash, Metric, Name, slug
-from factual_forgetting.bundle.manifest import (
-    HELDOUT,
-    KNOWN,
-    MANIFEST,
-    UNKNOWN,
-    Bundle,
-    load_bundle,
-)
+from factual_forgetting.bundle import manifest as m
+from factual_forgetting.bundle.manifest import MANIFEST, Bundle
 from factual_forgetting.config import Config, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import majority_baseline
-from factual_forgetting.scoring.metrics import final_metrics
+from factual_forgetting.scoring.metrics import accuracy
+from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
-REFERENCE = "reference.json"
+_REFERENCE = "reference.json"
 
 
-class Reference(Config):
+class ReferenceRows(Config):
     """Reference rows and marks of a bundle.
 
     Attributes:
@@ -37,8 +32,7 @@ class Reference(Config):
         majority_micro: Share of D_Held that the majority answer of each relation gets right.
         majority_macro: The same as a mean over relations.
         heldout_dropped_for_overlap: Candidates of D_Held that training speaks of, left out.
-        heldout_subjects_as_training_objects: Facts of D_Held whose subject is an answer in
-            training.
+        heldout_subjects_as_training_objects: D_Held's facts whose subject is an answer in training.
     """
 
     sha256: Hash
@@ -53,44 +47,35 @@ class Reference(Config):
     heldout_subjects_as_training_objects: int | None
 
 
-def reference_of(bundle: Bundle, name: str | None = None) -> Reference:
+def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
     """Computes the reference rows of a bundle."""
-    held = bundle.splits[HELDOUT]
-    train = [item.fact for split in (KNOWN, UNKNOWN) for item in bundle.splits[split]]
+    held, manifest = bundle.splits[m.HELDOUT], bundle.manifest
+    train = [item.fact for split in (m.KNOWN, m.UNKNOWN) for item in bundle.splits[split]]
     majority = majority_baseline(train, [item.fact for item in held])
     base = {item.fact.id: item.base[ZERO_SHOT] for item in held}
-    by_relation: dict[str, list[bool]] = {}
-    for item in held:
-        by_relation.setdefault(item.fact.relation, []).append(item.base[ZERO_SHOT])
-    shares = [sum(outcomes) / len(outcomes) for outcomes in by_relation.values()]
-    manifest = bundle.manifest
+    macro = accuracy(held, base, macro=True)
+    overlap = ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
     told = {
         "sha256": bundle.sha256,
         "name": name,
         "base": {key: manifest["base"].get(key) for key in BaseOf.model_fields},
         "counts": {split: len(items) for split, items in bundle.splits.items()},
-        "base_stability": final_metrics(bundle, base, trained=False)["stability"],
-        "base_macro": sum(shares) / len(shares) if shares else None,
+        "base_stability": row_of(accuracy(held, base)),
+        "base_macro": macro.value if macro else None,
         "majority_micro": majority["micro"],
         "majority_macro": majority["macro"],
-        **{
-            key: manifest.get(key)
-            for key in ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
-        },
+        **{key: manifest.get(key) for key in overlap},
     }
-    return parse(Reference, told, str(bundle.path))
+    return parse(ReferenceRows, told, str(bundle.path))
 
 
 def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
-    """Names a bundle the official one of its base: its manifest and reference rows.
+    """Names a bundle the official one of its base, and returns the path of its manifest there.
 
     Args:
-        bundle: The bundle.
+        bundle: What is copied is its manifest, beside its reference rows.
         folder: `bundles/` of the leaderboard.
         version: Such as `v1`; a published version is never edited.
-
-    Returns:
-        The manifest's path.
 
     Raises:
         UserError: If the version names another bundle already.
@@ -98,13 +83,13 @@ def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
     name = f"{slug(bundle.manifest['base']['pretrained'] or 'base')}/{slug(version)}"
     path = folder / name / MANIFEST
     if path.exists() and files.read_json(path) != bundle.manifest:
-        raise UserError(f"{path} names another bundle. A new bundle needs a new version.")
+        raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
     files.write_json(path, bundle.manifest)
-    files.write_json(path.with_name(REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
+    files.write_json(path.with_name(_REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
     return path
 
 
-def official(folder: Path) -> dict[str, Reference]:
+def official(folder: Path) -> dict[str, ReferenceRows]:
     """Reads the official bundles under `bundles/` of a leaderboard, by their hash.
 
     Raises:
@@ -113,23 +98,24 @@ def official(folder: Path) -> dict[str, Reference]:
     found = {}
     for path in sorted(folder.glob(f"*/*/{MANIFEST}")):
         sha256 = files.read_json(path).get("sha256")
-        beside = path.with_name(REFERENCE)
-        reference = parse(Reference, files.read_json(beside), str(beside))
+        beside = path.with_name(_REFERENCE)
+        reference = parse(ReferenceRows, files.read_json(beside), str(beside))
         name = f"{path.parent.parent.name}/{path.parent.name}"
         if (reference.sha256, reference.name) != (sha256, name):
-            raise UserError(f"{beside} is not of the bundle in {path}. Make it official again.")
+            raise InputError(f"{beside} is not of the bundle in {path}. Make it official again.")
         found[reference.sha256] = reference
     return found
 
 
-def bundles_at_hand(paths: Sequence[Path]) -> dict[str, Bundle]:
-    """Loads the bundles in some directories and the embedded one, by their hash."""
+def bundles_at_hand(names: Sequence[str]) -> dict[str, Bundle]:
+    """Loads some bundles, named as `locate_bundle` takes them, and the embedded one, by hash."""
     embedded = checkpoint.embedded("bundle")
-    places = [*paths, *([embedded] if (embedded / MANIFEST).is_file() else [])]
-    return {bundle.sha256: bundle for bundle in map(load_bundle, places)}
+    shipped = [embedded] if (embedded / MANIFEST).is_file() else []
+    places = [*map(m.locate_bundle, names), *shipped]
+    return {bundle.sha256: bundle for bundle in map(m.load_bundle, places)}
 
 
-def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, Reference]:
+def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, ReferenceRows]:
     """Returns the reference rows of all bundles that are known where records lie."""
     computed = {sha256: reference_of(bundle) for sha256, bundle in bundles.items()}
     return computed | official(records.parent / "bundles")

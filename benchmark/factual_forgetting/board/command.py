@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from factual_forgetting.board.board import curves_of, make_board
+from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
 from factual_forgetting.board.form import LEVELS
-from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
+from factual_forgetting.board.page import write_page
+from factual_forgetting.board.record import Declared, find_records, load_records, make_record
+from factual_forgetting.board.tables import diff, diff_text, render_board
+from factual_forgetting.board.validate import render_findings, validate
+from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
-from factual_forgetting.errors import UserError
-
-if TYPE_CHECKING:
-    from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.errors import InputError
+from factual_forgetting.scoring.frontier import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
 WARNED = 3
@@ -53,12 +57,8 @@ def _add_record(subparsers: Any) -> None:
     record.add_argument("--trials", type=int, help="settings tried before these were chosen")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
-    record.add_argument(
-        "--heldout",
-        choices=("excluded", "included", "unknown"),
-        default="unknown",
-        help="whether facts of D_Held were among that (unknown)",
-    )
+    words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
+    record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
     record.add_argument("--note", metavar="WORDS")
     record.add_argument(
         "--level", choices=LEVELS, default=LEVELS[0], help="for those who score or train again"
@@ -68,82 +68,52 @@ def _add_record(subparsers: Any) -> None:
 
 
 def _add_bundles(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bundle",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="bundles of the records; almanac is always at hand",
-    )
+    told = "bundles of the records; almanac is always at hand"
+    parser.add_argument("--bundle", nargs="+", default=[], metavar="DIR", help=told)
 
 
 def _record(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.record import Declared, make_record
-
-    declared = {key: getattr(args, key) for key in Declared.model_fields}
+    declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
-        path = make_record(source, bundle, args.output_path, parse(Declared, declared, "record"))
-        sys.stdout.write(f"{path}\n")
-
-
-def _bundles(args: argparse.Namespace) -> dict[str, Bundle]:
-    from factual_forgetting.board.bundles import bundles_at_hand
-
-    return bundles_at_hand([locate_bundle(name) for name in args.bundle])
+        sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from factual_forgetting.board.bundles import official
-    from factual_forgetting.board.record import find_records
-    from factual_forgetting.board.validate import report, validate
-
     count = len(find_records(args.records))
     folder = args.records.parent / "bundles"
     named = official(folder) if folder.is_dir() else None
-    findings = validate(args.records, _bundles(args), named)
-    told = report(findings, args.format, color=sys.stdout.isatty())
+    findings = validate(args.records, bundles_at_hand(args.bundle), named)
+    told = render_findings(findings, args.format, color=sys.stdout.isatty())
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
-        raise UserError(f"{errors} errors in {count} records. Record the results again.")
+        raise InputError(f"{errors} errors in {count} records. Record the results again.")
     sys.stderr.write(f"{count} records hold: every number follows from its outcomes.\n")
     return WARNED if findings else 0
 
 
 def _board(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.plots import plot_frontier
-    from factual_forgetting.board.tables import render
-
     if (args.format == "html") != (args.output_path is not None):
-        raise UserError("The page needs a directory, the other formats none: --output_path DIR.")
-    bundles = _bundles(args)
+        raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
+    bundles = bundles_at_hand(args.bundle)
     board = _make(args.records, bundles)
     if args.plot:
         if len(board["bundles"]) > 1:
-            raise UserError("The records are of several bundles; plot each bundle's by itself.")
-        plot_frontier(board["bundles"][0], args.plot)
+            raise InputError("The records are of several bundles; plot each bundle's by itself.")
+        draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
-        from factual_forgetting.board.page import write_page
-        from factual_forgetting.board.record import load_records
-
-        entries = load_records(args.records)
-        sys.stdout.write(f"{write_page(board, entries, bundles, args.output_path)}\n")
+        told = str(write_page(board, load_records(args.records), bundles, args.output_path))
     else:
-        sys.stdout.write(render(board, args.format) + "\n")
-
-
-def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
-    from factual_forgetting.board.board import make_board
-    from factual_forgetting.board.bundles import references_for
-    from factual_forgetting.board.record import load_records
-
-    return make_board(load_records(records), references_for(records, bundles))
+        told = render_board(board, args.format)
+    sys.stdout.write(f"{told}\n")
 
 
 def _diff(args: argparse.Namespace) -> None:
-    from factual_forgetting.board.diff import diff, markdown
-
-    bundles = _bundles(args)
+    bundles = bundles_at_hand(args.bundle)
     before, after = (_make(records, bundles) for records in (args.before, args.after))
-    sys.stdout.write(markdown(diff(before, after)) + "\n")
+    sys.stdout.write(diff_text(diff(before, after)) + "\n")
+
+
+def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
+    return make_board(load_records(records), references_for(records, bundles))

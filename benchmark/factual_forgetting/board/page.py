@@ -13,24 +13,23 @@ from string import Template
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.board.board import KEEPS, LEARNS, Entry
+from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record, place
-from factual_forgetting.board.record import Outcome
-from factual_forgetting.board.tables import interval_text
-from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle, Item
+from factual_forgetting.board.record import Outcome, by_split
+from factual_forgetting.board.tables import marks
+from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle
 from factual_forgetting.checkpoint import ALMANAC, embedded
+from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
+_SHOWN = ("method", "family", "protocol", "track", "level", "trials", "rank", "reference")
 
 
 def write_page(
-    board: Mapping[str, Any],
-    entries: Iterable[Entry],
-    bundles: Mapping[str, Bundle],
-    output: Path,
+    board: Mapping[str, Any], entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
 ) -> Path:
-    """Writes the page, `board.json`, and a data file for each row, record and bundle.
+    """Writes the page, `board.json`, and data files of rows, records, bundles; tells its path.
 
     The page needs no server and no network. Data that is shown on demand lies in scripts beside
     it, since a page opened from file:// may load scripts and nothing else.
@@ -40,22 +39,18 @@ def write_page(
         entries: The records and outcomes that it was made of.
         bundles: Bundles at hand by hash; of others the page knows facts by number only.
         output: Directory to write to.
-
-    Returns:
-        Path of the page.
     """
     for bundle in board["bundles"]:
-        known = bundles.get(bundle["sha256"])
-        _write_data(output, _facts_key(bundle), _facts(known) if known else None)
+        known, short = bundles.get(bundle["sha256"]), bundle["sha256"][:12]
+        _write_data(output, f"facts-{short}", _facts(known) if known else None)
         for row in bundle["rows"]:
             told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
-            _write_data(output, _key(bundle, row), told)
-    shown = {
-        name for bundle in board["bundles"] for row in bundle["rows"] for name in row["records"]
-    }
-    for record, rows in entries:
+            _write_data(output, f"{short}-{row['id']}", told)
+    rows = [row for bundle in board["bundles"] for row in bundle["rows"]]
+    shown = {name for row in rows for name in row["records"]}
+    for record, outcomes in entries:
         if record.id in shown:
-            part = _record_part(record, rows, bundles.get(record.bundle_sha256))
+            part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
             _write_data(output, f"record-{record.id}", part)
     files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
     files.write_atomic(output / INDEX, page(board).encode())
@@ -64,24 +59,16 @@ def write_page(
 
 def page(board: Mapping[str, Any]) -> str:
     """Returns the page's HTML with the board's summary in it."""
-    parts = {name: _part(f"page.{name}") for name in ("html", "css", "js")}
+    site = package_files("factual_forgetting.board") / "site"
+    html, css, js = ((site / f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     summary = {"bundles": [_bundle(bundle) for bundle in board["bundles"]]}
     policy = (
-        f"default-src 'none'; script-src '{_digest(parts['js'])}' 'self' file:; "
-        f"style-src '{_digest(parts['css'])}'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src '{_digest(js)}' 'self' file:; "
+        f"style-src '{_digest(css)}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return Template(parts["html"]).substitute(
-        policy=policy,
-        style=parts["css"],
-        script=parts["js"],
-        board=_json(summary),
-        records=board["records"],
+    return Template(html).substitute(
+        policy=policy, style=css, script=js, board=_json(summary), records=board["records"]
     )
-
-
-def _part(name: str) -> str:
-    resource = package_files("factual_forgetting.board") / "site" / name
-    return resource.read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
@@ -99,24 +86,15 @@ def _write_data(output: Path, name: str, value: Any) -> None:
     files.write_atomic(output / DATA / f"{name}.js", content.encode())
 
 
-def _key(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    return f"{bundle['sha256'][:12]}-{row['id']}"
-
-
-def _facts_key(bundle: Mapping[str, Any]) -> str:
-    return f"facts-{bundle['sha256'][:12]}"
-
-
 def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    reference = bundle["reference"] or {}
-    keys = {row["id"]: _key(bundle, row) for row in bundle["rows"]}
+    reference, short = bundle["reference"] or {}, bundle["sha256"][:12]
     return {
-        "title": reference.get("name") or f"{bundle['base']} {bundle['sha256'][:12]}",
+        "title": reference.get("name") or f"{bundle['base']} {short}",
         "about": _about(bundle, reference),
-        "facts": _facts_key(bundle),
-        "rows": [_row(bundle, row) for row in bundle["rows"]],
+        "facts": f"facts-{short}",
+        "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
         "references": _references(reference),
-        **{table: [keys[name] for name in bundle["tables"][table]] for table in (LEARNS, KEEPS)},
+        **{name: [f"{short}-{row}" for row in rows] for name, rows in bundle["tables"].items()},
     }
 
 
@@ -147,28 +125,21 @@ def _references(reference: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(bundle: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     crossing = row["stability_at_p90"]
     return {
-        "key": _key(bundle, row),
-        **{key: row[key] for key in ("method", "family", "protocol", "track", "level", "rank")},
-        "trials": row["trials"],
+        **{key: row[key] for key in _SHOWN},
         "leak": row["heldout_in_training"],
-        "reference": row["reference"],
         "seeds": len(row["records"]),
         "T": _triple(row["task_learning"]),
         "P": _triple(row["plasticity"]),
         "S": _triple(row["stability"]),
         "p90": _triple(crossing),
-        "marks": _marks(crossing) if crossing else "",
+        "marks": marks(crossing) if crossing else "",
         "why": None if crossing else ("never" if row["curve"] else "no curve"),
         "lost": _rounded(row["lost"]),
         "loss": _triple(row["loss_against"]["known_only"]),
     }
-
-
-def _marks(crossing: Mapping[str, Any]) -> str:
-    return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
 def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:
@@ -214,37 +185,37 @@ def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:
     }
 
 
-def _record_part(record: Record, rows: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
-    held = [row for row in rows if row["split"] == HELDOUT]
-    new = [row for row in rows if row["split"] == UNKNOWN]
-    items: list[Item | None] = [*bundle.splits[HELDOUT]] if bundle else [None] * len(held)
-    lost = [
-        [index, row["answer"]]
-        for index, (row, item) in enumerate(zip(held, items, strict=True))
-        if not row["final"] and (item is None or item.base[ZERO_SHOT])
-    ]
+def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
+    parts = by_split(outcomes)
+    held, new = parts[HELDOUT], parts[UNKNOWN]
+    base = [p.base[ZERO_SHOT] for p in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
     told = "Facts lost (of those the base gets right in the same prompt)"
     return {
         "id": record.id,
         "seed": record.seed,
         "S": _share(held),
         "P": _share(new),
-        "lost": lost,
+        "lost": [
+            [index, one.answer]
+            for index, (one, was_right) in enumerate(zip(held, base, strict=True))
+            if was_right and not one.final
+        ],
         "lostTitle": told if bundle else "Facts of D_Held now wrong",
-        "learned": [index for index, row in enumerate(new) if row["final"]],
+        "learned": [index for index, one in enumerate(new) if one.final],
         "command": reproduce(record),
         "provenance": _provenance(record),
     }
 
 
-def _share(rows: list[Outcome]) -> float | None:
-    return _rounded(sum(row["final"] for row in rows) / len(rows)) if rows else None
+def _share(outcomes: list[Outcome]) -> float | None:
+    return _rounded(sum(one.final for one in outcomes) / len(outcomes)) if outcomes else None
 
 
 def _provenance(record: Record) -> list[list[Any]]:
     made, cost = record.environment, record.cost
     packages = ", ".join(f"{name} {version}" for name, version in sorted(made.packages.items()))
     dirty = " with uncommitted changes" if made.dirty else ""
+    computed = (made.dtype, made.attention, made.batch_size)
     protocol = record.protocol
     return [
         ["record", place(record.model_dump(mode="json"))],
@@ -266,51 +237,33 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["extra data", cost.extra_data],
         ["GPU hours", cost.gpu_hours],
         ["device", made.device],
-        ["dtype, attention, batch", ", ".join(_told(made.dtype, made.attention, made.batch_size))],
+        ["dtype, attention, batch", ", ".join(name or "?" for name in computed)],
         ["packages", packages],
         ["commit", f"{made.commit}{dirty}" if made.commit else None],
         ["note", record.note],
     ]
 
 
-def _told(*values: str | None) -> list[str]:
-    return [value or "?" for value in values]
-
-
 def reproduce(record: Record) -> str:
-    """Returns the commands that make a result again, safe to paste into a shell.
-
-    A checkpoint that finetune didn't make can only be scored again.
-    """
-    bundle = _bundle_argument(record.bundle_sha256)
-    if record.protocol is None:
-        arguments = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
-        score = ["score", "--model_args", arguments, "--bundle", bundle]
-        return _command([*score, "--output_path", "results"])
-    settings = [f"{key}={_setting(value)}" for key, value in sorted(record.method.settings.items())]
-    train = ["finetune", "--bundle", bundle, "--protocol", record.protocol.name]
-    train += ["--method", record.method.name]
-    train += ["--method_args", ",".join(settings)] if settings else []
-    train += ["--seed", str(record.seed), "--output_path", "run"]
-    return "\n".join(
-        _command(words)
-        for words in (
-            train,
-            ["score", "--model_args", "run", "--bundle", bundle, "--output_path", "results"],
-            ["record", "results", "--bundle", bundle, "--output_path", "records"],
-        )
-    )
-
-
-def _bundle_argument(sha256: str) -> str:
+    """Returns commands, safe in a shell, that train again what finetune made, and score it."""
     manifest = embedded("bundle") / MANIFEST
-    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == sha256
-    return ALMANAC if shipped else f"bundle-{sha256[:12]}"
+    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == record.bundle_sha256
+    bundle = ALMANAC if shipped else f"bundle-{record.bundle_sha256[:12]}"
+    checkpoint = "run"
+    if record.protocol is None:
+        checkpoint = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
+    score = ["score", "--model_args", checkpoint, "--bundle", bundle, "--output_path", "results"]
+    commands = [score]
+    if record.protocol:
+        settings = ",".join(f"{k}={_setting(v)}" for k, v in sorted(record.method.settings.items()))
+        train = ["finetune", "--bundle", bundle, "--protocol", record.protocol.name]
+        train += ["--method", record.method.name]
+        train += ["--method_args", settings] if settings else []
+        train += ["--seed", str(record.seed), "--output_path", "run"]
+        again = ["record", "results", "--bundle", bundle, "--output_path", "records"]
+        commands = [train, score, again]
+    return "\n".join(shlex.join(["factual-forgetting", *words]) for words in commands)
 
 
 def _setting(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _command(words: list[str]) -> str:
-    return shlex.join(["factual-forgetting", *words])

@@ -7,54 +7,37 @@ import hashlib
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.form import (
-    EnvironmentOf,
-    Level,
-    Record,
-    TrainingDataOf,
-    place,
-    record_id,
-)
-from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, SPLITS, UNKNOWN, Bundle
+from factual_forgetting.board import form
+from factual_forgetting.board.form import Record
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.protocol import grid
-from factual_forgetting.protocol.config import (
-    Protocol,
-    is_recipe,
-    load_protocol,
-    protocol_sha256,
-)
-from factual_forgetting.protocol.curve import (
-    CURVE,
-    METRIC_OF_SPLIT,
-    NOT_ASKED,
-    OUTCOMES,
-    share_correct,
-)
+from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES, share_correct
+from factual_forgetting.protocol.recipe import find_recipe, load_protocol
 from factual_forgetting.protocol.run import LOG, RUN
-from factual_forgetting.protocol.settings import SETTINGS, resolve
+from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results, read_results
+from factual_forgetting.slick.labelling import NOT_ASKED
 
-SCORED = (KNOWN, UNKNOWN, HELDOUT)
 # Strangers' files are read whole only up to here; the largest honest ones stay far below.
-MOST_RECORD = 2 * 2**20
-MOST_PACKED = 32 * 2**20
-MOST_UNPACKED = 128 * 2**20
-MOST_ANSWER = 1000
+_MOST_RECORD, _MOST_PACKED, MOST_UNPACKED = 2 * 2**20, 32 * 2**20, 128 * 2**20
+_MOST_ANSWER = 1000
 
 
-class Outcome(TypedDict):
+class Outcome(Config, strict=True):
     """A line of an outcomes file.
 
     Attributes:
@@ -72,16 +55,6 @@ class Outcome(TypedDict):
     final: bool
     curve: str
     answer: str | None
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "id": (str,),
-    "split": (str,),
-    "relation": (str,),
-    "final": (bool,),
-    "curve": (str,),
-    "answer": (str, type(None)),
-}
 
 
 class Declared(Config):
@@ -105,23 +78,25 @@ class Declared(Config):
     training_data: str | None = None
     heldout: str = "unknown"
     note: str | None = None
-    level: Level = "self-reported"
+    level: form.Level = "self-reported"
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What a source says: the checkpoint's directory, its run, and its scored answers."""
+class _Trained:
+    """What a run's directory says."""
 
-    path: Path | None
-    run: Mapping[str, Any] | None
-    results: Results | None
+    run: dict[str, Any]
+    curve: list[dict[str, Any]]
+    correct: dict[str, str]  # Outcomes along the curve, by fact id.
+    seconds: float | None  # How long training took.
 
 
 def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | None = None) -> Path:
-    """Writes a record and its outcomes from an lm-eval output or a run directory.
+    """Writes a record of an lm-eval output or a run directory with its outcomes; tells its path.
 
     Others may write records under the same root at the same time: every result has a path of
-    its own, and the record appears only after its outcomes are whole.
+    its own, and the record appears only after its outcomes are whole. A result that is recorded
+    there already keeps its date.
 
     Args:
         source: A run directory, or a results file or directory of lm-eval. Where the scored
@@ -130,125 +105,107 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
         root: Directory of records.
         declared: What the source doesn't say.
 
-    Returns:
-        Path of the record. A result that is recorded there already keeps its date.
-
     Raises:
-        UserError: If the source is unfinished or of another bundle, or nothing says how the
-            checkpoint was made.
+        UserError: If the source is unfinished, of another bundle, or made nobody says how.
     """
     declared = declared or Declared()
-    found = _read_source(source, bundle)
-    if found.run is None and declared.method is None:
-        raise UserError(f"{source} is no run of finetune. Say how it was made with --method NAME.")
-    rows, curve = _outcomes(found, bundle)
-    content = _packed(rows)
-    record: dict[str, Any] = {
-        **_identity(found, bundle, declared),
-        "outcomes": {"sha256": hashlib.sha256(content).hexdigest(), "rows": len(rows)},
-    }
-    identifier = record_id(record)
-    record["outcomes"]["file"] = f"{identifier}.outcomes.jsonl.gz"
-    record["track"] = track_of(record["protocol"], record["method"])
+    trained, results = _read_source(source, bundle)
+    if trained is None and declared.method is None:
+        raise InputError(f"{source} is no run of finetune. Say how it was made with --method NAME.")
+    outcomes = _outcomes(trained, results, bundle)
+    rows = [outcome.model_dump() for outcome in outcomes]
+    curve = trained.curve if trained else []
+    record = _identity(trained, results, bundle, declared, rows)
+    trials = declared.trials
+    if trials is None and record["track"] == "closed":
+        recipe = load_protocol(record["protocol"]["name"])
+        trials = len(grid.trials(recipe, record["method"]["name"]))
     record |= {
-        "id": identifier,
-        "base": _base(bundle),
-        "trials": _trials(record, declared),
+        "base": {key: bundle.manifest["base"].get(key) for key in form.BaseOf.model_fields},
+        "trials": trials,
         "level": declared.level,
         "repository": declared.repository,
-        "metrics": recompute(bundle, rows, len(curve)),
-        "curve": curve,
-        "cost": _cost(found, bundle),
-        "environment": _environment(found),
-        "training_data": _training_data(found, declared),
+        "metrics": recompute(bundle, outcomes, len(curve)),
+        "curve": [{key: point[key] for key in form.CurvePoint.model_fields} for point in curve],
+        "cost": _cost(trained, bundle) if trained else {},
+        "environment": _environment(trained, results),
+        "training_data": _training_data(trained, declared),
         "note": declared.note,
         "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return _write(parse(Record, record, "record"), rows, root)
-
-
-def _write(record: Record, rows: list[Outcome], root: Path) -> Path:
-    content = record.model_dump(mode="json")
-    path = root / place(content)
-    files.write_jsonl(path.with_name(record.outcomes.file), rows)
-    content["recorded"] = _date_of(path) or content["recorded"]
+    content = parse(Record, record, "record").model_dump(mode="json")
+    path = root / form.place(content)
+    files.write_jsonl(path.with_name(content["outcomes"]["file"]), rows)
+    with suppress(UserError):  # It wasn't recorded before, or the record is broken.
+        content["recorded"] = load_record(path)[0].recorded
     files.write_json(path, content)
     return path
 
 
-def _date_of(path: Path) -> str | None:
-    """When a result was recorded first; None if it wasn't, or the record is broken."""
-    try:
-        return load_record(path)[0].recorded
-    except UserError:
-        return None
-
-
-def _packed(rows: list[Outcome]) -> bytes:
-    """The uncompressed content of an outcomes file, as `files.write_jsonl` writes it."""
-    return "".join(files.dumps(row) + "\n" for row in rows).encode()
-
-
-def _read_source(source: Path, bundle: Bundle) -> _Evidence:
+def _read_source(source: Path, bundle: Bundle) -> tuple[_Trained | None, Results | None]:
     if (source / RUN).is_file():
-        return _Evidence(source, _run_of(source, bundle), None)
+        return _read_run(source, bundle), None
     results = read_results(source, bundle)
-    local = Path(results.pretrained) if results.pretrained else None
-    path = local if local and local.is_dir() else None
-    run = _run_of(path, bundle) if path else None
-    if run and results.weights_sha256 not in (None, run["weights_sha256"]):
-        raise UserError(f"{source} is of other weights than {path} holds now. Score it again.")
-    return _Evidence(path, run, results)
+    path = Path(results.pretrained) if results.pretrained else None
+    if path is None or not (path / RUN).is_file():
+        return None, results
+    trained = _read_run(path, bundle)
+    if results.weights_sha256 not in (None, trained.run["weights_sha256"]):
+        raise InputError(f"{source} is of other weights than {path} holds now. Score it again.")
+    return trained, results
 
 
-def _run_of(path: Path, bundle: Bundle) -> dict[str, Any] | None:
-    if not (path / RUN).is_file():
-        return None
-    run = dict(files.read_json(path / RUN))
+def _read_run(path: Path, bundle: Bundle) -> _Trained:
+    run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
-        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+        raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     if run.get("foreign_base"):
-        raise UserError(
+        raise InputError(
             f"{path} was trained from another base than the bundle's, so its stability says "
             "nothing about forgetting. Build a bundle for that base, and train again."
         )
     if checkpoint.weights_sha256(path) != run["weights_sha256"]:
-        raise UserError(f"The weights in {path} were changed after training. Train again.")
-    return run
+        raise InputError(f"The weights in {path} were changed after training. Train again.")
+    curve = list(files.read_jsonl(path / CURVE))
+    correct = {row["id"]: row["correct"] for row in files.read_jsonl(path / OUTCOMES)}
+    expected = {item.fact.id for name in METRIC_OF_SPLIT for item in bundle.splits[name]}
+    if not expected <= set(correct) or any(len(text) != len(curve) for text in correct.values()):
+        raise InputError(f"{path / OUTCOMES} doesn't fit the bundle or the curve. Train again.")
+    log = files.read_json(path / LOG) if (path / LOG).is_file() else {"seconds": None}
+    return _Trained(run, curve, {key: correct[key] for key in expected}, log["seconds"])
 
 
-def _identity(found: _Evidence, bundle: Bundle, declared: Declared) -> dict[str, Any]:
-    run = found.run
-    if run:
-        protocol = {"name": run["protocol"]["name"], "sha256": run["protocol_sha256"]}
-        return {
-            "bundle_sha256": bundle.sha256,
-            "weights_sha256": run["weights_sha256"],
-            "method": run["method"],
-            "protocol": protocol,
-            "seed": run["seed"],
+def _identity(
+    trained: _Trained | None,
+    results: Results | None,
+    bundle: Bundle,
+    declared: Declared,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What identifies a result, and what follows from that: its id, its track, its file."""
+    if trained:
+        run = trained.run
+        made = {key: run[key] for key in ("weights_sha256", "method", "seed")}
+        made["protocol"] = {"name": run["protocol"]["name"], "sha256": run["protocol_sha256"]}
+    else:
+        made = {
+            "weights_sha256": results.weights_sha256 if results else None,
+            "method": {"name": declared.method, "settings": {}},
+            "seed": declared.seed,
+            "protocol": None,
         }
-    return {
-        "bundle_sha256": bundle.sha256,
-        "weights_sha256": found.results.weights_sha256 if found.results else None,
-        "method": {"name": declared.method, "settings": {}},
-        "protocol": None,
-        "seed": declared.seed,
-    }
-
-
-def _base(bundle: Bundle) -> dict[str, Any]:
-    base = bundle.manifest["base"]
-    return {key: base.get(key) for key in ("pretrained", "revision", "weights_sha256")}
+    packed = "".join(files.dumps(row) + "\n" for row in rows).encode()  # As `write_jsonl` does.
+    outcomes = {"sha256": hashlib.sha256(packed).hexdigest(), "rows": len(rows)}
+    record = {"bundle_sha256": bundle.sha256, **made, "outcomes": outcomes}
+    record["id"] = form.record_id(record)
+    outcomes["file"] = record["id"] + form.OUTCOMES_SUFFIX
+    return {**record, "track": track_of(made["protocol"], made["method"])}
 
 
 def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> str:
-    """Returns the track of a result, of what its record says alone.
-
-    Closed is a recipe of the package, known by its hash, with one of the method's trials.
-    """
-    recipe = _recipe(protocol) if protocol else None
-    if recipe is None or method["name"] not in SETTINGS:
+    """Returns `closed` for a recipe of the package, by hash, and one of its trials, else `open`."""
+    recipe = find_recipe(protocol["name"], protocol["sha256"]) if protocol else None
+    if recipe is None:
         return "open"
     try:
         settings = resolve(method["name"], method["settings"])
@@ -257,73 +214,37 @@ def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> s
     return grid.track(recipe, method["name"], settings, None)
 
 
-def _recipe(protocol: Mapping[str, Any]) -> Protocol | None:
-    """The package's recipe of that hash, at the rate that gives it; None if there is none."""
-    if not is_recipe(protocol["name"], protocol["sha256"]):
-        return None
-    recipe = load_protocol(protocol["name"])
-    at_rates = (
-        recipe.model_copy(update={"learning_rate": rate})
-        for rate in (recipe.learning_rate, *recipe.learning_rates)
-    )
-    return next(found for found in at_rates if protocol_sha256(found) == protocol["sha256"])
-
-
-def _trials(record: Mapping[str, Any], declared: Declared) -> int | None:
-    """On the closed track the recipe says how many settings are tried."""
-    if declared.trials is not None or record["track"] != "closed":
-        return declared.trials
-    return len(grid.trials(load_protocol(record["protocol"]["name"]), record["method"]["name"]))
-
-
-def _outcomes(found: _Evidence, bundle: Bundle) -> tuple[list[Outcome], list[dict[str, Any]]]:
-    curve, strings = _read_curve(found.path, bundle) if found.run and found.path else ([], {})
-    if found.results:
-        final, answers = found.results.correct, found.results.answers
+def _outcomes(trained: _Trained | None, results: Results | None, bundle: Bundle) -> list[Outcome]:
+    curves = trained.correct if trained else {}
+    if results:
+        final, answers = results.correct, results.answers
     else:
-        final, answers = {key: text[-1] == "1" for key, text in strings.items()}, {}
-    rows = [
+        final, answers = {key: text[-1] == "1" for key, text in curves.items()}, {}
+    return [
         Outcome(
             id=item.fact.id,
             split=split,
             relation=item.fact.relation,
             final=final[item.fact.id],
-            curve=strings.get(item.fact.id, ""),
+            curve=curves.get(item.fact.id, ""),
             answer=answers.get(item.fact.id),
         )
-        for split in SPLITS
-        for item in bundle.splits[split]
+        for split, item in bundle.items()
         if item.fact.id in final
     ]
-    return rows, curve
 
 
-def _read_curve(path: Path, bundle: Bundle) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    points = [
-        {"step": line["step"], "loss": line["loss"]} for line in files.read_jsonl(path / CURVE)
-    ]
-    strings = {row["id"]: row["correct"] for row in files.read_jsonl(path / OUTCOMES)}
-    expected = {item.fact.id for name in SCORED for item in bundle.splits[name]}
-    if not expected <= set(strings) or any(len(text) != len(points) for text in strings.values()):
-        raise UserError(f"{path / OUTCOMES} doesn't fit the bundle or the curve. Train again.")
-    return points, {key: text for key, text in strings.items() if key in expected}
-
-
-def _cost(found: _Evidence, bundle: Bundle) -> dict[str, Any]:
-    if not found.run or not found.path:
-        return {}
-    *_, last = files.read_jsonl(found.path / CURVE)
-    told = {
-        "steps": found.run["steps"],
+def _cost(trained: _Trained, bundle: Bundle) -> dict[str, Any]:
+    run, last = trained.run, trained.curve[-1]
+    gpus = re.match(r"(\d+) x ", str(run["environment"].get("device")))
+    hours = int(gpus[1]) * trained.seconds / 3600 if gpus and trained.seconds is not None else None
+    return {
+        "steps": run["steps"],
         "tokens": last.get("tokens"),
         "extra_forwards": last.get("teacher_tokens"),
-        "extra_data": _extra_data(found.run["method"], bundle),
+        "extra_data": _extra_data(run["method"], bundle),
+        "gpu_hours": None if hours is None else round(hours, 4),
     }
-    gpus = re.match(r"(\d+) x ", str(found.run["environment"].get("device")))
-    if gpus and (found.path / LOG).is_file():
-        seconds = files.read_json(found.path / LOG)["seconds"]
-        told["gpu_hours"] = round(int(gpus[1]) * seconds / 3600, 4)
-    return told
 
 
 def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
@@ -336,135 +257,133 @@ def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
     return len(seen - {item.fact.id for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]})
 
 
-def _environment(found: _Evidence) -> dict[str, Any]:
+def _environment(trained: _Trained | None, results: Results | None) -> dict[str, Any]:
     """Reports the run and the scoring; of neither known, the matcher that scored again."""
-    made = dict(found.run["environment"]) if found.run else _recorder()
-    if found.run:
-        protocol, resolved = found.run["protocol"], found.run.get("resolved", {})
-        made["attention"] = resolved.get("attention") or protocol["attention"]
-        made["dtype"], made["batch_size"] = protocol["checkpoint_dtype"], protocol["batch_size"]
-    if found.results:
-        scored = found.results.environment
+    if trained:
+        run, protocol = trained.run, trained.run["protocol"]
+        made = {
+            **run["environment"],
+            "attention": run.get("resolved", {}).get("attention") or protocol["attention"],
+            "dtype": protocol["checkpoint_dtype"],
+            "batch_size": str(protocol["batch_size"]),
+        }
+    else:
+        here, name = environment(), "factual-forgetting"
+        packages = {name: here["packages"][name]} if name in here["packages"] else {}
+        made = {"packages": packages, "commit": here["commit"], "dirty": here["dirty"]}
+    if results:
+        scored = results.environment
         names = ("lm_eval", "transformers")
         versions = {name: scored[name] for name in names if scored.get(name)}
         made["packages"] = {**made["packages"], **versions}
-        made["dtype"] = scored.get("dtype") or made.get("dtype")
-        made["batch_size"] = scored.get("batch_size") or made.get("batch_size")
+        made |= {key: scored.get(key) or made.get(key) for key in ("dtype", "batch_size")}
         made["device"] = made.get("device") or scored.get("device")
-    told = {key: made[key] for key in EnvironmentOf.model_fields if made.get(key) is not None}
-    return {**told, **({"batch_size": str(told["batch_size"])} if "batch_size" in told else {})}
+    return {key: made[key] for key in form.EnvironmentOf.model_fields if made.get(key) is not None}
 
 
-def _recorder() -> dict[str, Any]:
-    here = environment()
-    name = "factual-forgetting"
-    packages = {name: here["packages"][name]} if name in here["packages"] else {}
-    return {"packages": packages, "commit": here.get("commit"), "dirty": here.get("dirty")}
-
-
-def _training_data(found: _Evidence, declared: Declared) -> dict[str, Any]:
-    if found.run and declared.training_data is None:
-        told = "the bundle's training splits, by finetune"
-        return {"description": told, "heldout": "excluded"}
+def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, Any]:
+    if trained and declared.training_data is None:
+        return {"description": "the bundle's training splits, by finetune", "heldout": "excluded"}
     told_data = {"description": declared.training_data, "heldout": declared.heldout}
-    return parse(TrainingDataOf, told_data, "training data").model_dump()
+    return parse(form.TrainingDataOf, told_data, "training data").model_dump()
 
 
-def recompute(bundle: Bundle, rows: list[Outcome], points: int) -> dict[str, Any]:
+def recompute(bundle: Bundle, outcomes: Sequence[Outcome], points: int) -> dict[str, Any]:
     """Computes all metrics of a record from its outcomes and the bundle."""
-    correct = {row["id"]: row["final"] for row in rows}
-    return {**final_metrics(bundle, correct), **curve_metrics(curve_points(rows, points))}
+    correct = {outcome.id: outcome.final for outcome in outcomes}
+    return {**final_metrics(bundle, correct), **curve_metrics(curve_points(outcomes, points))}
 
 
-def curve_points(rows: list[Outcome], length: int) -> list[dict[str, float | None]]:
-    """Computes task learning, plasticity and stability at each point of the curve."""
-    texts = {split: [row["curve"] for row in rows if row["split"] == split] for split in SCORED}
+def curve_points(outcomes: Sequence[Outcome], points: int) -> list[dict[str, float | None]]:
+    """Computes task learning, plasticity and stability at each point of a curve."""
+    texts = {
+        METRIC_OF_SPLIT[split]: [outcome.curve for outcome in part]
+        for split, part in by_split(outcomes).items()
+    }
     return [
-        {
-            METRIC_OF_SPLIT[split]: share_correct("".join(text[point] for text in texts[split]))
-            for split in SCORED
-        }
-        for point in range(length)
+        {name: share_correct("".join(text[i] for text in found)) for name, found in texts.items()}
+        for i in range(points)
     ]
+
+
+def by_split(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Groups the outcomes of D_Known, D_Unk and D_Held, each in order."""
+    found: dict[str, list[Outcome]] = {split: [] for split in METRIC_OF_SPLIT}
+    for outcome in outcomes:
+        found[outcome.split].append(outcome)
+    return found
 
 
 def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     """Reads a record and its outcomes, whoever wrote them: size, form and hash are checked.
 
     Raises:
-        UserError: If either is malformed, too large, or no plain file, or the outcomes aren't
-            those of the record.
+        UserError: If either is malformed, too large, no plain file, or not of the other.
     """
     record = parse(Record, _read_object(path), str(path))
     beside = path.with_name(record.outcomes.file)
     content = _unpack(beside)
     if hashlib.sha256(content).hexdigest() != record.outcomes.sha256:
-        raise UserError(f"{beside} was changed: its hash isn't the one in {path.name}.")
-    rows = [_row(line, beside, number) for number, line in enumerate(content.splitlines(), 1)]
-    if len(rows) != record.outcomes.rows:
-        raise UserError(f"{beside} has {len(rows)} rows, not {record.outcomes.rows}.")
-    for row in rows:
-        if set(row["curve"]) - {"0", "1", NOT_ASKED} or len(row["curve"]) != len(record.curve):
-            raise UserError(f"{beside}: the curve of {row['id']} is malformed.")
-    return record, rows
+        raise InputError(f"{beside} was changed: its hash isn't the one in {path.name}.")
+    lines = content.splitlines()
+    outcomes = [_outcome(line, f"{beside}, line {n}") for n, line in enumerate(lines, 1)]
+    if len(outcomes) != record.outcomes.rows:
+        raise InputError(f"{beside} has {len(outcomes)} rows, not {record.outcomes.rows}.")
+    for outcome in outcomes:
+        if len(outcome.curve) != len(record.curve) or {*outcome.curve} - {"0", "1", NOT_ASKED}:
+            raise InputError(f"{beside}: the curve of {outcome.id} is malformed.")
+    return record, outcomes
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    _require_plain(path, MOST_RECORD)
+    _require_plain(path, _MOST_RECORD)
     try:
         value = files.read_json(path)
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply. Record the result again.") from None
+        raise InputError(f"{path} is nested too deeply. Record the result again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no record. Record the result again.")
+        raise NotFoundError(f"{path} holds no record. Record the result again.")
     return value
 
 
 def _require_plain(path: Path, most: int) -> None:
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path} is no plain file. Record the result again.")
+        raise InputError(f"{path} is no plain file. Record the result again.")
     if path.stat().st_size > most:
-        raise UserError(f"{path} is larger than {most // 2**20} MB. Record the result again.")
+        raise InputError(f"{path} is larger than {most // 2**20} MB. Record the result again.")
 
 
 def _unpack(path: Path) -> bytes:
     """Decompresses up to a bound, so that a bomb costs its bound and no more."""
-    _require_plain(path, MOST_PACKED)
+    _require_plain(path, _MOST_PACKED)
     try:
         with gzip.open(path) as stream:
             content = stream.read(MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not readable ({error}). Record the result again.") from None
+        raise InputError(f"{path} is not readable ({error}). Record the result again.") from None
     if len(content) > MOST_UNPACKED:
-        raise UserError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB. It is refused.")
+        raise InputError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB. It is refused.")
     return content
 
 
-def _row(line: bytes, path: Path, number: int) -> Outcome:
+def _outcome(line: bytes, where: str) -> Outcome:
     try:
-        row = files.loads(line.decode("utf-8"))
+        outcome = Outcome.model_validate(files.loads(line.decode()))
+    except ValidationError:
+        known = ", ".join(Outcome.model_fields)
+        raise InputError(f"{where}: not an outcome ({known}).") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error}).") from None
-    fits = isinstance(row, dict) and row.keys() == _KINDS.keys()
-    if not fits or not all(isinstance(row[key], kinds) for key, kinds in _KINDS.items()):
-        raise UserError(f"{path}, line {number}: not an outcome ({', '.join(_KINDS)}).")
-    if len(row["answer"] or "") > MOST_ANSWER:
-        raise UserError(f"{path}, line {number}: an answer of more than {MOST_ANSWER} characters.")
-    found: Outcome = row
-    return found
+        raise InputError(f"{where}: not JSON ({error}).") from None
+    if len(outcome.answer or "") > _MOST_ANSWER:
+        raise InputError(f"{where}: an answer of more than {_MOST_ANSWER} characters.")
+    return outcome
 
 
 def find_records(root: Path) -> list[Path]:
-    """Returns the records under a directory, in a fixed order.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = sorted(
-        path for path in root.rglob("*.json") if re.fullmatch(r"[0-9a-f]{16}", path.stem)
-    )
+    """Returns the records under a directory, in a fixed order; raises a UserError for none."""
+    found = sorted(p for p in root.rglob("*.json") if re.fullmatch(r"[0-9a-f]{16}", p.stem))
     if not found:
-        raise UserError(f"{root} holds no records. Write one with factual-forgetting record.")
+        raise NotFoundError(f"{root} holds no records. Write one with factual-forgetting record.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The board as text: markdown, LaTeX, CSV and JSON."""
+"""The board as text: markdown, LaTeX, CSV and JSON; and what a change of records does to it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from factual_forgetting import files
 from factual_forgetting.board.board import KEEPS, LEARNS
+from factual_forgetting.scoring.statistics import interval_text
 
-TITLES = {
+_TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
     KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
 }
-LEGEND = (
+_LEGEND = (
     "T task learning, P factual plasticity, S factual stability, macro S its mean over relations; "
     "S@P90: S where P first reaches .90, ~ fewer than 8 points before it, ^ at the first point; "
     "lost: share now wrong of what the base gets right in the same prompt; "
@@ -26,78 +27,50 @@ LEGEND = (
 )
 _START = ("rank", "method", "protocol", "track", "level", "seeds")
 _HEADERS = {
-    LEARNS: [
-        "rank",
-        "method",
-        "protocol",
-        "track",
-        "level",
-        "seeds",
-        "S@P90",
-        "P",
-        "S",
-        "macro S",
-        "lost",
-    ],
-    KEEPS: [
-        "rank",
-        "method",
-        "protocol",
-        "track",
-        "level",
-        "seeds",
-        "S",
-        "macro S",
-        "T",
-        "lost",
-        "loss",
-    ],
+    LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
+    KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
 }
-Escape = Callable[[str], str]
+_COMPARED = (
+    f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
+    "plasticity.value", "task_learning.value", "level", "heldout_in_training",
+)  # fmt: skip
+_Escape = Callable[[str], str]
 
 
-def render(board: Mapping[str, Any], style: str) -> str:
+def render_board(board: Mapping[str, Any], style: str) -> str:
     """Renders a board as `markdown`, `latex`, `csv` or `json`."""
     if style == "json":
         return files.dumps(board, indent=2)
-    if style == "csv":
-        return _csv(board)
-    return latex(board) if style == "latex" else markdown(board)
+    return {"markdown": markdown, "latex": latex, "csv": _csv}[style](board)
 
 
 def markdown(board: Mapping[str, Any]) -> str:
     """Renders the board as markdown: two tables a bundle."""
     parts = []
     for bundle in board["bundles"]:
-        parts.append(f"Bundle {_title(bundle, _markdown_escape)}")
-        for table, title in TITLES.items():
-            cells = _cells(bundle, table, _markdown_escape)
+        parts.append(f"Bundle {_markdown_text(_title(bundle))}")
+        for table, title in _TITLES.items():
+            cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
             parts += [f"**{title}**", text]
-        parts.append(LEGEND)
+        parts.append(_LEGEND)
     return "\n\n".join(parts)
 
 
 def latex(board: Mapping[str, Any]) -> str:
     """Renders the board as LaTeX tables for the booktabs package, two a bundle."""
-    parts = []
-    for bundle in board["bundles"]:
-        for table, title in TITLES.items():
-            cells = _cells(bundle, table, _latex_escape)
-            headers = [_latex_escape(name) for name in _HEADERS[table]]
-            text = tabulate(cells, headers, tablefmt="latex_raw", disable_numparse=True)
-            body = _booktabs(text)
-            caption = _latex_escape(f"{title}. Bundle ") + _title(bundle, _latex_escape)
-            parts.append(
-                f"\\begin{{table}}\n\\centering\n\\caption{{{caption}.}}\n{body}\n\\end{{table}}"
-            )
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        _latex_table(bundle, table, f"{title}. Bundle {_title(bundle)}.")
+        for bundle in board["bundles"]
+        for table, title in _TITLES.items()
+    )
 
 
-def _booktabs(text: str) -> str:
-    for rule in ("\\toprule", "\\midrule", "\\bottomrule"):
-        text = text.replace("\\hline", rule, 1)
-    return text
+def _latex_table(bundle: Mapping[str, Any], table: str, caption: str) -> str:
+    cells = _cells(bundle, table, _printable)  # Tabulate escapes them.
+    body = tabulate(cells, _HEADERS[table], tablefmt="latex_booktabs", disable_numparse=True)
+    told = "".join(LATEX_ESCAPE_RULES.get(c, c) for c in _printable(caption))
+    return f"\\begin{{table}}\n\\centering\n\\caption{{{told}}}\n{body}\n\\end{{table}}"
 
 
 def _csv(board: Mapping[str, Any]) -> str:
@@ -118,15 +91,16 @@ def _csv(board: Mapping[str, Any]) -> str:
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    """Flattens a row of the board: `stability.value` is the value of its stability."""
+    found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         elif key in ("records", "seeds"):
-            flat[prefix + key] = " ".join(map(str, value))
+            found[prefix + key] = " ".join(map(str, value))
         elif key != "curve":
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _csv_escape(value: Any) -> Any:
@@ -134,87 +108,118 @@ def _csv_escape(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
 
 
-def _title(bundle: Mapping[str, Any], escape: Escape) -> str:
+def _title(bundle: Mapping[str, Any]) -> str:
     reference = bundle["reference"] or {}
     named = f" ({reference['name']})" if reference.get("name") else ""
-    return escape(f"{bundle['sha256'][:12]}{named} of {bundle['base']}")
+    return f"{bundle['sha256'][:12]}{named} of {bundle['base']}"
 
 
-def _cells(bundle: Mapping[str, Any], table: str, escape: Escape) -> list[list[str]]:
+def _cells(bundle: Mapping[str, Any], table: str, escape: _Escape) -> list[list[str]]:
     by_id = {row["id"]: row for row in bundle["rows"]}
     rows = [_row(by_id[identifier], table, escape) for identifier in bundle["tables"][table]]
-    return rows + _reference_rows(bundle, table)
+    rows += _reference_rows(bundle["reference"])
+    return [[row[name] for name in _HEADERS[table]] for row in rows]
 
 
-def _row(row: Mapping[str, Any], table: str, escape: Escape) -> list[str]:
-    rank = row["rank"][table]
+def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
+    rank, crossing = row["rank"][table], row["stability_at_p90"]
     mark = {"included": " !", "unknown": " ?", "excluded": ""}[row["heldout_in_training"]]
-    start = [
-        "-" if rank is None else str(rank),
-        escape(row["method"]) + mark,
-        escape(row["protocol"].split("@")[0]),
-        row["track"],
-        row["level"],
-        str(len(row["records"])),
-    ]
-    lost = _share(row["lost"])
-    stability = [interval_text(row["stability"]), _share(row["stability_macro"])]
-    if table == LEARNS:
-        return [*start, _p90(row), _number(row["plasticity"]), *stability, lost]
-    loss = interval_text(row["loss_against"]["known_only"])
-    return [*start, *stability, _number(row["task_learning"]), lost, loss]
+    never = "never" if row["curve"] else "no curve"
+    return {
+        "rank": "-" if rank is None else str(rank),
+        "method": escape(row["method"]) + mark,
+        "protocol": escape(row["protocol"].split("@")[0]),
+        "track": row["track"],
+        "level": row["level"],
+        "seeds": str(len(row["records"])),
+        "S@P90": marks(crossing) + interval_text(crossing) if crossing else never,
+        "P": _number(row["plasticity"]),
+        "S": interval_text(row["stability"]),
+        "macro S": _share(row["stability_macro"]),
+        "T": _number(row["task_learning"]),
+        "lost": _share(row["lost"]),
+        "loss": interval_text(row["loss_against"]["known_only"]),
+    }
 
 
-def _reference_rows(bundle: Mapping[str, Any], table: str) -> list[list[str]]:
+def _reference_rows(reference: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """The base itself and the majority answer; neither trained, so neither has T or P."""
-    reference = bundle["reference"]
     if not reference:
         return []
-    base = [interval_text(reference["base_stability"]), _share(reference["base_macro"])]
-    majority = [_share(reference[f"majority_{mean}"]) for mean in ("micro", "macro")]
-    rows = []
-    for name, stability in (("the base itself", base), ("majority answer", majority)):
-        learns, keeps = ["-", "not trained", *stability, "-"], [*stability, "not trained", "-", "-"]
-        rows.append(["-", name, "", "", "", "", *(learns if table == LEARNS else keeps)])
-    return rows
+    none = dict.fromkeys(("rank", "S@P90", "lost", "loss"), "-")
+    blank = {**dict.fromkeys(_START, ""), **none, "P": _number(None), "T": _number(None)}
+    base = interval_text(reference["base_stability"]), reference["base_macro"]
+    majority = _share(reference["majority_micro"]), reference["majority_macro"]
+    return [
+        {**blank, "method": name, "S": stability, "macro S": _share(macro)}
+        for name, (stability, macro) in (("the base itself", base), ("majority answer", majority))
+    ]
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _p90(row: Mapping[str, Any]) -> str:
-    crossing = row["stability_at_p90"]
-    if crossing is None:
-        return "never" if row["curve"] else "no curve"
-    mark = ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
-    return f"{mark}{interval_text(crossing)}"
+def marks(crossing: Mapping[str, Any]) -> str:
+    """Returns the marks of an S@P90 that `_LEGEND` explains."""
+    return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
 def _number(estimate: Mapping[str, Any] | None) -> str:
     return f"{estimate['value']:.3f}" if estimate else "not trained"
 
 
-def interval_text(estimate: Mapping[str, Any] | None) -> str:
-    """Renders an estimate with its interval."""
-    if estimate is None:
-        return "-"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
-def _markdown_escape(text: str) -> str:
-    """Keeps a stranger's name from breaking the table or becoming markup."""
-    plain = "".join(c for c in text if c.isprintable())
+def _markdown_text(text: str) -> str:
+    """Keeps a stranger's name from breaking a table or becoming markup."""
+    plain = _printable(text)
     for sign in "\\`*|[":
         plain = plain.replace(sign, f"\\{sign}")
     return plain.replace("&", "&amp;").replace("<", "&lt;")
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "^": r"\textasciicircum{}", "_": r"\_", "~": r"\textasciitilde{}", "%": r"\%",
-}  # fmt: skip
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())
 
 
-def _latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in text if c.isprintable())
+def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Compares two boards: `added` and `removed` ids of records, and `changed`.
+
+    That is bundle, method, protocol, field, before and after of each row new, gone or moved.
+    """
+    old, new = _flat_rows(before), _flat_rows(after)
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        sides: dict[str, tuple[Any, Any]] = {"row": (was and "there", now and "there")}
+        if now:
+            sides |= {field: (was and was.get(field), now.get(field)) for field in _COMPARED}
+        named = dict(zip(("bundle", "method", "protocol"), key, strict=True))
+        changed += [
+            {**named, "field": field, "before": first, "after": second}
+            for field, (first, second) in sides.items()
+            if first != second
+        ]
+    were, are = ({i for r in rows.values() for i in r["records"].split()} for rows in (old, new))
+    return {"added": sorted(are - were), "removed": sorted(were - are), "changed": changed}
+
+
+def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {
+        (bundle["sha256"][:12], row["method"], row["protocol"]): _flat(row)
+        for bundle in board["bundles"]
+        for row in bundle["rows"]
+    }
+
+
+def diff_text(found: Mapping[str, Any]) -> str:
+    """Renders a difference as markdown, for a pull request."""
+    head = f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded."
+    names = ("bundle", "method", "protocol", "field", "before", "after")
+    rows = [[_value(change[name]) for name in names] for change in found["changed"]]
+    table = tabulate(rows, names, tablefmt="github", disable_numparse=True)
+    return "\n\n".join([head, table if rows else "The board doesn't change."])
+
+
+def _value(value: Any) -> str:
+    number = value is None or isinstance(value, float)
+    return _share(value) if number else _markdown_text(str(value))

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.text import Text
+
 from factual_forgetting import files
-from factual_forgetting.board.form import Record, place, record_id
-from factual_forgetting.board.record import (
-    SCORED,
-    Outcome,
-    load_record,
-    recompute,
-    track_of,
-)
-from factual_forgetting.bundle.manifest import Bundle, Item
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, Record, place, record_id
+from factual_forgetting.board.record import Outcome, load_record, recompute, track_of
+from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.matching import is_correct
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import SETTINGS
 
-Severity = Literal["error", "warning"]
-MOST_DISAGREEING = 0.02
-FEWEST_SEEDS = 3
+_Severity = Literal["error", "warning"]
+_MOST_DISAGREEING = 0.02
+_FEWEST_SEEDS = 3
 _TOLERANCE = 1e-9
+_DISAGREEING = "{} final outcomes differ from the last point of its curve."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,196 +41,78 @@ class Finding:
     """
 
     check: str
-    severity: Severity
+    severity: _Severity
     path: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """A record that could be read, with the bundle that it names.
-
-    Attributes:
-        path: The record's file, below the directory of records.
-        record: The record.
-        rows: Its outcomes.
-        bundle: Its bundle.
-        official: Whether that is an official bundle; None where no bundles are official.
-    """
+class _Submission:
+    """A record that could be read, with the bundle that it names."""
 
     path: Path
+    place: str  # Where that is below the directory of records.
     record: Record
-    rows: list[Outcome]
+    plain: dict[str, Any]  # The same as plain data.
+    outcomes: list[Outcome]
     bundle: Bundle
-    official: bool | None
-
-    def items(self) -> Iterator[tuple[str, Item]]:
-        """Yields the facts that must be answered, with their splits, in order."""
-        for split in SCORED:
-            for item in self.bundle.splits[split]:
-                yield split, item
+    official: bool | None  # Whether the bundle is; None where no bundles are official.
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A registered check.
-
-    Attributes:
-        name: Its name.
-        severity: How grave what it finds is.
-        run: Yields messages about one record.
-    """
-
-    name: str
-    severity: Severity
-    run: Callable[[Submission], Iterable[str]]
-
-
-CHECKS: list[Check] = []
-Runner = Callable[[Submission], Iterable[str]]
-
-
-def _check(name: str, severity: Severity) -> Callable[[Runner], Runner]:
-    def register(run: Runner) -> Runner:
-        CHECKS.append(Check(name, severity, run))
-        return run
-
-    return register
-
-
-@_check("facts", "error")
-def _facts(given: Submission) -> Iterator[str]:
-    expected = [(item.fact.id, split, item.fact.relation) for split, item in given.items()]
-    if [(row["id"], row["split"], row["relation"]) for row in given.rows] != expected:
+def _facts(given: _Submission) -> Iterator[str]:
+    expected = [
+        (item.fact.id, split, item.fact.relation)
+        for split, item in given.bundle.items()
+        if split in METRIC_OF_SPLIT
+    ]
+    if [(found.id, found.split, found.relation) for found in given.outcomes] != expected:
         yield "the outcomes aren't those of the bundle's facts, each once and in order."
 
 
-@_check("answers", "error")
-def _answers(given: Submission) -> Iterator[str]:
-    accepted = {item.fact.id: item.fact.accepted for _, item in given.items()}
+def _answers(given: _Submission) -> Iterator[str]:
+    accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
     wrong = [
-        row["id"]
-        for row in given.rows
-        if row["answer"] is not None
-        and row["id"] in accepted
-        and is_correct(row["answer"], accepted[row["id"]]) != row["final"]
+        found.id
+        for found in given.outcomes
+        if found.answer is not None and is_correct(found.answer, accepted[found.id]) != found.final
     ]
     if wrong:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
 
 
-@_check("id", "error")
-def _id(given: Submission) -> Iterator[str]:
-    if record_id(_plain(given)) != given.record.id:
+def _id(given: _Submission) -> Iterator[str]:
+    if record_id(given.plain) != given.record.id:
         yield f"its id {given.record.id} isn't the hash of what identifies it."
-    if given.record.outcomes.file != f"{given.record.id}.outcomes.jsonl.gz":
+    if given.record.outcomes.file != given.record.id + OUTCOMES_SUFFIX:
         yield "its outcomes file isn't named after its id."
 
 
-@_check("place", "error")
-def _place(given: Submission) -> Iterator[str]:
-    expected = place(_plain(given))
-    if given.path.as_posix() != expected:
-        yield f"it belongs in {expected}."
+def _place(given: _Submission) -> Iterator[str]:
+    if given.place != place(given.plain):
+        yield f"it belongs in {place(given.plain)}."
 
 
-@_check("base", "error")
-def _base(given: Submission) -> Iterator[str]:
+def _base(given: _Submission) -> Iterator[str]:
     base = given.bundle.manifest["base"]
-    differing = [
-        key for key, value in given.record.base.model_dump().items() if base.get(key) != value
-    ]
+    differing = [key for key, value in given.plain["base"].items() if base.get(key) != value]
     if differing:
         yield f"its base isn't the bundle's ({', '.join(differing)})."
 
 
-@_check("track", "error")
-def _track(given: Submission) -> Iterator[str]:
-    plain = _plain(given)
-    expected = track_of(plain["protocol"], plain["method"])
+def _track(given: _Submission) -> Iterator[str]:
+    expected = track_of(given.plain["protocol"], given.plain["method"])
     if given.record.track != expected:
         yield f"its track is {expected}: closed is a recipe of the package, with one of its trials."
 
 
-@_check("metrics", "error")
-def _metrics(given: Submission) -> Iterator[str]:
+def _metrics(given: _Submission) -> Iterator[str]:
     told = given.record.metrics
-    metrics = recompute(given.bundle, given.rows, len(given.record.curve))
+    metrics = recompute(given.bundle, given.outcomes, len(given.record.curve))
     for name, value in metrics.items():
         if not _equal(told.get(name), value):
             yield f"{name} is {told.get(name)}, but the outcomes give {value}."
-    unknown = sorted(set(told) - set(metrics))
-    if unknown:
+    if unknown := sorted(set(told) - set(metrics)):
         yield f"unknown metrics: {', '.join(unknown)}."
-
-
-@_check("curve", "error")
-def _curve(given: Submission) -> Iterator[str]:
-    steps = [point.step for point in given.record.curve]
-    if any(later <= earlier for earlier, later in pairwise(steps)):
-        yield "the steps of its curve don't rise."
-    total = given.record.cost.steps
-    # Averages of weights end with the chosen one, a step after the others.
-    if total is not None and steps and steps[-1] > total + 1:
-        yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
-    differing = _disagreeing(given.rows)
-    if differing > MOST_DISAGREEING * len(given.rows):
-        yield f"{differing} final outcomes differ from the last point of its curve."
-
-
-def _disagreeing(rows: list[Outcome]) -> int:
-    return sum(
-        row["curve"][-1] in "01" and (row["curve"][-1] == "1") != row["final"]
-        for row in rows
-        if row["curve"]
-    )
-
-
-@_check("agreement", "warning")
-def _agreement(given: Submission) -> Iterator[str]:
-    differing = _disagreeing(given.rows)
-    if 0 < differing <= MOST_DISAGREEING * len(given.rows):
-        yield f"{differing} final outcomes differ from the last point of its curve."
-
-
-@_check("official", "warning")
-def _official(given: Submission) -> Iterator[str]:
-    if given.official is False:
-        yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
-
-
-@_check("level", "warning")
-def _level(given: Submission) -> Iterator[str]:
-    if given.record.level != "self-reported":
-        yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
-
-
-@_check("seed", "warning")
-def _seed(given: Submission) -> Iterator[str]:
-    if given.record.seed is None:
-        yield "its seed is unknown, so it can't be compared with references of the same seed."
-
-
-@_check("declared", "warning")
-def _declared(given: Submission) -> Iterator[str]:
-    if given.record.training_data.heldout == "unknown":
-        yield "it doesn't declare whether it was trained on facts of D_Held."
-    if given.record.training_data.heldout == "included":
-        yield "it was trained on facts of D_Held: it is shown, and not ranked."
-    if given.record.track == "open" and given.record.trials is None:
-        yield "it is on the open track and doesn't declare how many settings were tried."
-
-
-@_check("environment", "warning")
-def _environment(given: Submission) -> Iterator[str]:
-    if given.record.environment.dirty:
-        yield "it was made with uncommitted changes of the benchmark."
-    if given.record.weights_sha256 is None:
-        yield "its weights have no hash, so it can't be scored again."
-
-
-def _plain(given: Submission) -> dict[str, Any]:
-    return given.record.model_dump(mode="json")
 
 
 def _equal(given: Any, computed: Any) -> bool:
@@ -244,106 +125,155 @@ def _equal(given: Any, computed: Any) -> bool:
     return bool(given == computed) and isinstance(given, bool) == isinstance(computed, bool)
 
 
+def _curve(given: _Submission) -> Iterator[str]:
+    steps = [point.step for point in given.record.curve]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield "the steps of its curve don't rise."
+    total = given.record.cost.steps
+    # Averages of weights end with the chosen one, a step after the others.
+    if total is not None and steps and steps[-1] > total + 1:
+        yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
+    differing = _disagreeing(given.outcomes)
+    if differing > _MOST_DISAGREEING * len(given.outcomes):
+        yield _DISAGREEING.format(differing)
+
+
+def _agreement(given: _Submission) -> Iterator[str]:
+    differing = _disagreeing(given.outcomes)
+    if 0 < differing <= _MOST_DISAGREEING * len(given.outcomes):
+        yield _DISAGREEING.format(differing)
+
+
+def _disagreeing(outcomes: list[Outcome]) -> int:
+    return sum(found.curve[-1:] == ("0" if found.final else "1") for found in outcomes)
+
+
+def _official(given: _Submission) -> Iterator[str]:
+    if given.official is False:
+        yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
+
+
+def _level(given: _Submission) -> Iterator[str]:
+    if given.record.level != "self-reported":
+        yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
+
+
+def _seed(given: _Submission) -> Iterator[str]:
+    if given.record.seed is None:
+        yield "its seed is unknown, so it can't be compared with references of the same seed."
+
+
+def _declared(given: _Submission) -> Iterator[str]:
+    if given.record.training_data.heldout == "unknown":
+        yield "it doesn't declare whether it was trained on facts of D_Held."
+    if given.record.training_data.heldout == "included":
+        yield "it was trained on facts of D_Held: it is shown, and not ranked."
+    if given.record.track == "open" and given.record.trials is None:
+        yield "it is on the open track and doesn't declare how many settings were tried."
+
+
+def _environment(given: _Submission) -> Iterator[str]:
+    if given.record.environment.dirty:
+        yield "it was made with uncommitted changes of the benchmark."
+    if given.record.weights_sha256 is None:
+        yield "its weights have no hash, so it can't be scored again."
+
+
+_ERRORS = (_facts, _answers, _id, _place, _base, _track, _metrics, _curve)
+_WARNINGS = (_agreement, _official, _level, _seed, _declared, _environment)
+# What yields messages about one record, by name.
+CHECKS: dict[str, tuple[_Severity, Callable[[_Submission], Iterable[str]]]] = {
+    **{check.__name__[1:]: ("error", check) for check in _ERRORS},
+    **{check.__name__[1:]: ("warning", check) for check in _WARNINGS},
+}
+
+
 def validate(
-    root: Path, bundles: Mapping[str, Bundle], official: Iterable[str] | None = None
+    root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None = None
 ) -> list[Finding]:
-    """Checks every file under a directory of records.
+    """Checks every file under a directory of records; what is found is ordered by path.
 
     Args:
         root: Directory of records.
         bundles: Bundles at hand by hash; a record of another can't be recomputed.
         official: Hashes of the official bundles; None if no bundles are official there.
-
-    Returns:
-        What was found, ordered by path.
     """
     findings: list[Finding] = []
     submissions = []
-    named = None if official is None else set(official)
     for path in sorted(root.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
-        stray = _stray(path)
-        if stray is not None:
-            findings.append(Finding("files", *stray))
+        if stray := _stray(path):
+            findings.append(Finding("files", stray[0], str(path), stray[1]))
         elif path.suffix == ".json":
-            given = _read(path, root, bundles, named)
-            if isinstance(given, Submission):
+            given = _read(path, root, bundles, official)
+            if isinstance(given, _Submission):
                 submissions.append(given)
-                findings += _run(given, root)
+                findings += _run(given)
             else:
                 findings.append(given)
-    findings += _duplicates(submissions, root)
-    findings += _missing_seeds(submissions, root)
+    findings += [*_duplicates(submissions), *_missing_seeds(submissions)]
     return sorted(findings, key=lambda finding: (finding.path, finding.check, finding.message))
 
 
-def _stray(path: Path) -> tuple[Severity, str, str] | None:
+def _stray(path: Path) -> tuple[_Severity, str] | None:
     """Finds what is neither a record nor its outcomes."""
-    name = path.name
     if path.is_symlink():
-        return "error", str(path), "it is a link; only plain files are read."
-    if name.startswith("."):
-        return "warning", str(path), "left by an interrupted write; remove it."
-    if name.endswith(".outcomes.jsonl.gz"):
-        record = path.with_name(name.removesuffix(".outcomes.jsonl.gz") + ".json")
-        return None if record.is_file() else ("warning", str(path), "outcomes without a record.")
-    return None if path.suffix == ".json" else ("error", str(path), "it is no file of a record.")
+        return "error", "it is a link; only plain files are read."
+    if path.name.startswith("."):
+        return "warning", "left by an interrupted write; remove it."
+    if path.name.endswith(OUTCOMES_SUFFIX):
+        record = path.with_name(path.name.removesuffix(OUTCOMES_SUFFIX) + ".json")
+        return None if record.is_file() else ("warning", "outcomes without a record.")
+    return None if path.suffix == ".json" else ("error", "it is no file of a record.")
 
 
 def _read(
-    path: Path, root: Path, bundles: Mapping[str, Bundle], official: set[str] | None
-) -> Submission | Finding:
+    path: Path, root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None
+) -> _Submission | Finding:
     try:
-        record, rows = load_record(path)
+        record, outcomes = load_record(path)
     except UserError as error:
         return Finding("form", "error", str(path), str(error))
-    bundle = bundles.get(record.bundle_sha256)
-    if bundle is None:
-        told = f"its bundle {record.bundle_sha256[:12]} is not at hand. Give it with --bundle."
+    sha256 = record.bundle_sha256
+    if sha256 not in bundles:
+        told = f"its bundle {sha256[:12]} is not at hand. Give it with --bundle."
         return Finding("bundle", "error", str(path), told)
-    known = None if official is None else record.bundle_sha256 in official
-    return Submission(path.relative_to(root), record, rows, bundle, known)
+    where, plain = path.relative_to(root).as_posix(), record.model_dump(mode="json")
+    known = None if official is None else sha256 in official
+    return _Submission(path, where, record, plain, outcomes, bundles[sha256], known)
 
 
-def _run(given: Submission, root: Path) -> list[Finding]:
-    found = []
-    for check in CHECKS:
-        messages = list(check.run(given))
-        found += [
-            Finding(check.name, check.severity, str(root / given.path), message)
-            for message in messages
-        ]
-        if messages and check.name == "facts":
+def _run(given: _Submission) -> list[Finding]:
+    found: list[Finding] = []
+    for name, (severity, run) in CHECKS.items():
+        found += [Finding(name, severity, str(given.path), message) for message in run(given)]
+        if found and name == "facts":
             break  # The other checks need the outcomes of each fact.
     return found
 
 
-def _duplicates(submissions: list[Submission], root: Path) -> Iterator[Finding]:
+def _duplicates(submissions: list[_Submission]) -> Iterator[Finding]:
     """One checkpoint is one result: the same weights twice would count as two seeds."""
-    weights, outcomes = defaultdict(list), defaultdict(list)
+    groups: dict[tuple[_Severity, str, Hashable], list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
+        same: Hashable = (record.bundle_sha256, record.outcomes.sha256)
+        groups["warning", "the same outcomes as {}, to the last fact.", same].append(given)
         if record.weights_sha256 is not None:
-            weights[record.bundle_sha256, record.weights_sha256, record.level].append(given)
-        outcomes[record.bundle_sha256, record.outcomes.sha256].append(given)
-    for same, severity, told in (
-        (weights, "error", "the same weights as {}."),
-        (outcomes, "warning", "the same outcomes as {}, to the last fact."),
-    ):
-        for first, *others in same.values():
-            for other in others:
+            same = (record.bundle_sha256, record.weights_sha256, record.level)
+            groups["error", "the same weights as {}.", same].append(given)
+    for (severity, told, _), (first, *others) in groups.items():
+        for other in others:
+            if not _may_be_equal(first.record, other.record):
                 message = told.format(first.record.id)
-                found: Severity = "error" if severity == "error" else "warning"
-                if not _may_be_equal(first.record, other.record):
-                    yield Finding("duplicates", found, str(root / other.path), message)
+                yield Finding("duplicates", severity, str(other.path), message)
 
 
 def _may_be_equal(first: Record, second: Record) -> bool:
     """Whether two methods may end in one checkpoint: one of them chooses among trained ones.
 
-    Choosing the last point, or an average that is all trained weights, gives plain training's
-    checkpoint of the same seed.
+    Its last point, or an average of all trained weights, is plain training's with the same seed.
     """
     names = {first.method.name, second.method.name}
     chooses = any(name in SETTINGS and SETTINGS[name].chooses for name in names)
@@ -351,54 +281,39 @@ def _may_be_equal(first: Record, second: Record) -> bool:
     return alike and chooses and len(names) == 2
 
 
-def _missing_seeds(submissions: list[Submission], root: Path) -> Iterator[Finding]:
-    arms = defaultdict(list)
+def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
+    arms: dict[Hashable, list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
-        key = (record.bundle_sha256, record.method.model_dump_json(), record.protocol)
-        arms[files.sha256_json([str(part) for part in key])].append(given)
-    for group in arms.values():
-        seeds = {given.record.seed for given in group}
-        if len(seeds) < FEWEST_SEEDS:
-            first = min(group, key=lambda given: given.path)
-            told = f"{first.record.method.name} has {len(seeds)} seeds of at least {FEWEST_SEEDS}."
-            yield Finding("seeds", "warning", str(root / first.path), told)
+        arms[record.bundle_sha256, record.method.model_dump_json(), record.protocol].append(given)
+    for first, *others in arms.values():
+        seeds = {given.record.seed for given in (first, *others)}
+        if len(seeds) < _FEWEST_SEEDS:
+            told = f"{first.record.method.name} has {len(seeds)} seeds of at least {_FEWEST_SEEDS}."
+            yield Finding("seeds", "warning", str(first.path), told)
 
 
-def report(findings: list[Finding], style: str, *, color: bool = False) -> str:
-    """Renders findings as `rich`, `json`, or `github` annotations.
-
-    Args:
-        findings: What was found.
-        style: How to show it.
-        color: Whether `rich` may use a terminal's colours.
-    """
+def render_findings(findings: list[Finding], style: str, *, color: bool = False) -> str:
+    """Renders findings as `rich`, in colour if asked, `json`, or `github` annotations."""
     if style == "json":
-        return files.dumps([_row(finding) for finding in findings], indent=2)
+        return files.dumps(list(map(asdict, findings)), indent=2)
     if style == "github":
         return "\n".join(map(_annotation, findings))
-    return "\n".join(_line(finding, color) for finding in findings)
-
-
-def _row(finding: Finding) -> dict[str, str]:
-    return {name: getattr(finding, name) for name in Finding.__slots__}
-
-
-def _line(finding: Finding, color: bool) -> str:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(force_terminal=color, color_system="standard" if color else None)
+    with console.capture() as shown:
+        for finding in findings:
+            console.print(_line(finding), soft_wrap=True)
+    return shown.get().removesuffix("\n")
+
+
+def _line(finding: Finding) -> Text:
     # Text and not a string: a stranger's brackets are no markup.
-    line = Text.assemble(
+    return Text.assemble(
         (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
         (f"{finding.check:12} ", "bold"),
         (f"{_visible(finding.path)}: ", "cyan"),
         _visible(finding.message),
     )
-    with console.capture() as shown:
-        console.print(line, soft_wrap=True, end="")
-    return shown.get()
 
 
 def _visible(text: str) -> str:

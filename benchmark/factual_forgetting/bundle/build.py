@@ -7,27 +7,30 @@ HighlyKnown, D_Known and D_Unk from the train split, D_Held from the dev split.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
+from factual_forgetting.bundle.prior import answer_distance, match_answers
 from factual_forgetting.config import Config
-from factual_forgetting.errors import UserError
-from factual_forgetting.facts.account import answer_distance, majority_baseline, match_answers
+from factual_forgetting.errors import InputError
+from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.leaks import TrainingIndex
-from factual_forgetting.slick.labelling import (
-    HIGHLY_KNOWN,
-    UNKNOWN,
-    Label,
-    Labels,
-    relation_table,
-)
+from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
+from factual_forgetting.slick.labelling import Category, Label, Labels, relation_table
 
-MOST_OTHER = 1000
+_MOST_OTHER = 1000
+# What a split is drawn from: its name in papers, and the category and the split of its facts.
+_DRAWN = {
+    m.KNOWN: ("D_Known", Category.HIGHLY_KNOWN, "train"),
+    m.UNKNOWN: ("D_Unk", Category.UNKNOWN, "train"),
+    m.HELDOUT: ("D_Held", Category.HIGHLY_KNOWN, "dev"),
+}
+_Pool = dict[str, list[Label]]  # candidates by relation, shuffled
 
 
 class BundleConfig(Config):
@@ -40,11 +43,10 @@ class BundleConfig(Config):
         validation: HighlyKnown facts for selecting rates and stopping points.
         replay: HighlyKnown facts that methods may train on beside D_train.
         min_highly_known: Share of HighlyKnown train facts that a relation must reach.
-        other_relations: Relations kept out of training beside those that fail the filter;
-            their HighlyKnown facts, at most 1,000, become `heldout_other`.
-        match_answers: Whether D_Unk's answers are distributed as D_Known's in each relation, as
-            nearly as there are Unknown facts: D_Unk is selected for wrong answers, which
-            favours rare ones.
+        other_relations: Kept out of training beside those that fail the filter; their HighlyKnown
+            facts, at most 1,000, become `heldout_other`.
+        match_answers: Whether D_Unk's answers are distributed as D_Known's in each relation, as far
+            as facts allow: D_Unk is selected for wrong answers, which favours rare ones.
         seed: Decides which facts are drawn.
     """
 
@@ -59,18 +61,7 @@ class BundleConfig(Config):
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Pools:
-    """Candidates by relation, shuffled."""
-
-    known: dict[str, list[Label]]
-    unknown: dict[str, list[Label]]
-    heldout: dict[str, list[Label]]
-    other: list[Label]
-    overlapping: int
-
-
-def build(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
+def build_bundle(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
     """Draws the splits and writes the bundle.
 
     D_Known, D_Unk and D_Held have the same relations in the same shares, as equal among
@@ -80,98 +71,86 @@ def build(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
         UserError: If a size can't be met, with what there is; nothing is padded.
     """
     trained = _trained_relations(labels, config)
-    pools = _pools(labels.labels, trained, config.seed)
+    shuffled = sorted(labels.labels, key=lambda label: label.fact.id)
+    random.Random(f"bundle-{config.seed}").shuffle(shuffled)
+    pools, overlapping = _pools(shuffled, trained)
     shares = _shares(pools, trained, config)
-    known = _take(pools.known, shares, config.known)
-    unknown = pools.unknown
+    splits = {m.KNOWN: _take(pools[m.KNOWN], shares, config.known)}
     if config.match_answers:
-        unknown = _matched(unknown, known, _counts(shares, config.unknown, unknown), config.seed)
-    splits = {
-        m.KNOWN: known,
-        m.UNKNOWN: _take(unknown, shares, config.unknown),
-        m.HELDOUT: _take(pools.heldout, shares, config.heldout),
-    }
-    taken = {label.fact.subject for name in splits for label in splits[name]}
+        counts = _counts(shares, config.unknown, pools[m.UNKNOWN])
+        pools[m.UNKNOWN] = _matched(pools[m.UNKNOWN], splits[m.KNOWN], counts, config.seed)
+    splits[m.UNKNOWN] = _take(pools[m.UNKNOWN], shares, config.unknown)
+    splits[m.HELDOUT] = _take(pools[m.HELDOUT], shares, config.heldout)
+    taken = {label.fact.subject for drawn in splits.values() for label in drawn}
     for name, size in ((m.VALIDATION, config.validation), (m.REPLAY, config.replay)):
-        splits[name] = _spare(pools.known, taken, size, name)
+        splits[name] = _spare(pools[m.KNOWN], taken, size, name)
         taken |= {label.fact.subject for label in splits[name]}
-    splits[m.HELDOUT_OTHER] = [p for p in pools.other if p.fact.subject not in taken][:MOST_OTHER]
-    items = {name: [_item(label) for label in chosen] for name, chosen in splits.items()}
-    return m.write_bundle(output, items, labels.exemplars, _details(labels, config, pools, splits))
+    others = [p for p in shuffled if not (p.fact.relation in trained or p.fact.subject in taken)]
+    known = [p for p in others if p.category == Category.HIGHLY_KNOWN]
+    splits[m.HELDOUT_OTHER] = known[:_MOST_OTHER]
+    items = {name: [Item(p.fact, p.correct, p.base) for p in part] for name, part in splits.items()}
+    details = _details(labels, config, overlapping, splits)
+    return m.write_bundle(output, items, labels.exemplars, details)
 
 
 def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
     table = relation_table(labels.labels, config.min_highly_known)
-    unknown = set(config.other_relations) - {row["relation"] for row in table}
-    if unknown:
+    if unknown := set(config.other_relations) - {row["relation"] for row in table}:
         known = ", ".join(row["relation"] for row in table)
-        raise UserError(
+        raise InputError(
             f"No labels for the relation {', '.join(sorted(unknown))}. There are: {known}."
         )
     passing = [row["relation"] for row in table if row["passes"]]
     trained = [relation for relation in passing if relation not in config.other_relations]
     if not trained:
         best = max((row["highly_known_share"] for row in table), default=0.0)
-        raise UserError(
+        raise InputError(
             f"No relation reaches {config.min_highly_known:.0%} HighlyKnown (the best has "
             f"{best:.0%}). Lower --min_highly_known, or use a base that knows these facts."
         )
     return trained
 
 
-def _pools(labels: Sequence[Label], trained: list[str], seed: int) -> _Pools:
-    shuffled = sorted(labels, key=lambda label: label.fact.id)
-    random.Random(f"bundle-{seed}").shuffle(shuffled)
-    train = [p for p in shuffled if p.fact.relation in trained and p.fact.split == "train"]
-    candidates = [p for p in train if p.category in (HIGHLY_KNOWN, UNKNOWN)]
-    leaks = TrainingIndex(label.fact for label in candidates)
-    known_dev = [p for p in shuffled if p.fact.split == "dev" and p.category == HIGHLY_KNOWN]
-    inside = [p for p in known_dev if p.fact.relation in trained]
-    clean = [p for p in inside if not _touched(leaks, p.fact)]
-    return _Pools(
-        known=_by_relation(p for p in candidates if p.category == HIGHLY_KNOWN),
-        unknown=_by_relation(p for p in candidates if p.category == UNKNOWN),
-        heldout=_by_relation(clean),
-        other=[
-            p for p in shuffled if p.category == HIGHLY_KNOWN and p.fact.relation not in trained
-        ],
-        overlapping=len(inside) - len(clean),
-    )
+def _pools(shuffled: Sequence[Label], trained: list[str]) -> tuple[dict[str, _Pool], int]:
+    """Returns the candidates of each split, and how many of D_Held's training gives away."""
+    inside = [label for label in shuffled if label.fact.relation in trained]
+    found = {
+        name: [p for p in inside if (p.category, p.fact.split) == (category, split)]
+        for name, (_, category, split) in _DRAWN.items()
+    }
+    training = _facts(found[m.KNOWN] + found[m.UNKNOWN])
+    given_away = {leak.heldout for leak in find_leaks(training, _facts(found[m.HELDOUT]))}
+    pools: dict[str, _Pool] = {name: {relation: [] for relation in trained} for name in _DRAWN}
+    for name, labels in found.items():
+        for label in labels:
+            if label.fact.id not in given_away:
+                pools[name][label.fact.relation].append(label)
+    return pools, len(given_away)
 
 
-def _touched(index: TrainingIndex, fact: Fact) -> bool:
-    """Whether training speaks of a fact's subject, or gives the fact away backwards."""
-    return any(leak.kind != "any_object" for leak in index.leaks(fact))
+def _facts(labels: Iterable[Label]) -> list[Fact]:
+    return [label.fact for label in labels]
 
 
-def _by_relation(labels: Iterable[Label]) -> dict[str, list[Label]]:
-    groups: dict[str, list[Label]] = defaultdict(list)
-    for label in labels:
-        groups[label.fact.relation].append(label)
-    return groups
-
-
-def _shares(pools: _Pools, relations: list[str], config: BundleConfig) -> dict[str, float]:
+def _shares(
+    pools: dict[str, _Pool], relations: list[str], config: BundleConfig
+) -> dict[str, float]:
     """Relation shares that all three splits can meet, by raising the lowest shares first."""
-    wanted = (
-        ("D_Known", "HighlyKnown train", "known", pools.known, config.known),
-        ("D_Unk", "Unknown train", "unknown", pools.unknown, config.unknown),
-        ("D_Held", "HighlyKnown dev", "heldout", pools.heldout, config.heldout),
-    )
-    for name, kind, flag, pool, size in wanted:
-        available = sum(len(pool.get(relation, ())) for relation in relations)
-        if available < size:
-            raise UserError(
-                f"{name} needs {size} {kind} facts; relations {', '.join(relations)} that pass "
-                f"{config.min_highly_known:.0%} HighlyKnown hold {available:,}. "
-                f"Lower --{flag}, or --min_highly_known, or add a source."
+    sizes = {name: getattr(config, name) for name in _DRAWN}
+    for name, (title, category, split) in _DRAWN.items():
+        available = sum(map(len, pools[name].values()))
+        if available < sizes[name]:
+            raise InputError(
+                f"{title} needs {sizes[name]} {category} {split} facts; relations "
+                f"{', '.join(relations)} that pass {config.min_highly_known:.0%} HighlyKnown hold "
+                f"{available:,}. Lower --{name}, or --min_highly_known, or add a source."
             )
     caps = {
-        relation: min(len(pool.get(relation, ())) / size for _, _, _, pool, size in wanted if size)
+        relation: min(len(pools[name][relation]) / size for name, size in sizes.items() if size)
         for relation in relations
     }
     if sum(caps.values()) < 1:
-        raise UserError(
+        raise InputError(
             "The relations can't have the same shares in D_Known, D_Unk and D_Held: together "
             f"they allow {sum(caps.values()):.0%} of the sizes asked for. "
             "Lower --known, --unknown and --heldout by that much."
@@ -189,88 +168,69 @@ def _level(caps: dict[str, float]) -> dict[str, float]:
     return shares
 
 
-def _take(pool: dict[str, list[Label]], shares: dict[str, float], size: int) -> list[Label]:
+def _take(pool: _Pool, shares: dict[str, float], size: int) -> list[Label]:
     counts = _counts(shares, size, pool)
-    return [label for relation, count in counts.items() for label in pool.get(relation, [])[:count]]
+    return [label for relation, count in counts.items() for label in pool[relation][:count]]
 
 
-def _matched(
-    pool: dict[str, list[Label]], known: list[Label], counts: dict[str, int], seed: int
-) -> dict[str, list[Label]]:
-    """Moves to the front of each relation the facts whose answers match D_Known's."""
-    targets = _by_relation(known)
-    found = {}
-    for relation, group in pool.items():
-        target = [label.fact for label in targets.get(relation, [])]
-        count = counts.get(relation, 0)
-        drawn = match_answers([p.fact for p in group], target, count, seed) if target else []
-        ids = {fact.id for fact in drawn}
-        found[relation] = [label for label in group if label.fact.id in ids]
-    return found
+def _matched(pool: _Pool, known: list[Label], counts: dict[str, int], seed: int) -> _Pool:
+    """Leaves in each relation the facts whose answers match D_Known's."""
+    ids = {
+        fact.id
+        for relation, target in by_relation(_facts(known)).items()
+        for fact in match_answers(_facts(pool[relation]), target, counts[relation], seed)
+    }
+    return {name: [p for p in group if p.fact.id in ids] for name, group in pool.items()}
 
 
-def _counts(shares: dict[str, float], size: int, pool: dict[str, list[Label]]) -> dict[str, int]:
+def _counts(shares: dict[str, float], size: int, pool: _Pool) -> dict[str, int]:
     """Splits a size by largest remainder; never more for a relation than it has."""
     exact = {relation: share * size for relation, share in sorted(shares.items())}
     counts = {relation: int(value + 1e-9) for relation, value in exact.items()}
     remainders = sorted(exact, key=lambda relation: counts[relation] - exact[relation])
     short = size - sum(counts.values())
-    for relation in [r for r in remainders if counts[r] < len(pool.get(r, ()))][:short]:
+    for relation in [r for r in remainders if counts[r] < len(pool[r])][:short]:
         counts[relation] += 1
     return counts
 
 
-def _spare(pool: dict[str, list[Label]], taken: set[str], size: int, name: str) -> list[Label]:
+def _spare(pool: _Pool, taken: set[str], size: int, name: str) -> list[Label]:
     """Takes HighlyKnown facts of subjects that no split has, in turn from each relation."""
-    ranks: Counter[str] = Counter()
-    ranked = []
-    for relation, group in sorted(pool.items()):
-        for label in group:
-            if label.fact.subject not in taken:
-                ranked.append((ranks[relation], label))
-                ranks[relation] += 1
-    if len(ranked) < size:
-        raise UserError(
+    groups = (
+        [p for p in group if p.fact.subject not in taken] for _, group in sorted(pool.items())
+    )
+    left = [label for turn in zip_longest(*groups) for label in turn if label]
+    if len(left) < size:
+        raise InputError(
             f"{name} needs {size} HighlyKnown train facts whose subjects are in no other split; "
-            f"{len(ranked):,} are left. Lower --{name} or --known, or add a source."
+            f"{len(left):,} are left. Lower --{name} or --known, or add a source."
         )
-    return [label for _, label in sorted(ranked, key=lambda pair: pair[0])[:size]]
-
-
-def _item(label: Label) -> Item:
-    return Item(label.fact, label.correct, label.base)
+    return left[:size]
 
 
 def _details(
-    labels: Labels, config: BundleConfig, pools: _Pools, splits: dict[str, list[Label]]
-) -> dict[str, object]:
-    training = TrainingIndex(p.fact for n in (m.KNOWN, m.UNKNOWN, m.REPLAY) for p in splits[n])
-    held = splits[m.HELDOUT]
-    trained = [p.fact for name in (m.KNOWN, m.UNKNOWN) for p in splits[name]]
+    labels: Labels, config: BundleConfig, overlapping: int, splits: dict[str, list[Label]]
+) -> dict[str, Any]:
+    known, unknown, held = (_facts(splits[name]) for name in (m.KNOWN, m.UNKNOWN, m.HELDOUT))
+    training = TrainingIndex([*known, *unknown, *_facts(splits[m.REPLAY])])
+    unknown_by_relation = by_relation(unknown)
     return {
         "base": labels.manifest["base"],
         "source": labels.source,
-        "majority_baseline": majority_baseline(trained, [p.fact for p in held]),
-        "answer_distance": _answer_distance(splits),
+        "majority_baseline": majority_baseline([*known, *unknown], held),
+        "answer_distance": {
+            relation: answer_distance(facts, unknown_by_relation[relation])
+            for relation, facts in by_relation(known).items()
+            if relation in unknown_by_relation
+        },
         "labels": {key: labels.manifest[key] for key in ("engine", "settings", "matcher", "files")},
         "settings": config.model_dump(mode="json"),
         "relations": {
             name: dict(sorted(Counter(p.fact.relation for p in chosen).items()))
             for name, chosen in splits.items()
         },
-        "heldout_dropped_for_overlap": pools.overlapping,
+        "heldout_dropped_for_overlap": overlapping,
         "heldout_subjects_as_training_objects": sum(
-            any(leak.kind == "any_object" for leak in training.leaks(p.fact)) for p in held
+            any(leak.kind == "any_object" for leak in training.leaks(fact)) for fact in held
         ),
-    }
-
-
-def _answer_distance(splits: dict[str, list[Label]]) -> dict[str, float]:
-    """How far D_Unk's answers are distributed from D_Known's, by relation, in [0, 1]."""
-    known, unknown = (_by_relation(splits[name]) for name in (m.KNOWN, m.UNKNOWN))
-    return {
-        relation: answer_distance(
-            [p.fact for p in known[relation]], [p.fact for p in unknown[relation]]
-        )
-        for relation in sorted(set(known) & set(unknown))
     }

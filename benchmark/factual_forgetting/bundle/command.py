@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-from factual_forgetting.bundle.build import BundleConfig, build
-from factual_forgetting.bundle.export import export_training_data
-from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting import files
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
+from factual_forgetting.bundle.datasheet import relations_by_split
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.slick.labelling import load_labels
 
 _SIZES = {
@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 def _build(args: argparse.Namespace) -> None:
     values = {name: getattr(args, name) for name in BundleConfig.model_fields}
     config = parse(BundleConfig, values, "bundle build")
-    _tell(build(load_labels(args.labels), config, args.output_path))
+    _tell(build_bundle(load_labels(args.labels), config, args.output_path))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -82,10 +82,26 @@ def _export(args: argparse.Namespace) -> None:
     sys.stdout.write(f"{count} pairs in {args.output_path}\n")
 
 
+def export_training_data(bundle: Bundle, path: Path) -> int:
+    """Writes D_Known and D_Unk as prompt/completion pairs in JSON Lines; tells how many.
+
+    They are as TRL and Axolotl read them. The completion begins with the space that the text
+    rule puts before an answer; the trainer appends EOS.
+    """
+    rows = [
+        {
+            "prompt": question_prompt(item.fact.question),
+            "completion": f" {item.fact.answers[0]}",
+            "id": item.fact.id,
+            "split": split,
+        }
+        for split in (KNOWN, UNKNOWN)
+        for item in bundle.splits[split]
+    ]
+    files.write_jsonl(path, rows)
+    return len(rows)
+
+
 def _tell(bundle: Bundle) -> None:
-    relations = bundle.manifest["relations"]
-    names = sorted({name for counts in relations.values() for name in counts})
-    rows = [[name, *(counts.get(name, 0) for counts in relations.values())] for name in names]
-    rows.append(["all", *bundle.manifest["counts"].values()])
-    sys.stdout.write(tabulate(rows, headers=["relation", *relations], tablefmt="github") + "\n")
-    sys.stdout.write(f"\n{bundle.path}\nsha256 {bundle.sha256}\n")
+    table = relations_by_split(bundle.manifest)
+    sys.stdout.write(f"{table}\n\n{bundle.path}\nsha256 {bundle.sha256}\n")

@@ -21,10 +21,6 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
     licence = _LICENCES.get(name.split(":")[0], "that of whoever provided these facts")
     dropped = source.get("dropped", {})
     rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items()) or "none"
-    relations = manifest["relations"]
-    names = sorted({relation for counts in relations.values() for relation in counts})
-    rows = [[each, *(counts.get(each, 0) for counts in relations.values())] for each in names]
-    rows.append(["all", *(sum(counts.values()) for counts in relations.values())])
     majority = manifest["majority_baseline"]
     return f"""# Bundle of {_plain(base["pretrained"])}
 
@@ -42,8 +38,17 @@ What this base knows and doesn't know, frozen for measuring what fine-tuning mak
 - **Majority answer** of each relation: right for {_share(majority["micro"])} of D_Held
   ({_share(majority["macro"])} as a mean over relations).
 
-{tabulate(rows, headers=["relation", *relations], tablefmt="github")}
+{relations_by_split(manifest)}
 """
+
+
+def relations_by_split(manifest: Mapping[str, Any]) -> str:
+    """Lays out the number of facts by relation and split, as a Markdown table."""
+    splits = manifest["relations"]
+    names = sorted({name for counts in splits.values() for name in counts})
+    rows = [[name, *(counts.get(name, 0) for counts in splits.values())] for name in names]
+    rows.append(["all", *(sum(counts.values()) for counts in splits.values())])
+    return tabulate(rows, headers=["relation", *splits], tablefmt="github")
 
 
 def _plain(text: object) -> str:

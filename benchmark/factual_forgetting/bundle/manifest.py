@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
-from factual_forgetting.bundle.hub import fetch_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 
-FORMAT = "bundle-1"
+BUNDLE_FORMAT = "bundle-1"
 MANIFEST = "manifest.json"
 KNOWN, UNKNOWN, HELDOUT = "known", "unknown", "heldout"
 VALIDATION, REPLAY, HELDOUT_OTHER = "validation", "replay", "heldout_other"
 SPLITS = (KNOWN, UNKNOWN, HELDOUT, VALIDATION, REPLAY, HELDOUT_OTHER)
 EXEMPLARS = "exemplars"
-DATASHEET = "README.md"
-_FILES = (*(f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)), DATASHEET)
+_DATASHEET = "README.md"
+_FILES = (*(f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)), _DATASHEET)
+# A dataset at a pinned commit: a branch would let the facts change under a published number.
+_ON_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,7 @@ class Bundle:
 
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
-        for split, items in self.splits.items():
-            for item in items:
-                yield split, item
+        yield from ((split, item) for split, items in self.splits.items() for item in items)
 
 
 def write_bundle(
@@ -82,7 +83,7 @@ def write_bundle(
         UserError: If the directory holds a bundle already: a published one is never edited.
     """
     if (path / MANIFEST).exists():
-        raise UserError(f"{path} holds a bundle already. Choose another --output_path.")
+        raise InputError(f"{path} holds a bundle already. Choose another --output_path.")
     for name in SPLITS:
         files.write_jsonl(path / f"{name}.jsonl", [item.row() for item in splits[name]])
     rows = [
@@ -91,35 +92,15 @@ def write_bundle(
     ]
     files.write_jsonl(path / f"{EXEMPLARS}.jsonl", rows)
     told = {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         **details,
         "counts": {name: len(items) for name, items in splits.items()},
     }
-    files.write_atomic(path / DATASHEET, datasheet(told).encode())
+    files.write_atomic(path / _DATASHEET, datasheet(told).encode())
     manifest = {**told, "files": {name: files.sha256_file(path / name) for name in _FILES}}
     manifest["sha256"] = files.sha256_json(manifest)
     files.write_json(path / MANIFEST, manifest)
     return Bundle(path, splits, exemplars, manifest)
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Checks every file of a bundle against its manifest, full content, and returns the latter.
-
-    Raises:
-        UserError: If there is no bundle, or a file or the manifest was changed.
-    """
-    if not (path / MANIFEST).is_file():
-        raise UserError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
-    manifest = files.read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path / MANIFEST} is not of the format {FORMAT}. Build the bundle again.")
-    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
-    if files.sha256_json(unsigned) != manifest.get("sha256"):
-        raise UserError(f"{path / MANIFEST} was changed. Restore the bundle, or build it again.")
-    for name in _FILES:
-        if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
-            raise UserError(f"{path / name} was changed. Restore the bundle, or build it again.")
-    return manifest
 
 
 def locate_bundle(name: str) -> Path:
@@ -130,25 +111,66 @@ def locate_bundle(name: str) -> Path:
     """
     if name == checkpoint.ALMANAC:
         return checkpoint.embedded("bundle")
-    return Path(name) if Path(name).is_dir() else fetch_bundle(name) or Path(name)
+    named = None if Path(name).is_dir() else _ON_HUB.fullmatch(name)
+    return _fetch(named) if named else Path(name)
+
+
+def _fetch(named: re.Match[str]) -> Path:
+    """Finds the directory of a bundle on the Hub, in the cache if it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted: dict[str, Any] = {
+        "repo_id": named["repository"],
+        "repo_type": "dataset",
+        "revision": named["commit"],
+        "allow_patterns": [MANIFEST, "*.jsonl", "*.md"],
+    }
+    with suppress(LocalEntryNotFoundError):
+        cached = Path(snapshot_download(**wanted, local_files_only=True))
+        if (cached / MANIFEST).is_file():
+            return cached
+    try:
+        return Path(snapshot_download(**wanted))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"The bundle {named[0]} is neither in the cache nor in reach ({reason}). Check the "
+            "name, or download the dataset where there is a network and give its directory."
+        ) from None
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Reads a bundle after checking it.
+    """Reads a bundle after checking every file against its manifest, full content.
 
     Raises:
-        UserError: If there is none, or it was changed.
+        UserError: If there is no bundle, or a file or the manifest was changed.
     """
-    manifest = verify(path)
-    splits = {name: list(_items(path / f"{name}.jsonl")) for name in SPLITS}
+    manifest = _verified(path)
+    splits = {name: list(map(_item, files.read_jsonl(path / f"{name}.jsonl"))) for name in SPLITS}
     exemplars = {
-        row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
+        row["relation"]: list(map(Fact.from_row, row["facts"]))
         for row in files.read_jsonl(path / f"{EXEMPLARS}.jsonl")
     }
     return Bundle(path, splits, exemplars, manifest)
 
 
-def _items(path: Path) -> Iterator[Item]:
-    for row in files.read_jsonl(path):
-        correct, base = row.pop("correct"), row.pop("base")
-        yield Item(Fact.from_row(row), correct, base)
+def _item(row: dict[str, Any]) -> Item:
+    correct, base = row.pop("correct"), row.pop("base")
+    return Item(Fact.from_row(row), correct, base)
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    told = path / MANIFEST
+    if not told.is_file():
+        raise NotFoundError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
+    manifest = files.read_json(told)
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
+        raise InputError(f"{told} is not of the format {BUNDLE_FORMAT}. Build the bundle again.")
+    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
+    if files.sha256_json(unsigned) != manifest.get("sha256"):
+        raise InputError(f"{told} was changed. Restore the bundle, or build it again.")
+    for name in _FILES:
+        if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
+            raise InputError(f"{path / name} was changed. Restore the bundle, or build it again.")
+    return manifest

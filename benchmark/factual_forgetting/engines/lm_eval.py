@@ -6,35 +6,26 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.bf16 import hasten_bf16
-from factual_forgetting.engines.engine import Answer, Group, Sampling, halving, require_room
-from factual_forgetting.engines.models import default_device
+from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
+from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
-from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 
 LM_EVAL = "lm-eval"
 _BATCH = 64
 
 
-class LMEvalEngine:
-    """Any model class of lm-eval, with its own tokenisation, stops and batching.
-
-    Attributes:
-        batch_size: Questions in one batch, where it is a number; halved when memory runs out.
-    """
+class LMEvalEngine(Engine):
+    """Any model class of lm-eval."""
 
     def __init__(self, model: str, model_args: str, batch_size: str, device: str | None) -> None:
-        """Loads the model.
+        """Loads the model, or raises a UserError if lm-eval can't.
 
         Args:
             model: lm-eval's name of the class, for example `hf` or `vllm`.
             model_args: Its arguments, `key=value` separated by commas.
             batch_size: A number or `auto`.
             device: For example `cuda:0`; None takes the GPU where there is one.
-
-        Raises:
-            UserError: If lm-eval can't load it.
         """
         from lm_eval.api.registry import get_model
 
@@ -51,7 +42,7 @@ class LMEvalEngine:
 
     @property
     def batch_size(self) -> int:
-        """Questions in one batch."""
+        """Questions in one batch, where it is a number; halved when memory runs out."""
         size = getattr(self._lm, "batch_size_per_gpu", None)
         return size if isinstance(size, int) else _BATCH
 
@@ -59,62 +50,50 @@ class LMEvalEngine:
     def batch_size(self, size: int) -> None:
         self._lm.batch_size_per_gpu = size
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`; lm-eval's classes can't stop early."""
-        settings = {"max_gen_toks": max_new_tokens, "do_sample": False, "temperature": 0.0}
-        return self._ask(groups, settings)
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`; the draws depend on the batch as well."""
-        settings = {
-            "max_gen_toks": max_new_tokens,
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-        }
-        passes = []
-        for number in range(sampling.samples):
-            _seed(f"{sampling.seed}-{number}")
-            passes.append(self._ask(groups, settings))
+        """Can't stop early; draws depend on the batch as well."""
+        import torch
+
+        if sampling is None:
+            passes = [self._ask(groups, most, do_sample=False, temperature=0.0)]
+        else:
+            settings = {"temperature": sampling.temperature, "top_k": sampling.top_k}
+            passes = []
+            for number in range(sampling.samples):
+                torch.manual_seed(seed_number(f"{sampling.seed}-{number}"))
+                passes.append(self._ask(groups, most, do_sample=True, **settings))
         return [
-            [list(drawn) for drawn in zip(*group, strict=True)]
+            [list(answers) for answers in zip(*group, strict=True)]
             for group in zip(*passes, strict=True)
         ]
 
-    def _ask(self, groups: Sequence[Group], settings: dict[str, Any]) -> list[list[Answer]]:
+    def _ask(
+        self, groups: Sequence[Group], max_new_tokens: int, **settings: Any
+    ) -> list[list[Answer]]:
         from lm_eval.api.instance import Instance
 
         prompts = [group.prefix + query.text for group in groups for query in group.queries]
-        self._require_room(prompts, settings["max_gen_toks"])
+        self._check_room(prompts, max_new_tokens)
+        settings["max_gen_toks"] = max_new_tokens
         requests = [
             Instance("generate_until", {}, (prompt, {"until": ["\n"], **settings}), index)
             for index, prompt in enumerate(prompts)
         ]
         texts: list[str] | None = None
         while texts is None:
-            with halving(self, self.batch_size):
+            with self._halving(self.batch_size):
                 texts = self._lm.generate_until(requests, disable_tqdm=True)
         answers = (Answer(first_line(text)) for text in texts)
         return [list(islice(answers, len(group.queries))) for group in groups]
 
-    def _require_room(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+    def _check_room(self, prompts: Sequence[str], max_new_tokens: int) -> None:
         """lm-eval would cut the head of a prompt that is too long, and say it in a log."""
         context = getattr(self._lm, "max_length", None)
         if context is None or not hasattr(self._lm, "tok_encode"):
             return
         for prompt in prompts:
             # No token is shorter than a byte: most prompts need not be counted.
-            if len(prompt.encode()) + max_new_tokens < context:
-                continue
-            tokens = len(self._lm.tok_encode(prompt)) + max_new_tokens
-            require_room(tokens, context)
-
-
-def _seed(text: str) -> None:
-    import torch
-
-    torch.manual_seed(int(stable_hash("sample", text)[:8], 16))
+            if len(prompt.encode()) + max_new_tokens >= context:
+                self._require_room(len(self._lm.tok_encode(prompt)) + max_new_tokens, context)

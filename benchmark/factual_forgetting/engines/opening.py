@@ -12,10 +12,15 @@ from factual_forgetting.engines.lm_eval import LM_EVAL, LMEvalEngine
 from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.tree import UnsupportedModelError
-from factual_forgetting.errors import UserError
+from factual_forgetting.engines.vllm import VLLMEngine
+from factual_forgetting.errors import InputError
 
-PREFIX, VLLM, AUTO = "prefix", "vllm", "auto"
-_LOCAL = {"hf", "vllm"}
+_AUTO = "auto"
+_SUITED = {
+    "hf": (PrefixEngine.name, "a checkpoint of transformers: shared prefixes are computed once"),
+    "vllm": (VLLMEngine.name, "prompts go to vLLM sorted by prefix"),
+}
+ENGINES = (_AUTO, PrefixEngine.name, LM_EVAL, VLLMEngine.name)
 _PREFIX_ARGUMENTS = {"pretrained", "revision", "dtype"}
 _GPU_BATCH, _CPU_BATCH, _LM_EVAL_BATCH = 1024, 256, 64
 
@@ -26,7 +31,7 @@ def open_engine(
     """Opens an engine, and says on stderr which one and why.
 
     Args:
-        choice: `prefix`, `lm-eval` or `vllm`; `auto` takes the fastest that fits the model.
+        choice: One of `ENGINES`; `auto` takes the fastest that fits the model.
         model: lm-eval's name of the model class.
         arguments: Its arguments.
         batch_size: A number or `auto`.
@@ -35,36 +40,29 @@ def open_engine(
     Raises:
         UserError: If the engine can't run this model.
     """
-    if model in _LOCAL and "pretrained" in arguments:
+    if model in checkpoint.LOCAL_MODELS and "pretrained" in arguments:
         path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
         arguments = {**arguments, "pretrained": str(path)}
-    wanted, reason = (choice, "as asked") if choice != AUTO else _suited(model)
-    if wanted == PREFIX:
-        try:
-            engine: Engine = _open_prefix(model, arguments, batch_size, device)
-        except UnsupportedModelError as error:
-            if choice == PREFIX:
-                raise UserError(f"The prefix engine can't run this model: {error}.") from None
-            wanted, reason = LM_EVAL, f"the prefix engine can't run this model: {error}"
-    if wanted == VLLM:
-        from factual_forgetting.engines.vllm import VLLMEngine
-
+    wanted, reason = choice, "as asked"
+    if choice == _AUTO:
+        wanted, reason = _SUITED.get(model, (LM_EVAL, f"--model {model} is lm-eval's"))
+    engine: Engine | None = None
+    if wanted == VLLMEngine.name:
         engine = VLLMEngine(arguments)
-    elif wanted == LM_EVAL:
-        text = ",".join(f"{key}={value}" for key, value in arguments.items())
+    elif wanted == PrefixEngine.name:
+        try:
+            engine = _open_prefix(model, arguments, batch_size, device)
+        except UnsupportedModelError as error:
+            if choice != _AUTO:
+                raise InputError(f"The prefix engine can't run this model: {error}.") from None
+            reason = f"the prefix engine can't run this model: {error}"
+    if engine is None:
         if model == "hf" and batch_size.startswith("auto"):
             batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
+        text = ",".join(f"{key}={value}" for key, value in arguments.items())
         engine = LMEvalEngine(model, text, batch_size, device)
     sys.stderr.write(f"engine: {engine.name} ({reason})\n")
     return engine
-
-
-def _suited(model: str) -> tuple[str, str]:
-    if model == "vllm":
-        return VLLM, "prompts go to vLLM sorted by prefix"
-    if model != "hf":
-        return LM_EVAL, f"--model {model} is lm-eval's"
-    return PREFIX, "a checkpoint of transformers: shared prefixes are computed once"
 
 
 def _open_prefix(
@@ -72,12 +70,10 @@ def _open_prefix(
 ) -> PrefixEngine:
     if model != "hf":
         raise UnsupportedModelError(f"--model {model} is not hf")
-    foreign = sorted(set(arguments) - _PREFIX_ARGUMENTS)
-    if foreign:
+    if foreign := sorted(set(arguments) - _PREFIX_ARGUMENTS):
         raise UnsupportedModelError(f"it knows no {', '.join(foreign)} in --model_args")
-    lm, tokenizer = load_causal_lm(
-        Path(arguments["pretrained"]), arguments.get("dtype", "auto"), device
-    )
+    path, dtype = Path(arguments["pretrained"]), arguments.get("dtype", "auto")
+    lm, tokenizer = load_causal_lm(path, dtype, device)
     penalty = getattr(lm.generation_config, "repetition_penalty", None)
     if penalty not in (None, 1.0):
         raise UnsupportedModelError(f"its generation_config.json sets repetition_penalty {penalty}")

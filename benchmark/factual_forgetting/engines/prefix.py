@@ -12,15 +12,17 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Query, Sampling, halving, require_room
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
+from factual_forgetting.engines.models import context_length
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel
-from factual_forgetting.facts.fact import stable_fraction
-from factual_forgetting.facts.matching import first_line
+from factual_forgetting.facts.fact import Fact, stable_fraction
+from factual_forgetting.facts.matching import first_line, is_correct
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
@@ -29,17 +31,11 @@ _REWRITTEN = " .?!,'nmtsvre"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is worked out once for a question, whatever its prefix.
+    """What is worked out once for a question, whatever its prefix."""
 
-    Attributes:
-        tail: The question's tokens.
-        drafts: Tokens of its accepted answers.
-        accepted: What `reach.skeletons` gives for them.
-    """
-
-    tail: list[int]
-    drafts: list[tuple[int, ...]]
-    accepted: tuple[str, ...]
+    tail: list[int]  # the question's tokens
+    drafts: list[tuple[int, ...]]  # tokens of its accepted answers
+    accepted: tuple[str, ...]  # what `reach.skeletons` gives for them
 
 
 @dataclass(slots=True)
@@ -48,52 +44,39 @@ class _Question:
 
     query: Query
     known: _Known
-    answers: dict[int, Answer]
+    tail: list[int]  # what its prompt adds to those of all
+    answers: dict[int, Answer] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Walk:
-    """Samples of one question that agree so far; a greedy answer is one sample.
-
-    Attributes:
-        question: The question.
-        samples: Numbers of the samples.
-        tokens: Tokens generated so far.
-        margin: Smallest margin over them.
-        branch: What to compute next.
-    """
+    """Samples of one question that agree so far; a greedy answer is one sample."""
 
     question: _Question
     samples: Sequence[int]
-    tokens: tuple[int, ...]
-    margin: float
-    branch: Branch
+    tokens: tuple[int, ...]  # generated so far
+    margin: float  # the smallest over them
+    branch: Branch  # what to compute next
 
 
-class PrefixEngine:
-    """Answers with a causal model of transformers, every shared beginning computed once.
-
-    Attributes:
-        batch_size: Questions in one forward pass; halved when memory runs out.
-    """
+class PrefixEngine(Engine):
+    """Answers with a causal model of transformers, every shared beginning computed once."""
 
     name = "prefix"
+    batch_size: int
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 256) -> None:
-        """Wraps a loaded model in eval mode.
+        """Wraps a causal language model of transformers in eval mode, and its tokenizer.
 
         Args:
-            model: A causal language model of transformers.
-            tokenizer: Its tokenizer.
+            model: One that `TreeModel` can compute, or it raises its UnsupportedModelError.
+            tokenizer: The model's.
             batch_size: Questions in one forward pass.
-
-        Raises:
-            UnsupportedModelError: If the model can't be computed over trees.
         """
         self._tokenizer, self.batch_size = tokenizer, batch_size
         self._tree = TreeModel(model)
         self._stops = stop_ids(tokenizer)
-        self._context = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self._context = context_length(model) or math.inf
         self._known: dict[Query, _Known] = {}
         self._separable = True
 
@@ -102,47 +85,38 @@ class PrefixEngine:
         """Tokens computed so far, padding included."""
         return self._tree.computed
 
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`."""
-        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, verdict_only)
-        return [[answers[0] for answers in self._run(group, rules)] for group in groups]
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`."""
-        rules = _Rules(self._tokenizer, self._stops, max_new_tokens, True, sampling)
+        rules = _Rules(self._tokenizer, self._stops, most, verdict_only, sampling)
         return [self._run(group, rules) for group in groups]
 
     def _run(self, group: Group, rules: _Rules) -> list[list[Answer]]:
         if not group.queries:
             return []
         head, tails = self._encode(group)
-        require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens, self._context)
+        self._require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens, self._context)
         common = _common_prefix(tails)
         self._tree.start(head + tails[0][:common])
-        questions = [_Question(q, self._known[q], {}) for q in group.queries]
-        order = sorted(range(len(tails)), key=tails.__getitem__)
-        while order:
-            chunk = order[: self.batch_size]
-            with halving(self, len(chunk)):
-                rest = [tails[i][common:] for i in chunk]
-                self._decode([questions[i] for i in chunk], rest, rules)
-                order = order[len(chunk) :]
+        questions = [
+            _Question(query, self._known[query], tail[common:])
+            for query, tail in zip(group.queries, tails, strict=True)
+        ]
+        waiting = sorted(questions, key=lambda question: question.tail)
+        while waiting:
+            batch = waiting[: self.batch_size]
+            with self._halving(len(batch)):
+                self._decode(batch, rules)
+                waiting = waiting[len(batch) :]
         return [[q.answers[sample] for sample in rules.samples] for q in questions]
 
-    def _decode(
-        self, questions: Sequence[_Question], tails: Sequence[list[int]], rules: _Rules
-    ) -> None:
+    def _decode(self, questions: Sequence[_Question], rules: _Rules) -> None:
         """Computes the tails, then goes on until every sample is answered."""
-        walks = [
-            _Walk(
-                question, rules.samples, (), math.inf, _tree(tail, self._guesses(question, rules))
-            )
-            for question, tail in zip(questions, tails, strict=True)
-        ]
+        walks = []
+        for question in questions:
+            drafts = rules.drafts(question.known, ()) if question.query.likely else []
+            tree = _tree(question.tail, drafts)
+            walks.append(_Walk(question, rules.samples, (), math.inf, tree))
         while walks:
             tokens, logits = self._tree.compute([walk.branch for walk in walks], rules.top)
             walks = [
@@ -151,17 +125,13 @@ class PrefixEngine:
                 for following in rules.advance(*found)
             ]
 
-    def _guesses(self, question: _Question, rules: _Rules) -> list[tuple[int, ...]]:
-        return rules.drafts(question.known, ()) if question.query.likely else []
-
     def _encode(self, group: Group) -> tuple[list[int], list[list[int]]]:
         """Tokenises prompts as a prefix and tails that joined are the tokens of the whole.
 
         Whether the boundary holds is checked for every new question and every new prefix; a
         tokenizer that fails once (SentencePiece marks where a text starts) gets whole prompts.
         """
-        fresh = list(dict.fromkeys(q for q in group.queries if q not in self._known))
-        if fresh:
+        if fresh := list(dict.fromkeys(q for q in group.queries if q not in self._known)):
             if len(self._known) > _REMEMBERED:
                 kept = set(group.queries)
                 self._known = {q: known for q, known in self._known.items() if q in kept}
@@ -178,12 +148,8 @@ class PrefixEngine:
     def _learn(self, queries: Sequence[Query]) -> Iterator[_Known]:
         """Tokenises questions, and the answers that they may get."""
         # With a newline too: a full stop and a newline may be one token, as after "Jr."
-        texts = [
-            f"{query.text} {answer}{end}"
-            for query in queries
-            for answer in query.accepted
-            for end in ("", "\n\n")
-        ]
+        answers = ((query.text, answer) for query in queries for answer in query.accepted)
+        texts = [f"{text} {answer}{end}" for text, answer in answers for end in ("", "\n\n")]
         guesses = iter(self._ids(texts, special=False))
         tails = self._ids([query.text for query in queries], special=False)
         for query, tail in zip(queries, tails, strict=True):
@@ -195,28 +161,29 @@ class PrefixEngine:
             yield _Known(tail, sorted(drafts), skeletons(query.accepted))
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        if not texts:
+        if not texts:  # transformers' tokenizers fail on no text
             return []
         found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
         return found
 
 
+@dataclass(frozen=True, slots=True)
 class _Rules:
     """How tokens are chosen, and when an answer ends."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        stops: frozenset[int],
-        max_new_tokens: int,
-        verdict_only: bool,
-        sampling: Sampling | None = None,
-    ) -> None:
-        self._tokenizer, self._stops, self._verdict_only = tokenizer, stops, verdict_only
-        self._sampling = sampling
-        self.max_new_tokens = max_new_tokens
-        self.samples: Sequence[int] = range(sampling.samples if sampling else 1)
-        self.top = min(sampling.top_k, len(tokenizer)) if sampling else 2
+    tokenizer: Any
+    stops: frozenset[int]
+    max_new_tokens: int
+    verdict_only: bool
+    sampling: Sampling | None
+
+    @property
+    def samples(self) -> Sequence[int]:
+        return range(self.sampling.samples if self.sampling else 1)
+
+    @property
+    def top(self) -> int:
+        return min(self.sampling.top_k, len(self.tokenizer)) if self.sampling else 2
 
     def drafts(self, known: _Known, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns how accepted answers go on after tokens, as far as there is room."""
@@ -226,20 +193,13 @@ class _Rules:
     def advance(
         self, walk: _Walk, choices: list[list[int]], logits: list[list[float]]
     ) -> list[_Walk]:
-        """Follows the model's choices down what was computed; returns what goes on.
+        """Follows the best tokens after each wanted one down what was computed.
 
-        Args:
-            walk: The walk; answers that end are left with its question.
-            choices: The best tokens after each wanted one, best first.
-            logits: Their logits.
+        Answers that end are left with the walk's question; what goes on is returned.
         """
-        branch, question = walk.branch, walk.question
-        children = {
-            (parent, token): position
-            for position, (token, parent) in enumerate(
-                zip(branch.tokens, branch.parents, strict=True)
-            )
-        }
+        branch, question, text = walk.branch, walk.question, walk.question.query.text
+        nodes = zip(branch.parents, branch.tokens, strict=True)
+        children = {node: position for position, node in enumerate(nodes)}
         first = branch.wanted[0]
         path = branch.path + branch.columns[:first]
         reached = [(first, walk.samples, walk.tokens, walk.margin, path)]
@@ -249,14 +209,15 @@ class _Rules:
             best, values = choices[position - first], logits[position - first]
             margin = min(margin, values[0] - values[1])
             path = [*path, branch.columns[position]]
-            for token, drawn in self._choose(question, samples, len(tokens), best, values):
+            for token, drawn in self._choose(text, samples, len(tokens), best, values):
                 grown = (*tokens, token)
-                ended = token in self._stops or len(grown) >= self.max_new_tokens
+                ended = token in self.stops or len(grown) >= self.max_new_tokens
                 if not ended and (position, token) in children:
                     reached.append((children[position, token], drawn, grown, margin, path))
                 elif ended or self._hopeless(question.known, grown):
-                    answer = Answer(self._text(grown), self._told(margin), not ended)
-                    question.answers |= dict.fromkeys(drawn, answer)
+                    told = None if self.sampling else margin
+                    said = first_line(self.tokenizer.decode(grown, skip_special_tokens=True))
+                    question.answers |= dict.fromkeys(drawn, Answer(said, told, not ended))
                 else:
                     drafts = self.drafts(question.known, grown)
                     tree = _tree([token], drafts, branch.row, path)
@@ -264,46 +225,31 @@ class _Rules:
         return following
 
     def _choose(
-        self,
-        question: _Question,
-        samples: Sequence[int],
-        step: int,
-        tokens: list[int],
-        logits: list[float],
+        self, text: str, samples: Sequence[int], step: int, tokens: list[int], logits: list[float]
     ) -> Iterable[tuple[int, Sequence[int]]]:
         """Pairs each chosen token with the samples that chose it."""
-        if self._sampling is None:
+        if self.sampling is None:
             return [(tokens[0], samples)]
-        temperature = self._sampling.temperature
-        weights = [math.exp((logit - logits[0]) / temperature) for logit in logits]
+        weights = [math.exp((logit - logits[0]) / self.sampling.temperature) for logit in logits]
         sums = list(accumulate(weights))
         chosen: dict[int, list[int]] = defaultdict(list)
         for sample in samples:
-            drawn = stable_fraction(self._sampling.seed, question.query.text, sample, step)
+            drawn = stable_fraction(self.sampling.seed, text, sample, step)
             chosen[tokens[bisect_left(sums, drawn * sums[-1])]].append(sample)
         return chosen.items()
 
     def _hopeless(self, known: _Known, tokens: tuple[int, ...]) -> bool:
-        if not self._verdict_only or self.drafts(known, tokens):
+        if not self.verdict_only or self.drafts(known, tokens):
             return False
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        text = text.rstrip("\ufffd")  # bytes of a character that is not complete
-        if getattr(self._tokenizer, "clean_up_tokenization_spaces", False):
+        # The bytes of a character that is not complete don't count.
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")
+        if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
             text = text.rstrip(_REWRITTEN)
         return not reachable(text, known.accepted)
 
-    def _text(self, tokens: tuple[int, ...]) -> str:
-        return first_line(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def _told(self, margin: float) -> float | None:
-        return None if self._sampling else margin
-
 
 def _tree(
-    tokens: list[int],
-    drafts: Iterable[Sequence[int]],
-    row: int = 0,
-    path: Sequence[int] = (),
+    tokens: list[int], drafts: Iterable[Sequence[int]], row: int = 0, path: Sequence[int] = ()
 ) -> Branch:
     """Builds what to compute next: tokens that are certain, and drafts of what follows.
 
@@ -339,3 +285,34 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     newlines = {token for token, text in enumerate(texts) if "\n" in text}
     return frozenset(newlines | {tokenizer.eos_token_id})
+
+
+def ask_zero_shot(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
+) -> list[bool]:
+    """Tells which facts `answer_zero_shot` answers right: lm-eval's greedy verdicts."""
+    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=True)
+    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
+
+
+def answer_zero_shot(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    max_new_tokens: int,
+    *,
+    verdict_only: bool = False,
+) -> list[str]:
+    """Answers facts greedily in the protocol's zero-shot prompt, in their order.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
+        facts: Facts to ask.
+        max_new_tokens: Most tokens of an answer.
+        verdict_only: Whether a text may end once no accepted answer can be reached any more.
+    """
+    engine = PrefixEngine(model, tokenizer)
+    queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
+    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
+    return [answer.text for answer in answers]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from typing import Any
 
 from factual_forgetting.errors import reason_of
 
-ROW_TOKENS = 96
+_ROW_TOKENS = 96
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -45,18 +45,13 @@ class Branch:
 
 @dataclass(slots=True)
 class _Row:
-    """Branches that are computed side by side; tokens that they share stand here once.
-
-    Attributes:
-        branches: The branches.
-        past: Where in the last forward pass the tokens of their paths lie, and the new column.
-        tokens: Tokens to compute.
-        visible: Of each token, the columns of its ancestors and its own, from the prefix down.
-    """
+    """Branches that are computed side by side; tokens that they share stand here once."""
 
     branches: list[Branch] = field(default_factory=list)
+    # Row and column of their paths' tokens in the last forward pass, and the new column.
     past: dict[tuple[int, int], int] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # to compute
+    # Of each token, the columns of its ancestors and its own, from the prefix down.
     visible: list[list[int]] = field(default_factory=list)
 
     def gather_past(self, start: int) -> None:
@@ -96,8 +91,8 @@ class TreeModel:
         """Wraps a causal language model of transformers.
 
         Raises:
-            UnsupportedModelError: If its attention is neither full nor sliding, or if it
-                computes other logits over a tree than over a text.
+            UnsupportedModelError: If its attention is neither full nor sliding, or its logits
+                over a tree are others than over a text.
         """
         config = model.config.get_text_config(decoder=True)
         self._model, self._device = model, model.device
@@ -144,44 +139,33 @@ class TreeModel:
             first = logits.argmax(dim=-1, keepdim=True)
             tokens = torch.where(tokens == first, tokens[:, :1], tokens)
             tokens[:, :1] = first
-        ordered = [branch for row in rows for branch in row.branches]
-        return _split(ordered, tokens.tolist()), _split(ordered, values.tolist())
+        return _split(branches, tokens.tolist()), _split(branches, values.tolist())
 
-    def _gather(self, rows: Sequence[_Row], start: int) -> list[tuple[Any, Any]]:
+    def _gather(self, rows: Sequence[_Row], start: int) -> list[list[Any]]:
         """Copies keys and values of the prefix and of each row's paths."""
         import torch
 
-        count, past = len(rows), start - self._prefix
-        shared = [
-            (keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1))
-            for keys, values in self._shared
-        ]
-        if not past:
+        shared = [[part.expand(len(rows), -1, -1, -1) for part in kv] for kv in self._shared]
+        if start == self._prefix:
             return shared
-        where = torch.zeros((count, past, 2), dtype=torch.long)
-        for index, row in enumerate(rows):
-            where[index, : len(row.past)] = torch.tensor(list(row.past)).reshape(-1, 2)
-        r, c = where.to(self._device).unbind(-1)
-        paths = [(k[r, :, c].transpose(1, 2), v[r, :, c].transpose(1, 2)) for k, v in self._last]
+        pasts = [torch.tensor(list(row.past), dtype=torch.long).reshape(-1, 2) for row in rows]
+        r, c = _padded(pasts).to(self._device).unbind(-1)
+        paths = [[part[r, :, c].transpose(1, 2) for part in kv] for kv in self._last]
         if not shared:
             return paths
         return [
-            (torch.cat([a, c], dim=2), torch.cat([b, d], dim=2))
-            for (a, b), (c, d) in zip(shared, paths, strict=True)
+            [torch.cat(parts, dim=2) for parts in zip(*layers, strict=True)]
+            for layers in zip(shared, paths, strict=True)
         ]
 
-    def _forward(self, rows: Sequence[_Row], start: int, layers: list[tuple[Any, Any]]) -> Any:
+    def _forward(self, rows: Sequence[_Row], start: int, layers: list[list[Any]]) -> Any:
         """Runs the model; returns logits at the wanted places only, `[wanted, vocabulary]`."""
         import torch
         from transformers import DynamicCache
 
-        width = max(len(row.tokens) for row in rows)
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        positions = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.tokens)] = torch.tensor(row.tokens)
-            depths = [self._prefix + len(columns) - 1 for columns in row.visible]
-            positions[index, : len(row.tokens)] = torch.tensor(depths)
+        ids = _padded([torch.tensor(row.tokens) for row in rows])
+        depths = [torch.tensor([len(columns) - 1 for columns in row.visible]) for row in rows]
+        positions = _padded(depths) + self._prefix
         wanted = [
             (b.row, b.columns[w] - start) for row in rows for b in row.branches for w in b.wanted
         ]
@@ -210,35 +194,23 @@ class TreeModel:
         import numpy as np
         import torch
 
-        width = positions.shape[1]
-        seen = np.zeros((len(rows), width, start + width), dtype=bool)
-        seen[:, :, : self._prefix] = True
-        for index, row in enumerate(rows):
-            counts = list(map(len, row.visible))
-            columns = np.fromiter(chain.from_iterable(row.visible), np.int64, sum(counts))
-            seen[index, np.repeat(np.arange(len(counts)), counts), columns] = True
-            seen[index, len(counts) :] = True  # padding sees all: a row of nothing is NaN
+        end = start + positions.shape[1]
         masks = {}
         for kind in self._kinds:
-            allowed = torch.from_numpy(seen)
-            if kind == _SLIDING and self._window:
-                places = torch.from_numpy(self._places(rows, start, start + width))
-                allowed = allowed & (positions.unsqueeze(2) - places.unsqueeze(1) < self._window)
-            mask = torch.zeros(allowed.shape, dtype=self._model.dtype)
-            mask.masked_fill_(~allowed, torch.finfo(mask.dtype).min)
+            window = (self._window if kind == _SLIDING else None) or end
+            seen = np.zeros((*positions.shape, end), dtype=bool)
+            reach = np.arange(self._prefix) + window
+            seen[:, :, : self._prefix] = positions.numpy()[:, :, None] < reach
+            for index, row in enumerate(rows):
+                near = [columns[-window:] for columns in row.visible]
+                counts = list(map(len, near))
+                columns = np.fromiter(chain.from_iterable(near), np.int64, sum(counts))
+                seen[index, np.repeat(np.arange(len(counts)), counts), columns] = True
+                seen[index, len(counts) :] = True  # padding sees all: a row of nothing is NaN
+            mask = torch.zeros(seen.shape, dtype=self._model.dtype)
+            mask.masked_fill_(torch.from_numpy(~seen), torch.finfo(mask.dtype).min)
             masks[kind] = mask.unsqueeze(1).to(self._device)
         return masks if len(masks) > 1 else masks[self._kinds[0]]
-
-    def _places(self, rows: Sequence[_Row], start: int, end: int) -> Any:
-        """Returns the position in its text of what stands in each column, `[row, column]`."""
-        import numpy as np
-
-        places = np.zeros((len(rows), end), dtype=np.int64)
-        places[:, : self._prefix] = np.arange(self._prefix)
-        for index, row in enumerate(rows):
-            for columns in row.visible:
-                places[index, columns] = np.arange(len(columns)) + self._prefix
-        return places
 
     def _probe(self, vocabulary: int) -> None:
         """Compares the logits of a small tree with those of the same tokens as texts."""
@@ -262,9 +234,9 @@ class TreeModel:
 
 
 def _spread(branches: Sequence[Branch]) -> list[_Row]:
-    """Spreads branches evenly over rows of about `ROW_TOKENS` columns, in their order."""
+    """Spreads branches evenly over rows of about `_ROW_TOKENS` columns, in their order."""
     ends = list(accumulate(len(branch.path) + len(branch.tokens) for branch in branches))
-    rows = [_Row() for _ in range(max(1, round(ends[-1] / ROW_TOKENS)))]
+    rows = [_Row() for _ in range(max(1, round(ends[-1] / _ROW_TOKENS)))]
     for branch, end in zip(branches, ends, strict=True):
         rows[(end - 1) * len(rows) // ends[-1]].branches.append(branch)
     return [row for row in rows if row.branches]
@@ -272,8 +244,11 @@ def _spread(branches: Sequence[Branch]) -> list[_Row]:
 
 def _split(branches: Sequence[Branch], found: list[Any]) -> list[Any]:
     """Cuts a flat list into one list a branch."""
-    parts, start = [], 0
-    for branch in branches:
-        parts.append(found[start : start + len(branch.wanted)])
-        start += len(branch.wanted)
-    return parts
+    rest = iter(found)
+    return [list(islice(rest, len(branch.wanted))) for branch in branches]
+
+
+def _padded(rows: list[Any]) -> Any:
+    from torch.nn.utils.rnn import pad_sequence
+
+    return pad_sequence(rows, batch_first=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Group, Sampling, require_room
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
+from factual_forgetting.errors import PackageError, UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 
@@ -15,7 +15,7 @@ from factual_forgetting.facts.matching import first_line
 _LORA, _BATCH = "lora_local_path", "batch_size"
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Answers with vLLM; automatic prefix caching keeps what prompts share.
 
     A LoRA adapter is passed as `lora_local_path=DIR` in the model's arguments.
@@ -24,30 +24,28 @@ class VLLMEngine:
     name = "vllm"
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """Starts vLLM.
+        """Starts vLLM, or raises a UserError if it is not installed or can't run the model.
 
         Args:
             arguments: Those of `vllm.LLM`, with `pretrained` for its `model`.
-
-        Raises:
-            UserError: If vLLM is not installed, or can't run the model.
         """
         try:
             from vllm import LLM
         except ImportError as error:
-            raise UserError(
+            raise PackageError(
                 f"vLLM is not installed here ({error}). Install factual-forgetting[vllm] in an "
                 "environment of its own, or use --model hf."
             ) from None
         rest = {k: v for k, v in arguments.items() if k not in {"pretrained", _LORA, _BATCH}}
-        self._lora = self._adapter(arguments.get(_LORA))
+        self._lora: Any = None
+        if (adapter := arguments.get(_LORA)) is not None:
+            from vllm.lora.request import LoRARequest
+
+            # The cache knows an adapter by its name: one name for two would mix their answers.
+            self._lora = LoRARequest(stable_hash("adapter", adapter)[:12], 1, adapter)
         try:
-            self._llm = LLM(
-                model=arguments["pretrained"],
-                enable_prefix_caching=True,
-                enable_lora=self._lora is not None,
-                **rest,
-            )
+            fixed = {"enable_prefix_caching": True, "enable_lora": self._lora is not None}
+            self._llm = LLM(model=arguments["pretrained"], **fixed, **rest)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"vLLM does not open {arguments['pretrained']} ({reason_of(error)}). "
@@ -56,49 +54,24 @@ class VLLMEngine:
         self._tokenizer = self._llm.get_tokenizer()
         self._context = self._llm.llm_engine.model_config.max_model_len
 
-    def _adapter(self, path: str | None) -> Any:
-        if path is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        # The cache knows an adapter by its name: one name for two would mix their answers.
-        return LoRARequest(stable_hash("adapter", path)[:12], 1, path)
-
-    def answer(
-        self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
-    ) -> list[list[Answer]]:
-        """See `Engine.answer`; vLLM can't stop early."""
-        outputs = self._generate(groups, max_new_tokens, temperature=0.0)
-        answers = (Answer(first_line(output.outputs[0].text)) for output in outputs)
-        return [list(islice(answers, len(group.queries))) for group in groups]
-
-    def sample(
-        self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
+    def _generate(
+        self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
-        """See `Engine.sample`; the draws depend on vLLM's version and device as well."""
-        outputs = self._generate(
-            groups,
-            max_new_tokens,
-            n=sampling.samples,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            seed=int(stable_hash("sample", sampling.seed)[:8], 16),
-        )
-        answers = ([Answer(first_line(one.text)) for one in o.outputs] for o in outputs)
-        return [list(islice(answers, len(group.queries))) for group in groups]
-
-    def _generate(self, groups: Sequence[Group], max_new_tokens: int, **settings: Any) -> list[Any]:
+        """Can't stop early; draws depend on vLLM's version and device as well."""
         from vllm import SamplingParams
 
+        # Explicit values: those of the checkpoint's generation_config don't apply then.
+        settings = {"max_tokens": most, "stop": ["\n"], "repetition_penalty": 1.0}
+        settings["temperature"] = sampling.temperature if sampling else 0.0
+        if sampling:
+            seed = seed_number(sampling.seed)
+            settings |= {"top_k": sampling.top_k, "n": sampling.samples, "seed": seed}
         texts = [group.prefix + query.text for group in groups for query in group.queries]
         prompts = [{"prompt_token_ids": ids} for ids in self._tokenizer(texts)["input_ids"]]
         longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
-        require_room(longest + max_new_tokens, self._context)
-        # Explicit values: those of the checkpoint's generation_config don't apply then.
-        params = SamplingParams(
-            max_tokens=max_new_tokens, stop=["\n"], repetition_penalty=1.0, **settings
+        self._require_room(longest + most, self._context)
+        outputs = self._llm.generate(
+            prompts, SamplingParams(**settings), use_tqdm=False, lora_request=self._lora
         )
-        found: list[Any] = self._llm.generate(
-            prompts, params, use_tqdm=False, lora_request=self._lora
-        )
-        return found
+        answers = ([Answer(first_line(one.text)) for one in each.outputs] for each in outputs)
+        return [list(islice(answers, len(group.queries))) for group in groups]

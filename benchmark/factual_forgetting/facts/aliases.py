@@ -7,6 +7,7 @@ nationalities. It was written for this package from general knowledge. Bare code
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
 
-ANY_RELATION = "*"
+_ANY_RELATION = "*"
 _COUNTRY_RELATIONS = ("P17", "P495", "country", "country_of_origin")
 _NATIONALITY_RELATIONS = ("P27", "nationality", "country_of_citizenship")
 _LANGUAGE_RELATIONS = ("P407", "P364", "P37", "P103", "P1412", "language")
@@ -31,35 +32,26 @@ class AliasTable:
 
     A name that stands in several sets of a relation ("Congolese") has the names of all of
     them; sets are never joined, or Dominica would be the Dominican Republic.
-
-    Args:
-        groups: Relation, or `*` for any, to the sets of names.
     """
 
     def __init__(self, groups: Mapping[str, Iterable[Sequence[str]]]) -> None:
+        """Takes the sets of names by relation, or `*` for any."""
         self._groups = {relation: list(sets) for relation, sets in groups.items()}
-        self._names: dict[str, dict[str, tuple[str, ...]]] = {}
-        for relation, sets in self._groups.items():
-            self._names[relation] = _index(sets)
-        self._everywhere = _index(
-            sorted({tuple(names) for sets in self._groups.values() for names in sets})
-        )
+        self._names = {relation: _index(sets) for relation, sets in self._groups.items()}
+        everywhere = {tuple(names) for sets in self._groups.values() for names in sets}
+        self._everywhere = _index(sorted(everywhere))
 
     def aliases(self, fact: Fact) -> tuple[str, ...]:
         """Returns the fact's own aliases and the table's, without the golds, in stable order."""
-        seen = {normalise(answer): None for answer in fact.answers}
+        golds = dict.fromkeys(map(normalise, fact.answers))
         found = list(fact.aliases)
-        for relation in (fact.relation, ANY_RELATION):
-            names = self._names.get(relation)
-            if names:
-                found += [name for gold in list(seen) for name in names.get(gold, ())]
-        kept = []
+        for relation in (fact.relation, _ANY_RELATION):
+            names = self._names.get(relation, {})
+            found += [name for gold in golds for name in names.get(gold, ())]
+        by_form: dict[str, str] = {}
         for name in found:
-            form = normalise(name)
-            if form not in seen:
-                seen[form] = None
-                kept.append(name)
-        return tuple(kept)
+            by_form.setdefault(normalise(name), name)
+        return tuple(name for form, name in by_form.items() if form not in golds)
 
     def forms(self, name: str) -> frozenset[str]:
         """Returns the normal forms under which any relation of the table knows a name."""
@@ -92,35 +84,31 @@ def with_aliases(facts: Iterable[Fact], table: AliasTable) -> Iterator[Fact]:
 @cache
 def builtin_aliases() -> AliasTable:
     """Returns the package's own table of countries, languages and nationalities."""
-    countries = [[row["name"], *row["other names"]] for row in _table("countries")]
-    nationalities = [
-        [row["name"], *row["other names"], *row["demonyms"]] for row in _table("countries")
-    ]
+    rows = names_table("countries")
+    countries = [[row["name"], *row["other names"]] for row in rows]
+    nationalities = [[row["name"], *row["other names"], *row["demonyms"]] for row in rows]
     languages = [
         [*names, *(f"{name} language" for name in names if "language" not in name)]
-        for names in ([row["name"], *row["other names"]] for row in _table("languages"))
+        for names in ([row["name"], *row["other names"]] for row in names_table("languages"))
     ]
     return AliasTable(
-        {
-            **dict.fromkeys(_COUNTRY_RELATIONS, countries),
-            **dict.fromkeys(_NATIONALITY_RELATIONS, nationalities),
-            **dict.fromkeys(_LANGUAGE_RELATIONS, languages),
-        }
+        dict.fromkeys(_COUNTRY_RELATIONS, countries)
+        | dict.fromkeys(_NATIONALITY_RELATIONS, nationalities)
+        | dict.fromkeys(_LANGUAGE_RELATIONS, languages)
     )
 
 
-def _table(kind: str) -> list[dict[str, Any]]:
+def names_table(kind: str) -> list[dict[str, Any]]:
+    """Returns the rows of `countries` or `languages`: texts `code` and `name`, lists of others."""
     text = (resources.files(__package__) / "names" / f"{kind}.tsv").read_text(encoding="utf-8")
-    head, *lines = text.splitlines()
-    code, name, *lists = head.split("\t")
-    rows = []
-    for line in lines:
-        cells = line.split("\t")
-        row: dict[str, Any] = {code: cells[0], name: cells[1]}
-        for key, cell in zip(lists, cells[2:], strict=True):
-            row[key] = [part for part in cell.split("|") if part]
-        rows.append(row)
-    return rows
+    rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [
+        {
+            column: cell if column in ("code", "name") else list(filter(None, cell.split("|")))
+            for column, cell in row.items()
+        }
+        for row in rows
+    ]
 
 
 def read_aliases(path: Path) -> AliasTable:
@@ -131,10 +119,10 @@ def read_aliases(path: Path) -> AliasTable:
     """
     value = files.read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f'{path}: not an object. Write {{"P17": [["United States", "USA"]]}}.')
+        raise InputError(f'{path}: not an object. Write {{"P17": [["United States", "USA"]]}}.')
     for relation, sets in value.items():
         if not isinstance(sets, list) or not all(map(_is_set_of_names, sets)):
-            raise UserError(
+            raise InputError(
                 f"{path}, relation '{relation}': not a list of lists of at least two names. "
                 'Write [["United States", "USA"], ...].'
             )

@@ -8,75 +8,74 @@ A dropped row is counted once, under the first rule in `RULES` that drops it.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.aliases import AliasTable
-from factual_forgetting.facts.fact import SPLITS, Fact, stable_hash
+from factual_forgetting.facts.entityquestions import template_misfit
+from factual_forgetting.facts.fact import FACT_SPLITS, Fact, stable_hash
 from factual_forgetting.facts.leaks import TrainingIndex
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.facts.store import FactStore, StoredFacts, enough_room
 
-SHORTEST_SUBJECT = 3
-_SHORTEST_ALIAS = 3
+_SHORTEST = 3
 _APOSTROPHES = str.maketrans("'’", "  ")
 
-# What isn't music among genres, unless the last word says that it is ("film score").
-_NOT_MUSIC = re.compile(
-    r"\b(?:films?|movies?|cinema|blaxploitation|exploitation|noir|giallo|mockbuster|bollywood"
-    r"|television|sitcom|telenovela|series|miniseries|(?:soap|space) opera|anime|manga|seinen"
-    r"|gekiga|yaoi|yuri|hentai|eroge|tokusatsu|comics?|games?|gaming|gamebook|shooter"
-    r"|shoot em up|roguelike|simulator|simulation|sim|tactics|strategy|pinball|tower defense"
-    r"|arena|4x|fiction|novels?|novella|novelization|literature|lit|stor(?:y|ies)|tales?|fable"
-    r"|sonnet|poem|poetry|verse|prose|memoir|essay|encyclopedia|anthology|magazine|atlas|book"
-    r"|cookbook|biography|satire|farce|parody|comedy|drama|docudrama|melodrama|tragedy"
-    r"|thriller|horror|mystery|fantasy|romance|western|documentary|mockumentary|docufiction"
-    r"|procedural|adventure|pornograph(?:y|ic)|propaganda|art|painting|portrait|statue"
-    r"|sculpture|still life|veduta|photography|altarpiece|calligraphy|animation|graphics"
-    r"|bildungsroman|magical girl|wuxia|theatre|play|philosophy|football|wrestling|cyberpunk"
-    r"|magic realism|alternate history|criticism|journalism|religious text|coming of age)\b"
-)
-_MUSIC = re.compile(
-    r"\b(?:music|rock|metal|pop|punk|jazz|hop|blues|folk|swing|song|score|(?<!soap )"
-    r"(?<!space )opera)$"
-)
+
+def short_subject(fact: Fact) -> bool:
+    """Tells whether a subject says too little; a wide character (Chinese, Kana) counts twice."""
+    widths = map(unicodedata.east_asian_width, fact.subject[:_SHORTEST])
+    return sum(2 if width in "WF" else 1 for width in widths) < _SHORTEST
+
+
+def answer_in_subject(fact: Fact) -> bool:
+    """Tells whether an accepted answer stands in the subject, as whole words in normal form.
+
+    An apostrophe may end the word ("Rembrandt's Mother"). Aliases of one or two letters don't
+    count: "us" is a word.
+    """
+    split = fact.subject.translate(_APOSTROPHES)
+    subject = f" {normalise(fact.subject)} | {normalise(split)} "
+    aliases = (name for name in map(normalise, fact.aliases) if len(name) >= _SHORTEST)
+    return any(f" {name} " in subject for name in chain(map(normalise, fact.answers), aliases))
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     """One rule of cleaning.
 
     Attributes:
         name: What `--keep` and `--drop` call it.
         on: Whether it applies unless asked otherwise.
-        fixed: Whether it can't be turned off, because an id stands for one fact.
         reason: What is wrong with the facts that it drops, for people.
+        test: Tells of one fact by itself whether to drop it.
+        fixed: Whether it can't be turned off, because an id stands for one fact.
     """
 
     name: str
     on: bool
     reason: str
+    test: Callable[[Fact], bool] | None = None
     fixed: bool = False
 
 
 RULES = (
-    Rule("duplicates", True, "the same row again in its split, merged", fixed=True),
-    Rule("conflicting_golds", True, "the same question with other golds"),
-    Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
-    Rule("shared_template", True, "another relation asks in the same words"),
-    Rule("template_misfit", True, "the question doesn't fit the gold's kind"),
-    Rule("short_subject", True, f"a subject of fewer than {SHORTEST_SUBJECT} characters"),
-    Rule("answer_in_subject", True, "the subject shows the answer"),
-    Rule("several_golds", False, "more than one gold"),
-    Rule("heldout_subject", True, "a held-out subject is a training subject"),
-    Rule("heldout_object", True, "a held-out subject is an answer of the (inverse) relation"),
-    Rule("heldout_any_object", False, "a held-out subject is an answer in training"),
+    _Rule("duplicates", True, "the same row again in its split, merged", fixed=True),
+    _Rule("conflicting_golds", True, "the same question with other golds"),
+    _Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
+    _Rule("shared_template", True, "another relation asks in the same words"),
+    _Rule("template_misfit", True, "the question doesn't fit the gold's kind", template_misfit),
+    _Rule("short_subject", True, f"a subject of fewer than {_SHORTEST} characters", short_subject),
+    _Rule("answer_in_subject", True, "the subject shows the answer", answer_in_subject),
+    _Rule("several_golds", False, "more than one gold", lambda fact: len(fact.answers) > 1),
+    _Rule("heldout_subject", True, "a held-out subject is a training subject"),
+    _Rule("heldout_object", True, "a held-out subject is an answer of the (inverse) relation"),
+    _Rule("heldout_any_object", False, "a held-out subject is an answer in training"),
 )
 
 
@@ -96,25 +95,18 @@ class Cleaned:
 
 
 def active_rules(keep: Iterable[str] = (), drop: Iterable[str] = ()) -> list[str]:
-    """Returns the names of the rules that apply.
-
-    Args:
-        keep: Rules to turn off.
-        drop: Rules to turn on that are off by default.
+    """Returns the names of the rules that apply: `keep` turns rules off, `drop` optional ones on.
 
     Raises:
         UserError: If a name is unknown, or a rule can't be turned off.
     """
     keep, drop = set(keep), set(drop)
-    unknown = sorted((keep | drop) - {rule.name for rule in RULES})
-    if unknown:
+    if unknown := sorted((keep | drop) - {rule.name for rule in RULES}):
         names = ", ".join(rule.name for rule in RULES)
-        raise UserError(f"No cleaning rule {', '.join(unknown)}. The rules are: {names}.")
-    fixed = sorted(keep & {rule.name for rule in RULES if rule.fixed})
-    if fixed:
-        raise UserError(
-            f"--keep {' '.join(fixed)} is impossible: an id stands for one fact. Leave it out."
-        )
+        raise InputError(f"No cleaning rule {', '.join(unknown)}. The rules are: {names}.")
+    if fixed := sorted(keep & {rule.name for rule in RULES if rule.fixed}):
+        told = f"--keep {' '.join(fixed)} is impossible: an id stands for one fact"
+        raise InputError(f"{told}. Leave it out.")
     return [rule.name for rule in RULES if rule.name not in keep and (rule.on or rule.name in drop)]
 
 
@@ -136,8 +128,7 @@ def clean(
         keep: Rules to turn off.
         drop: Optional rules to turn on.
         aliases: Names of one thing, to know a subject by; None for the built-in table.
-        limit: At most this many facts of each relation and split are left, the others stand
-            under `limit`.
+        limit: Most facts left of each relation and split; the others stand under `limit`.
         seed: Decides which facts a limit keeps.
 
     Raises:
@@ -153,7 +144,8 @@ def clean(
         for _ in _sift(store, _judge_by_training(active, index), _HELDOUT):
             pass
         if limit is not None:
-            _limit(store, limit, seed)
+            store.db.create_function("lot", 1, lambda key: stable_hash("limit", seed, key))
+            store.db.execute(_OVER_LIMIT, (limit,))
             active.append("limit")
         return _outcome(store, active)
 
@@ -200,36 +192,32 @@ ORDER BY question, number
 def _identify(store: FactStore, active: Collection[str]) -> None:
     """Drops conflicting questions and merges rows until each id stands once."""
     for _, group in groupby(store.select(_REPEATED), key=lambda pair: pair[1].question):
-        same = dict(group)
-        if "conflicting_golds" in active and _conflict(same.values()):
-            for number in same:
+        same = list(group)
+        golds = {frozenset(map(normalise, row.accepted)) for _, row in same}
+        if len(golds) > 1 and "conflicting_golds" in active:
+            for number, _ in same:
                 store.drop("conflicting_golds", number)
         else:
             _merge(store, same)
 
 
-def _conflict(rows: Iterable[Fact]) -> bool:
-    return len({frozenset(map(normalise, row.accepted)) for row in rows}) > 1
-
-
-def _merge(store: FactStore, rows: dict[int, Fact]) -> None:
-    by_id: dict[str, list[int]] = defaultdict(list)
-    for number, row in rows.items():
-        by_id[row.id].append(number)
-    for numbers in by_id.values():
-        numbers.sort(key=lambda number: _precedence(rows[number]))
-        first, *others = numbers
-        for other in others:
-            in_split = rows[other].split == rows[first].split
+def _merge(store: FactStore, same: list[tuple[int, Fact]]) -> None:
+    by_id: dict[str, list[tuple[int, Fact]]] = defaultdict(list)
+    for number, row in sorted(same, key=lambda pair: _precedence(pair[1])):
+        by_id[row.id].append((number, row))
+    for (number, first), *others in by_id.values():
+        for other, row in others:
+            in_split = row.split == first.split
             store.drop("duplicates" if in_split else "several_splits", other)
-        answers = _union(rows[number].answers for number in numbers)
-        names = _union(rows[number].aliases for number in numbers)
+        rows = [first, *(row for _, row in others)]
+        answers = _union(row.answers for row in rows)
+        names = _union(row.aliases for row in rows)
         aliases = tuple(name for name in names if name not in answers)
-        store.merge(first, replace(rows[first], answers=answers, aliases=aliases))
+        store.merge(number, replace(first, answers=answers, aliases=aliases))
 
 
 def _precedence(row: Fact) -> tuple[Any, ...]:
-    return SPLITS.index(row.split), row.answers, row.aliases
+    return FACT_SPLITS.index(row.split), row.answers, row.aliases
 
 
 def _union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
@@ -237,15 +225,12 @@ def _union(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 _SHARED_TEMPLATES = """
-WITH asking AS (
-    SELECT DISTINCT shape(relation, subject, question) AS shape, relation
-    FROM rows WHERE rule IS NULL
-), ranked AS (
-    SELECT *, rank(relation) > min(rank(relation)) OVER (PARTITION BY shape) AS late FROM asking
-)
-UPDATE rows SET rule = 'shared_template'
-WHERE rule IS NULL AND (shape(relation, subject, question), relation) IN (
-    SELECT shape, relation FROM ranked WHERE late
+UPDATE rows SET rule = 'shared_template' WHERE number IN (
+    SELECT number FROM (
+        SELECT number, rank(relation) > min(rank(relation)) OVER (
+            PARTITION BY shape(relation, subject, question)
+        ) AS late FROM rows WHERE rule IS NULL
+    ) WHERE late
 )
 """
 
@@ -273,57 +258,11 @@ def _rank(relation: str) -> str:
 
 def _judge_alone(active: Collection[str]) -> _Judge:
     """Judges a fact by itself, whatever is trained on."""
-    tests: dict[str, Callable[[Fact], bool]] = {
-        "template_misfit": template_misfit,
-        "short_subject": short_subject,
-        "answer_in_subject": answer_in_subject,
-        "several_golds": lambda fact: len(fact.answers) > 1,
-    }
-    rules = [(name, test) for name, test in tests.items() if name in active]
-    return lambda fact: next((name for name, test in rules if test(fact)), None)
+    tests = [(rule.name, rule.test) for rule in RULES if rule.test and rule.name in active]
+    return lambda fact: next((name for name, test in tests if test(fact)), None)
 
 
-def template_misfit(fact: Fact) -> bool:
-    """Tells whether a question about music (P136) is asked of a film, a game, a book or a picture.
-
-    EntityQuestions asks "What type of music does [X] play?" of everything that has a genre.
-    The words of the golds decide, which is a heuristic.
-    """
-    return "type of music" in fact.question and any(map(_is_not_music, fact.answers))
-
-
-def _is_not_music(genre: str) -> bool:
-    words = normalise(genre)
-    return bool(_NOT_MUSIC.search(words)) and not _MUSIC.search(words)
-
-
-def short_subject(fact: Fact) -> bool:
-    """Tells whether a subject says too little; a wide character (Chinese, Kana) counts twice."""
-    if len(fact.subject) >= SHORTEST_SUBJECT:
-        return False
-    width = sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in fact.subject)
-    return width < SHORTEST_SUBJECT
-
-
-def answer_in_subject(fact: Fact) -> bool:
-    """Tells whether an accepted answer stands in the subject, as whole words in normal form.
-
-    An apostrophe may end the word ("Rembrandt's Mother"). Aliases of one or two letters don't
-    count: "us" is a word.
-    """
-    split = fact.subject.translate(_APOSTROPHES)
-    subject = f" {normalise(fact.subject)} | {normalise(split)} "
-    golds = (normalise(answer) for answer in fact.answers)
-    names = (normalise(alias) for alias in fact.aliases)
-    return any(f" {gold} " in subject for gold in golds) or any(
-        len(name) >= _SHORTEST_ALIAS and f" {name} " in subject for name in names
-    )
-
-
-_LEAKS = {
-    "id": "heldout_subject",
-    "question": "heldout_subject",
-    "subject": "heldout_subject",
+_LEAKS = dict.fromkeys(("id", "question", "subject"), "heldout_subject") | {
     "object": "heldout_object",
     "any_object": "heldout_any_object",
 }
@@ -331,12 +270,9 @@ _LEAKS = {
 
 def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
     """Judges a held-out fact by what training facts give away."""
-
-    def judge(fact: Fact) -> str | None:
-        rules = (_LEAKS[leak.kind] for leak in index.leaks(fact))
-        return next((rule for rule in rules if rule in active), None)
-
-    return judge
+    return lambda fact: next(
+        (rule for leak in index.leaks(fact) if (rule := _LEAKS[leak.kind]) in active), None
+    )
 
 
 _OVER_LIMIT = """
@@ -347,8 +283,3 @@ UPDATE rows SET rule = 'limit' WHERE number IN (
     ) WHERE place > ?
 )
 """
-
-
-def _limit(store: FactStore, limit: int, seed: int) -> None:
-    store.db.create_function("lot", 1, lambda identity: stable_hash("limit", seed, identity))
-    store.db.execute(_OVER_LIMIT, (limit,))

@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from factual_forgetting import files
 from factual_forgetting.config import parse
-from factual_forgetting.facts.account import account, dropped_ids, plot_account
+from factual_forgetting.facts.account import account, plot_account
 from factual_forgetting.facts.cleaning import RULES
-from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.sources import SourceOptions, chosen, chosen_facts, prepare
+from factual_forgetting.facts.sources import NAMED_SOURCES, SourceOptions, clean_source
 from factual_forgetting.facts.store import StoredFacts
 
 _SOURCES = (
-    "almanac, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
+    f"{', '.join(NAMED_SOURCES)}, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
     "EntityQuestions' layout, or a .jsonl, .json, .csv or .tsv file"
 )
 
@@ -24,79 +25,50 @@ _SOURCES = (
 def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts") -> None:
     """Adds the arguments that choose a source and its cleaning.
 
-    Args:
-        parser: The parser of a command.
-        name: `--facts`, or `facts` for a command whose only operand is the source.
+    The `name` is `facts` in a command whose only operand is the source.
     """
     parser.add_argument(name, metavar="SOURCE", default="almanac", help=_SOURCES)
     parser.add_argument("--relations", nargs="+", default=(), help="relations to keep")
     parser.add_argument("--limit", type=int, help="facts of each relation and split at most")
     parser.add_argument("--seed", type=int, default=0, help="which facts a limit keeps")
-    optional = [rule.name for rule in RULES if not rule.on]
-    usual = [rule.name for rule in RULES if rule.on and not rule.fixed]
+    usual = ", ".join(rule.name for rule in RULES if rule.on and not rule.fixed)
+    optional = ", ".join(rule.name for rule in RULES if not rule.on)
+    for flag, effect in (("--keep", f"turn off: {usual}"), ("--drop", f"turn on: {optional}")):
+        parser.add_argument(flag, nargs="+", default=(), metavar="RULE", help=effect)
     parser.add_argument(
-        "--keep", nargs="+", default=(), metavar="RULE", help=f"turn off: {', '.join(usual)}"
-    )
-    parser.add_argument(
-        "--drop", nargs="+", default=(), metavar="RULE", help=f"turn on: {', '.join(optional)}"
-    )
-    parser.add_argument(
-        "--aliases",
-        type=Path,
-        metavar="FILE",
+        "--aliases", type=Path, metavar="FILE",
         help="JSON, relation or * to lists of names of one thing; joins the built-in table",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--column",
-        nargs="+",
-        default=(),
-        type=_column,
-        metavar="FIELD=NAME",
+        "--column", dest="columns", nargs="+", default=(), type=_column, metavar="FIELD=NAME",
         help="column of a field (question, answers, relation, subject, aliases, split); "
         "FIELD==TEXT sets a constant",
-    )
+    )  # fmt: skip
 
 
 def _column(text: str) -> tuple[str, str]:
-    field, sign, column = text.partition("=")
-    if not (field and sign and column):
+    field, _, column = text.partition("=")
+    if not (field and column):
         raise argparse.ArgumentTypeError(f"'{text}' is not FIELD=NAME")
     return field, column
 
 
-def source_options(args: argparse.Namespace) -> SourceOptions:
-    """Collects the arguments of `add_source_arguments`.
+def _options(args: argparse.Namespace) -> SourceOptions:
+    values = {key: getattr(args, key) for key in SourceOptions.model_fields}
+    return parse(SourceOptions, {**values, "columns": dict(args.columns)}, "command line")
+
+
+def facts_from_arguments(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, Any]]:
+    """Finds the cleaned facts that the arguments of `add_source_arguments` choose.
+
+    Returns the facts as a stream that can be read again, and their source: the options, and how
+    many rows each rule dropped.
 
     Raises:
-        UserError: If a value is out of range or a field is unknown.
+        UserError: If a value is out of range or a field is unknown, and as `clean_source` does.
     """
-    values: dict[str, Any] = {
-        key: getattr(args, key) for key in SourceOptions.model_fields if key != "columns"
-    }
-    return parse(SourceOptions, {**values, "columns": dict(args.column)}, "command line")
-
-
-def facts_from_arguments(args: argparse.Namespace) -> list[Fact]:
-    """Loads the cleaned facts that the arguments of `add_source_arguments` choose.
-
-    Raises:
-        UserError: As `chosen_facts` does.
-    """
-    return chosen_facts(source_options(args))
-
-
-def described_source(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, Any]]:
-    """Finds the facts that `facts_from_arguments` loads, and says where they are from.
-
-    Returns:
-        The facts as a stream that can be read again, and their source: the options, and how
-        many rows each rule dropped.
-
-    Raises:
-        UserError: As `chosen` does.
-    """
-    options = source_options(args)
-    cleaned = chosen(options)
+    options = _options(args)
+    cleaned = clean_source(options)
     dropped = {rule: len(rows) for rule, rows in cleaned.dropped.items() if rows}
     # The name of a file is where it lies on one machine; its hash is in the manifest.
     told = {**options.model_dump(mode="json"), "facts": Path(options.facts).name}
@@ -109,51 +81,36 @@ def add_parser(subparsers: Any) -> None:
     add_source_arguments(parser, "facts")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument(
-        "--output_path",
-        type=Path,
-        metavar="DIR",
+        "--output_path", type=Path, metavar="DIR",
         help="write facts.jsonl, account.json, dropped.json and account.png there",
-    )
-    parser.set_defaults(run=run)
+    )  # fmt: skip
+    parser.set_defaults(run=_run)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Prints the account of a source, and writes it with the facts if a folder is given.
-
-    Raises:
-        UserError: As `prepare` does.
-    """
-    options = source_options(args)
-    cleaned = prepare(options)
+def _run(args: argparse.Namespace) -> None:
+    options = _options(args)
+    cleaned = clean_source(options, may_be_empty=True)
     told = {"source": options.model_dump(mode="json"), **account(cleaned)}
     if args.output_path:
-        rows = (fact.row() for fact in cleaned.facts)
-        files.write_jsonl(args.output_path / "facts.jsonl", rows)
-        files.write_json(args.output_path / "dropped.json", dropped_ids(cleaned))
+        dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
+        files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
+        files.write_json(args.output_path / "dropped.json", dropped)
         plot_account(told, args.output_path / "account.png")
         files.write_json(args.output_path / "account.json", told)
-    sys.stdout.write(account_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
+    sys.stdout.write(_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
 
 
-def account_table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> str:
     """Lays out an account for a terminal: a line a relation, then the rules that dropped rows."""
-    from tabulate import tabulate
-
     rules = [rule for rule, count in told["rules"].items() if count]
-    head = ["relation", "read", "kept", *range(1, len(rules) + 1)]
+    head = ["relation", "read", "kept", *map(str, range(1, len(rules) + 1))]
     head += ["answers", "majority answer", "share", "length", "in subject"]
+    measured = ("answers", "majority", "majority_share", "characters")
     lines = [
-        [
-            name,
-            row["read"]["facts"],
-            row["kept"]["facts"],
-            *(row["dropped"][rule] for rule in rules),
-            row["kept"]["answers"],
-            row["kept"]["majority"],
-            row["kept"]["majority_share"],
-            row["kept"]["characters"],
-            row["read"]["in_subject"],
-        ]
+        [name, row["read"]["facts"], row["kept"]["facts"]]
+        + [row["dropped"][rule] for rule in rules]
+        + [row["kept"][measure] for measure in measured]
+        + [row["read"]["in_subject"]]
         for name, row in told["relations"].items()
     ]
     reasons = {rule.name: rule.reason for rule in RULES}
@@ -161,7 +118,7 @@ def account_table(told: dict[str, Any]) -> str:
         f"{number}  {rule}: {told['rules'][rule]} rows; {reasons.get(rule, 'over --limit')}"
         for number, rule in enumerate(rules, start=1)
     ]
-    table = tabulate(lines, headers=list(map(str, head)), floatfmt=".3f", missingval="-")
+    table = tabulate(lines, headers=head, floatfmt=".3f", missingval="-")
     total = f"{told['facts']} facts of {told['rows']} rows; rows dropped or merged by rule:"
     legend = "Answers, share and length are of kept facts, 'in subject' of rows read."
     return "\n".join([table, "", total, *notes, legend]) + "\n"

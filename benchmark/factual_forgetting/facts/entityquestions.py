@@ -12,25 +12,25 @@ import os
 import re
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from tqdm import tqdm
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import SPLITS, Fact
+from factual_forgetting.errors import InputError, NotFoundError
+from factual_forgetting.facts.fact import FACT_SPLITS, Fact
+from factual_forgetting.facts.matching import normalise
 from factual_forgetting.facts.rows import fact_from_row, read_rows
 
-REPOSITORY = "princeton-nlp/EntityQuestions"
+_REPOSITORY = "princeton-nlp/EntityQuestions"
 COMMIT = "096c261f327431b30af7ff718670f4bd13214908"
-URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/dataset"
+_URL = f"https://raw.githubusercontent.com/{_REPOSITORY}/{COMMIT}/dataset"
 _TIMEOUT_SECONDS = 60
 _LARGEST_FILE = 1 << 24
 
 # The question templates of the data, by Wikidata property.
-TEMPLATES = {
+ENTITYQUESTIONS_TEMPLATES = {
     "P17": "Which country is [X] located in?",
     "P19": "Where was [X] born?",
     "P20": "Where did [X] die?",
@@ -57,6 +57,26 @@ TEMPLATES = {
     "P800": "What is [X] famous for?",
 }
 
+# What isn't music among genres, unless the last word says that it is ("film score").
+_NOT_MUSIC = re.compile(
+    r"\b(?:films?|movies?|cinema|blaxploitation|exploitation|noir|giallo|mockbuster|bollywood"
+    r"|television|sitcom|telenovela|series|miniseries|(?:soap|space) opera|anime|manga|seinen"
+    r"|gekiga|yaoi|yuri|hentai|eroge|tokusatsu|comics?|games?|gaming|gamebook|shooter"
+    r"|shoot em up|roguelike|simulator|simulation|sim|tactics|strategy|pinball|tower defense"
+    r"|arena|4x|fiction|novels?|novella|novelization|literature|lit|stor(?:y|ies)|tales?|fable"
+    r"|sonnet|poem|poetry|verse|prose|memoir|essay|encyclopedia|anthology|magazine|atlas|book"
+    r"|cookbook|biography|satire|farce|parody|comedy|drama|docudrama|melodrama|tragedy"
+    r"|thriller|horror|mystery|fantasy|romance|western|documentary|mockumentary|docufiction"
+    r"|procedural|adventure|pornograph(?:y|ic)|propaganda|art|painting|portrait|statue"
+    r"|sculpture|still life|veduta|photography|altarpiece|calligraphy|animation|graphics"
+    r"|bildungsroman|magical girl|wuxia|theatre|play|philosophy|football|wrestling|cyberpunk"
+    r"|magic realism|alternate history|criticism|journalism|religious text|coming of age)\b"
+)
+_MUSIC = re.compile(
+    r"\b(?:music|rock|metal|pop|punk|jazz|hop|blues|folk|swing|song|score|(?<!soap )"
+    r"(?<!space )opera)$"
+)
+
 
 def read_entity_questions(root: Path) -> Iterator[Fact]:
     """Yields the rows of a folder in EntityQuestions' layout, `{split}/{relation}.{split}.json`.
@@ -64,31 +84,36 @@ def read_entity_questions(root: Path) -> Iterator[Fact]:
     Raises:
         UserError: If there is no such file, or a row is malformed; names file and line.
     """
-    paths = sorted(path for split in SPLITS for path in (root / split).glob(f"*.{split}.json"))
+    paths = sorted(path for split in FACT_SPLITS for path in (root / split).glob(f"*.{split}.json"))
     if not paths:
-        raise UserError(
-            f"{root} holds no train/*.train.json. Give the folder `dataset/` of EntityQuestions."
-        )
+        told = f"{root} holds no train/*.train.json"
+        raise NotFoundError(f"{told}. Give the folder `dataset/` of EntityQuestions.")
     for path in paths:
         relation, split = path.name.split(".")[:2]
         columns = {"relation": f"={relation}", "split": f"={split}"}
-        for line, row in read_rows(path):
-            subject = subject_of(str(row.get("question", "")).strip(), relation)
-            yield fact_from_row({**row, "subject": subject}, columns, f"{path}, line {line}")
+        template = ENTITYQUESTIONS_TEMPLATES.get(relation, "[X]")
+        for origin, row in read_rows(path):
+            subject = subject_of(str(row.get("question", "")).strip(), template)
+            yield fact_from_row({**row, "subject": subject}, columns, origin)
 
 
-def subject_of(question: str, relation: str) -> str:
-    """Recovers the subject from a question by its relation's template, else the question."""
-    template = TEMPLATES.get(relation)
-    found = pattern_of(template).fullmatch(question) if template else None
-    return found.group(1).strip() if found else question
+def subject_of(question: str, template: str) -> str | None:
+    """Returns what stands in a question for the `[X]` of a template; None if it isn't of it."""
+    head, tail = template.split("[X]")
+    middle = question.removeprefix(head).removesuffix(tail)
+    return middle.strip() if f"{head}{middle}{tail}" == question else None
 
 
-@cache
-def pattern_of(template: str) -> re.Pattern[str]:
-    """Compiles a template with `[X]` to a pattern whose only group is the subject."""
-    head, tail = (re.escape(part) for part in template.split("[X]"))
-    return re.compile(f"{head}(.*){tail}")
+def template_misfit(fact: Fact) -> bool:
+    """Tells whether a question about music (P136) is asked of a film, a game, a book or a picture.
+
+    EntityQuestions asks "What type of music does [X] play?" of everything that has a genre.
+    The words of the golds decide, which is a heuristic.
+    """
+    genres = map(normalise, fact.answers)
+    return "type of music" in fact.question and any(
+        _NOT_MUSIC.search(genre) and not _MUSIC.search(genre) for genre in genres
+    )
 
 
 def cache_folder() -> Path:
@@ -98,15 +123,12 @@ def cache_folder() -> Path:
     return root / f"entityquestions-{COMMIT[:12]}"
 
 
-def fetch_entity_questions(folder: Path, url: str = URL) -> Path:
+def fetch_entity_questions(folder: Path, url: str = _URL) -> Path:
     """Brings every data file into a folder and checks its sha256; what is there stays.
 
     Args:
-        folder: Where the files are kept, in the data's own layout.
+        folder: Where the files are kept, in the data's own layout; it is returned.
         url: Address of the `dataset/` folder, the public repository's or a mirror's.
-
-    Returns:
-        The folder, complete.
 
     Raises:
         UserError: If a file can't be fetched or isn't the one of the commit.
@@ -131,14 +153,12 @@ def _download(url: str, sha256: str, folder: Path) -> bytes:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
             content: bytes = answer.read(_LARGEST_FILE)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(
+        raise InputError(
             f"EntityQuestions could not be fetched from {url} ({error}). Run again, or put "
-            f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {REPOSITORY} into "
+            f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {_REPOSITORY} into "
             f"{folder}, or give their folder as the source."
         ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{url} has another sha256 than at commit {COMMIT}. Run again, or give a folder "
-            "with the data as the source."
-        )
+        told = f"{url} has another sha256 than at commit {COMMIT}"
+        raise InputError(f"{told}. Run again, or give a folder with the data as the source.")
     return content

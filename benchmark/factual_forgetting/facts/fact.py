@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-SPLITS = ("train", "dev", "test")
-DEV_SHARE = 0.3
+FACT_SPLITS = ("train", "dev", "test")
+_DEV_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Fact:
     """One question with its accepted answers.
 
     Attributes:
-        id: Stable hash of relation, subject and question.
+        id: 16 hexadecimal digits of a hash of relation, subject and question, whatever the source.
         relation: Name of the relation, for example `P17`.
         subject: The entity asked about, as it stands in the question.
         question: The question in natural language.
@@ -43,10 +43,11 @@ class Fact:
         split: str | None = None,
         aliases: tuple[str, ...] = (),
     ) -> Fact:
-        """Builds a fact with its id; without a split, a hash of the subject decides."""
-        identity = fact_id(relation, subject, question)
-        place = split or split_of(subject)
-        return cls(identity, relation, subject, question, answers, place, aliases)
+        """Builds a fact with its id; without a split, all facts of a subject go to one by hash."""
+        identity = stable_hash("fact", relation, subject, question)[:16]
+        if not split:
+            split = "dev" if stable_fraction("split", subject) < _DEV_SHARE else "train"
+        return cls(identity, relation, subject, question, answers, split, aliases)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Fact:
@@ -61,25 +62,7 @@ class Fact:
 
     def row(self) -> dict[str, Any]:
         """Returns the fact as it stands in a JSON Lines file."""
-        return {
-            "id": self.id,
-            "relation": self.relation,
-            "subject": self.subject,
-            "question": self.question,
-            "answers": list(self.answers),
-            "aliases": list(self.aliases),
-            "split": self.split,
-        }
-
-
-def fact_id(relation: str, subject: str, question: str) -> str:
-    """Returns 16 hexadecimal digits that identify a fact wherever it is read from."""
-    return stable_hash("fact", relation, subject, question)[:16]
-
-
-def split_of(subject: str) -> str:
-    """Assigns a subject to `train` or `dev`, all facts about it together."""
-    return "dev" if stable_fraction("split", subject) < DEV_SHARE else "train"
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def stable_hash(*parts: object) -> str:

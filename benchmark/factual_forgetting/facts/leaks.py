@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, product
 
 from factual_forgetting.facts.aliases import AliasTable, builtin_aliases
 from factual_forgetting.facts.fact import Fact
@@ -26,19 +26,10 @@ _INVERSE_PAIRS = (
     (("P127",), ("P1830",)),
     (("P131",), ("P150",)),
 )
-
-
-def _inverses() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for some, others in _INVERSE_PAIRS:
-        for relation in some:
-            found[relation].update(others)
-        for relation in others:
-            found[relation].update(some)
-    return found
-
-
-_INVERSES = _inverses()
+_INVERSES: dict[str, set[str]] = defaultdict(set)
+for _pair in _INVERSE_PAIRS:
+    for _one, _other in chain(product(*_pair), product(*reversed(_pair))):
+        _INVERSES[_one].add(_other)
 
 # The index is sorted at the end: entries put in place one by one would lie all over the disk.
 _SAID = "CREATE TABLE said (kind TEXT, text TEXT, relation TEXT, id TEXT)"
@@ -57,24 +48,18 @@ class Leak:
             the same or the inverse relation) or `any_object` (in any relation).
         heldout: Id of the held-out fact.
         train: Id of a training fact that gives it away.
-        text: What they share, as the held-out fact writes it.
     """
 
     kind: str
     heldout: str
     train: str
-    text: str
 
 
 class TrainingIndex:
-    """What training facts say, in normal form, to look held-out facts up in.
-
-    Args:
-        facts: The facts trained on.
-        aliases: Names of one thing; None for the built-in table.
-    """
+    """What training facts say, in normal form, to look held-out facts up in."""
 
     def __init__(self, facts: Iterable[Fact], aliases: AliasTable | None = None) -> None:
+        """Reads the facts trained on; `aliases` None is the built-in table."""
         self._aliases = aliases or builtin_aliases()
         self._db = scratch(_SAID)
         self._db.executemany(_INSERT, (row for fact in facts for row in _said(fact)))
@@ -93,10 +78,9 @@ class TrainingIndex:
         }
         for kind, keys in looked_up.items():
             find = _FIND_OF_RELATION if kind == "object" else _FIND
-            for (train,) in chain.from_iterable(self._db.execute(find, key) for key in keys):
-                text = fact.question if kind in {"id", "question"} else fact.subject
-                yield Leak(kind, fact.id, train, text)
-                break
+            found = chain.from_iterable(self._db.execute(find, key) for key in keys)
+            for (train,) in islice(found, 1):
+                yield Leak(kind, fact.id, train)
 
 
 def _said(fact: Fact) -> Iterator[tuple[str, ...]]:
@@ -111,7 +95,7 @@ def _said(fact: Fact) -> Iterator[tuple[str, ...]]:
 def find_leaks(
     train: Iterable[Fact], heldout: Iterable[Fact], aliases: AliasTable | None = None
 ) -> list[Leak]:
-    """Finds what held-out facts share with training facts.
+    """Finds what held-out facts share with training facts: one leak a fact and kind, in order.
 
     Case, accents, punctuation, articles, white space, Unicode form and known aliases make no
     difference. Objects of unrelated relations don't count as leaks.
@@ -120,9 +104,6 @@ def find_leaks(
         train: Facts whose text is trained on.
         heldout: Facts that must be untouched by training.
         aliases: Names of one thing; None for the built-in table.
-
-    Returns:
-        One leak for each held-out fact and kind, in the order of `heldout`.
     """
     index = TrainingIndex(train, aliases)
     return [leak for fact in heldout for leak in index.leaks(fact) if leak.kind != "any_object"]

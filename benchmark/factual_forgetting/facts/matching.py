@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MATCHER_VERSION = "exact-2"
-
 _CACHED_TEXTS = 1 << 16  # a model repeats itself over runs, and golds repeat over facts
 
 # Dropped without leaving a space: apostrophes and their lookalikes, and the full stop.
 _GLUED = "'‘’‚‛`´ʹʻʼʽʾʿˈˊˋ′＇."
-# Letters that Unicode doesn't decompose, by the spelling that plain keyboards give them.
-_LETTERS = {
+# Letters that Unicode doesn't decompose, by the spelling that plain keyboards give them, and the
+# signs that say something.
+_SPELT = {
     "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ħ": "h",
     "ı": "i", "ŋ": "n", "ŧ": "t", "ƒ": "f", "ǥ": "g", "ɨ": "i", "ƀ": "b",
+    "&": " and ", "+": "+", "#": "#",
 }  # fmt: skip
 # Cyrillic and Greek letters that look Latin, for words that mix scripts by a slip.
 _LOOKALIKES = str.maketrans("асеорхуіјѕԁοανικρτυχ", "aceopxyijsdoavikptux")
@@ -25,7 +26,6 @@ _LOOKALIKES = str.maketrans("асеорхуіјѕԁοανικρτυχ", "aceopxy
 _MARKS = re.compile(
     "[\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]"
 )
-
 _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.")
 _SPACED_INITIALS = re.compile(r"(?<!\S)([^\W\d_]) (?=[^\W\d_](?: |$))")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -39,24 +39,16 @@ class _Plain(dict[int, str]):
     """What each character of a folded text turns into, worked out when first met."""
 
     def __missing__(self, code: int) -> str:
-        char = chr(code)
-        self[code] = plain = _plain(char)
-        return plain
-
-
-def _plain(char: str) -> str:
-    category = unicodedata.category(char)
-    if char in _LETTERS:
-        return _LETTERS[char]
-    if char in _GLUED or category == "Cf":
-        return ""
-    if char == "&":
-        return " and "
-    if char in "+#":
-        return char
-    if category == "Nd":
-        return str(unicodedata.digit(char))
-    return " " if category[0] in "PSZC" else char
+        char, category = chr(code), unicodedata.category(chr(code))
+        if char in _SPELT:
+            plain = _SPELT[char]
+        elif char in _GLUED or category == "Cf":
+            plain = ""
+        elif category == "Nd":
+            plain = str(unicodedata.digit(char))
+        else:
+            plain = " " if category[0] in "PSZC" else char
+        return self.setdefault(code, plain)
 
 
 _PLAIN = _Plain()
@@ -101,16 +93,12 @@ def first_line(text: str) -> str:
 
 
 class AnswerKey:
-    """The accepted answers of one question, normalised once for many generations.
-
-    Args:
-        answers: Accepted answers: `fact.answers` for strict accuracy, `fact.accepted` for
-            alias accuracy.
-    """
+    """The accepted answers of one question, normalised once for many generations."""
 
     __slots__ = ("_accepted",)
 
     def __init__(self, answers: Iterable[str]) -> None:
+        """Takes `fact.answers` for strict accuracy, `fact.accepted` for alias accuracy."""
         self._accepted = frozenset(map(normalise, answers)) - {""}
 
     def accepts(self, text: str) -> bool:

@@ -1,7 +1,8 @@
 """Rows of a stranger's file, each with its line, and the fact that a row states.
 
 JSON Lines, JSON (a list of objects), CSV and TSV, any of them gzip-compressed. Files are read
-as a stream, but for JSON, whose list is one value.
+as a stream, but for JSON, whose list is one value. `files.read_jsonl` won't do here: it bounds
+no line, and doesn't tell on which line a row stands that is JSON and yet no fact.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import SPLITS, Fact
+from factual_forgetting.errors import InputError, NotFoundError, UserError
+from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
 FIELDS = ("question", "answers", "relation", "subject", "aliases", "split")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-LONGEST_ROW = 1 << 20
-SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev"}
+SPLIT_NAMES = {**{split: split for split in FACT_SPLITS}, "validation": "dev", "valid": "dev"}
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_EMPTY_LIST = re.compile(r"\s*\[\s*\]\s*\Z")
+_LONGEST_ROW = 1 << 20
 _OPENING = re.compile(r"\s*\[\s*")
 _COMMA = re.compile(r"\s*,\s*")
 _CLOSING = re.compile(r"\s*\]\s*\Z")
@@ -36,56 +35,59 @@ def kind_of(path: Path) -> str:
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields each row with the number of the line it starts on, from 1.
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each row after its file and the number of the line it starts on, for messages.
 
     Raises:
-        UserError: If the file is missing or unreadable, or a row isn't an object: not JSON,
-            not UTF-8, with a NUL byte, or longer than `LONGEST_ROW`. Names file and line.
+        UserError: If the file is missing, unreadable or of no known format; with file and line, if
+            a row isn't an object: not JSON, not UTF-8, with a NUL byte, or longer than 1 MiB.
     """
-    reader = {".jsonl": _json_lines, ".json": _json_list}.get(kind_of(path), _table)
-    for number, row in reader(path):
+    kind = kind_of(path)
+    if kind not in SUFFIXES:
+        raise InputError(f"{path} is none of {', '.join(SUFFIXES)}. Rename or convert it.")
+    reader = {".jsonl": _json_lines, ".json": _json_list}.get(kind, _table)
+    for line, row in reader(path):
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not an object. Write keys and values.")
-        yield number, row
+            raise InputError(f"{path}, line {line}: not an object. Write keys and values.")
+        yield f"{path}, line {line}", row
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
     """Yields lines of at most `size` bytes; -1 sets no limit."""
     try:
-        with _open(path) as stream:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             while line := stream.readline(size):
                 yield line
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. Check the path.") from None
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except (OSError, EOFError) as error:
-        raise UserError(f"{path} is not readable ({error}). Restore it.") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        raise InputError(f"{path} is not readable ({error}). Restore it.") from None
 
 
 def _decode(data: bytes, path: Path, line: int) -> str:
     """Decodes bytes that start on a line, which may have a byte order mark if it is the first."""
     try:
-        nul = data.find(b"\0")
-        if nul < 0:
+        place, reason = data.find(b"\0"), "a NUL byte"
+        if place < 0:
             return data.decode("utf-8-sig" if line == 1 else "utf-8")
-        place, reason = nul, "a NUL byte"
     except UnicodeDecodeError as error:
         place, reason = error.start, f"not UTF-8 ({error.reason})"
     line += data.count(b"\n", 0, place)
-    raise UserError(f"{path}, line {line}: {reason}. Write the file as UTF-8 text.")
+    raise InputError(f"{path}, line {line}: {reason}. Write the file as UTF-8 text.")
 
 
 def _too_long(path: Path, line: int) -> UserError:
-    return UserError(f"{path}, line {line}: over {LONGEST_ROW} bytes. Write one fact a row.")
+    return InputError(f"{path}, line {line}: over {_LONGEST_ROW} bytes. Write one fact a row.")
+
+
+def _not_json(path: Path, line: int, error: Exception) -> UserError:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    return InputError(f"{path}, line {line}: not JSON ({reason}). Mend that row.")
 
 
 def _lines(path: Path) -> Iterator[str]:
-    for number, data in enumerate(_chunks(path, LONGEST_ROW + 1), start=1):
-        if len(data) > LONGEST_ROW:
+    for number, data in enumerate(_chunks(path, _LONGEST_ROW + 1), start=1):
+        if len(data) > _LONGEST_ROW:
             raise _too_long(path, number)
         yield _decode(data, path, number)
 
@@ -99,53 +101,48 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 raise _not_json(path, number, error) from None
 
 
-def _not_json(path: Path, line: int, error: Exception) -> UserError:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-    return UserError(f"{path}, line {line}: not JSON ({reason}). Mend that row.")
-
-
 def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
     """Parses a list item by item, so that the line of each is known."""
     text = _decode(b"".join(_chunks(path, -1)), path, 1)
-    if _EMPTY_LIST.match(text):
+    found = _OPENING.match(text)
+    if found and _CLOSING.match(text, found.end()):
         return
     decode = json.JSONDecoder().raw_decode
-    position, line = 0, 1
-    found = _OPENING.match(text)
+    end, line = 0, 1
     while found:
-        line += text.count("\n", position, found.end())
+        start = found.end()
+        line += text.count("\n", end, start)
         try:
-            row, position = decode(text, found.end())
+            row, end = decode(text, start)
         except (ValueError, RecursionError) as error:
             raise _not_json(path, line, error) from None
-        if position - found.end() > LONGEST_ROW:
+        if end - start > _LONGEST_ROW:
             raise _too_long(path, line)
         yield line, row
-        line += text.count("\n", found.end(), position)
-        found = _COMMA.match(text, position)
-    if not _CLOSING.match(text, position):
-        raise UserError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
+        line += text.count("\n", start, end)
+        found = _COMMA.match(text, end)
+    if not _CLOSING.match(text, end):
+        raise InputError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
 
 
 def _table(path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(_lines(path), delimiter=_DELIMITERS[kind_of(path)], strict=True)
-    head: list[str] | None = None
+    delimiter = "," if kind_of(path) == ".csv" else "\t"
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     line = 1
     try:
+        head = next(reader, [])
+        if len(set(head)) != len(head):
+            raise InputError(f"{path}, line 1: a column name occurs twice. Rename it.")
+        line = reader.line_num + 1
         for cells in reader:
-            if head is None:
-                head = cells
-                if len(set(head)) != len(head):
-                    raise UserError(f"{path}, line {line}: a column name occurs twice. Rename it.")
-            elif cells:
-                if len(cells) != len(head):
-                    raise UserError(
-                        f"{path}, line {line}: {len(cells)} cells for {len(head)} columns. Mend it."
-                    )
+            if cells and len(cells) != len(head):
+                told = f"{len(cells)} cells for {len(head)} columns. Mend it."
+                raise InputError(f"{path}, line {line}: {told}")
+            if cells:
                 yield line, dict(zip(head, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not a table row ({error}). Mend it.") from None
+        raise InputError(f"{path}, line {line}: not a table row ({error}). Mend it.") from None
 
 
 def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: str) -> Fact:
@@ -163,32 +160,30 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     Raises:
         UserError: If a field is missing, empty, of a wrong type or not one line of text.
     """
-    values = {field: _value(row, columns.get(field, field)) for field in FIELDS}
-    missing = [field for field in ("question", "answers", "relation") if not values[field]]
-    if missing:
-        raise UserError(
+    named = {field: columns.get(field, field) for field in FIELDS}
+    values = {
+        field: name[1:] if name.startswith("=") else row.get(name) for field, name in named.items()
+    }
+    if missing := [field for field in ("question", "answers", "relation") if not values[field]]:
+        raise InputError(
             f"{origin}: no {', '.join(missing)}. The columns are {', '.join(row)}; "
             "name the right one with --column, as in --column answers=NAME."
         )
     question = _text(values["question"], "question", origin)
-    split = values["split"] or None
-    if split is not None and split not in SPLIT_NAMES:
-        raise UserError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
+    split = str(values["split"] or "")
+    if split and split not in SPLIT_NAMES:
+        raise InputError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
     return Fact.make(
         _text(values["relation"], "relation", origin),
         _text(values["subject"] or question, "subject", origin),
         question,
-        texts(values["answers"], "answers", origin),
-        split and SPLIT_NAMES[split],
-        texts(values["aliases"] or (), "aliases", origin),
+        _texts(values["answers"], "answers", origin),
+        SPLIT_NAMES.get(split),
+        _texts(values["aliases"] or (), "aliases", origin),
     )
 
 
-def _value(row: Mapping[str, Any], column: str) -> Any:
-    return column[1:] if column.startswith("=") else row.get(column)
-
-
-def texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
+def _texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
     """Checks a list of texts, a JSON list in a text, or one text; repeats are dropped."""
     if isinstance(value, str) and value.startswith("["):
         try:
@@ -197,16 +192,15 @@ def texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
             value = [value]
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
-        raise UserError(f"{origin}: {field} is no text and no list of texts. Write a list.")
+        raise InputError(f"{origin}: {field} is no text and no list of texts. Write a list.")
     return tuple(dict.fromkeys(_text(item, field, origin) for item in listed))
 
 
 def _text(value: Any, field: str, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{origin}: {field} is empty or not a text. Write a text.")
+        raise InputError(f"{origin}: {field} is empty or not a text. Write a text.")
     text = value.strip()
     if not text.isprintable() and _CONTROL.search(text):
-        raise UserError(
-            f"{origin}: {field} has a line break or another control character. Write one line."
-        )
+        told = f"{origin}: {field} has a line break or another control character. Write one line."
+        raise InputError(told)
     return text

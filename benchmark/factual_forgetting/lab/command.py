@@ -8,7 +8,7 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.config import load_yaml, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 
 ALMANAC_RECIPE = Path(__file__).parent / "almanac-base.yaml"
@@ -20,36 +20,37 @@ def add_parser(subparsers: Any) -> None:
     demo.add_argument("--output_path", type=Path, default=Path("demo"))
     demo.add_argument("--quick", action="store_true", help="few facts and steps: does it run?")
     demo.set_defaults(run=_demo)
-
     told = "pre-train a small base that knows a stated part of a source"
     pretrain = subparsers.add_parser("pretrain", help=told)
     add_source_arguments(pretrain)
-    add = pretrain.add_argument
-    add("--config", type=Path, default=ALMANAC_RECIPE, help="recipe (the embedded base's)")
-    told = "JSON Lines {id, exposures}; drawn by the recipe if absent"
-    add("--exposures", type=Path, help=told)
-    add("--output_path", type=Path, required=True)
+    pretrain.add_argument(
+        "--config", type=Path, default=ALMANAC_RECIPE, help="recipe (the embedded base's)"
+    )
+    pretrain.add_argument(
+        "--exposures", type=Path, help="JSON Lines {id, exposures}; drawn by the recipe if absent"
+    )
+    pretrain.add_argument("--output_path", type=Path, required=True)
     pretrain.set_defaults(run=_pretrain)
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.demo import run_demo
+    from factual_forgetting.lab.demo import demo
 
-    run_demo(args.output_path, quick=args.quick)
+    demo(args.output_path, quick=args.quick)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
+    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain
 
     config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
-    facts = facts_from_arguments(args)
+    facts = list(facts_from_arguments(args)[0])
     counts = None
     if args.exposures:
         counts = {row["id"]: int(row["exposures"]) for row in files.read_jsonl(args.exposures)}
         missing = [fact.id for fact in facts if fact.id not in counts]
         if missing:
-            raise UserError(
+            raise InputError(
                 f"{args.exposures} lacks {len(missing)} of {len(facts)} facts, "
                 f"the first {missing[0]}. State 0 for a fact that is never told."
             )
-    pretrain_base(facts, config, args.output_path, counts)
+    pretrain(facts, config, args.output_path, counts)

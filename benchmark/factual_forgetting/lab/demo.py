@@ -13,17 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.board import make_board
-from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.plots import plot_frontier
-from factual_forgetting.board.record import load_record, make_record
-from factual_forgetting.board.tables import markdown
-from factual_forgetting.bundle.build import BundleConfig, build
+from factual_forgetting.board import bundles, record, tables
+from factual_forgetting.board.board import curves_of, make_board
+from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
-from factual_forgetting.protocol.config import Protocol, load_protocol
+from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
-from factual_forgetting.slick.labelling import SlickConfig
+from factual_forgetting.scoring.frontier import draw_frontier
+from factual_forgetting.slick.labelling import SlickConfig, load_labels
 
 _ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
@@ -46,28 +44,23 @@ class _Plan:
     seeds: tuple[int, ...]
 
 
-def _plan(quick: bool) -> _Plan:
-    protocol = load_protocol("almanac-v1")
-    if quick:
-        sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
-        short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
-        relations = ("country", "place_of_birth")
-        recipe = protocol.model_copy(update=short)
-        return _Plan(relations, SlickConfig(runs=4), sizes, recipe, seeds=(0,))
+def _full_plan() -> _Plan:
     sizes = BundleConfig(
         known=300, unknown=300, heldout=500, validation=60, replay=60, other_relations=("shelf",)
     )
-    return _Plan((), SlickConfig(), sizes, protocol, seeds=(0, 1))
+    return _Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
 
 
-def run_demo(output: Path, *, quick: bool = False) -> None:
-    """Runs the whole path; a second start resumes, and recomputes nothing that is finished.
+def _quick_plan() -> _Plan:
+    sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
+    short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
+    protocol = load_protocol("almanac-v1").model_copy(update=short)
+    return _Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
 
-    Args:
-        output: Directory for everything that is written.
-        quick: Whether to run the smallest version.
-    """
-    plan = _plan(quick)
+
+def demo(output: Path, *, quick: bool = False) -> None:
+    """Writes the whole path, or its smallest version, to a directory; a second start resumes."""
+    plan = _quick_plan() if quick else _full_plan()
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
         pool.submit(_prepare, output, plan).result()
@@ -80,20 +73,16 @@ def run_demo(output: Path, *, quick: bool = False) -> None:
             future.result()
     records = [future.result() for future in futures]
     bundle = load_bundle(output / "bundle")
-    reference = {bundle.sha256: reference_of(bundle)}
-    board = make_board((load_record(path) for path in records), reference)
+    reference = {bundle.sha256: bundles.reference_of(bundle)}
+    board = make_board(map(record.load_record, records), reference)
     files.write_json(output / "board.json", board)
-    plot_frontier(board["bundles"][0], output / "frontier.png")
-    sys.stdout.write(f"{markdown(board)}\n\n{_closing(output)}\n")
+    draw_frontier(curves_of(board["bundles"][0]), output / "frontier.png")
+    sys.stdout.write(f"{tables.markdown(board)}\n\n{_closing(output)}\n")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Makes workers that compute with one thread: the number of cores changes no result."""
-    return ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_one_thread,
-    )
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
 
 
 def _one_thread() -> None:
@@ -110,7 +99,6 @@ def _prepare(output: Path, plan: _Plan) -> None:
     from factual_forgetting.engines.models import load_causal_lm
     from factual_forgetting.engines.prefix import PrefixEngine
     from factual_forgetting.slick.classify import classify
-    from factual_forgetting.slick.labelling import load_labels
 
     labels, bundle = output / "labels", output / "bundle"
     if (bundle / MANIFEST).exists():
@@ -119,7 +107,7 @@ def _prepare(output: Path, plan: _Plan) -> None:
     model, tokenizer = load_causal_lm(checkpoint.locate(checkpoint.ALMANAC))
     facts = load_facts("almanac", plan.relations)
     classify(facts, PrefixEngine(model, tokenizer), plan.slick, base, labels)
-    build(load_labels(labels), plan.bundle, bundle)
+    build_bundle(load_labels(labels), plan.bundle, bundle)
 
 
 def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
@@ -130,12 +118,11 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     bundle = load_bundle(output / "bundle")
     method, settings = _ARMS[name]
     run, results = (output / part / f"{name}-{seed}" for part in ("runs", "results"))
-    finetune(
-        Run(bundle, plan.protocol, method, resolve(method, settings), seed), run, progress=False
-    )
+    told = Run(bundle, plan.protocol, method, resolve(method, settings), seed)
+    finetune(told, run, progress=False)
     if not any(results.rglob("results_*.json")):
         run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
-    return make_record(results, bundle, output / "records")
+    return record.make_record(results, bundle, output / "records")
 
 
 def _closing(output: Path) -> str:

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
 from factual_forgetting.engines.prompts import question_prompt
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.drift import Row, all_layers, measure, middle_layer
 from factual_forgetting.plotting import new_figure, plain_text, save_figure
@@ -24,55 +24,59 @@ _DTYPE = "float32"
 _SHAPE = ("layers", "hidden_size", "vocab_size")
 _ONE_BASE = "Give checkpoints that descend from one base."
 _MEASURES = {"cosine": "drift: 1 - cosine to the reference", "cka": "linear CKA with the reference"}
-_HEADERS = ("checkpoint", "layer", "1 - cosine", "CKA", "facts")
+_HEADERS = {"cosine": "1 - cosine", "cka": "CKA"}
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds `drift`."""
-    parser = subparsers.add_parser(
-        "drift", help="how far the hidden states of known subjects moved in training"
+    told = "how far the hidden states of known subjects moved in training"
+    parser = subparsers.add_parser("drift", help=told)
+    parser.add_argument("reference", metavar="A", help="directory, or almanac: where states were")
+    parser.add_argument(
+        "checkpoints", metavar="B", nargs="+", help="where they are now; several in order"
     )
-    add = parser.add_argument
-    add("reference", metavar="A", help="directory, or almanac: where states were")
-    add("checkpoints", metavar="B", nargs="+", help="where they are now; several in order")
-    told = "directory, almanac (the default), or name@commit on the Hub"
-    add("--bundle", default="almanac", help=told)
-    add("--split", choices=SPLITS, default=HELDOUT)
-    add("--relation", help="facts of this relation only")
-    add("--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5")
-    add("--device", default=None)
-    add("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
+    parser.add_argument(
+        "--bundle",
+        default="almanac",
+        help="directory, almanac (the default), or name@commit on the Hub",
+    )
+    parser.add_argument("--split", choices=SPLITS, default=HELDOUT)
+    parser.add_argument("--relation", help="facts of this relation only")
+    parser.add_argument(
+        "--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5"
+    )
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
     parser.set_defaults(run=_drift)
 
 
 def _drift(args: argparse.Namespace) -> None:
     if args.output_path and args.output_path.suffix not in _IMAGES:
-        raise UserError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
+        raise InputError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
     facts = _facts(load_bundle(locate_bundle(args.bundle)), args.split, args.relation)
     rows = _measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
     if args.output_path:
         _draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
         files.write_json(args.output_path.with_suffix(".json"), rows)
-    table = [
-        [r["checkpoint"], r["layer"], _cell(r["cosine"]), _cell(r["cka"]), r["n"]] for r in rows
+    cells = [
+        {"checkpoint": r["checkpoint"], "layer": r["layer"]}
+        | {told: "-" if r[key] is None else f"{r[key]:.4f}" for key, told in _HEADERS.items()}
+        | {"facts": r["n"]}
+        for r in rows
     ]
-    text = tabulate(table, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    text = tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
     sys.stdout.write(f"{text}\n")
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
     facts = [item.fact for item in bundle.splits[split]]
     if not facts:
         there = ", ".join(name for name, items in bundle.splits.items() if items)
-        raise UserError(f"{bundle.path} has no facts in {split}. Give --split one of {there}.")
+        raise InputError(f"{bundle.path} has no facts in {split}. Give --split one of {there}.")
     chosen = [fact for fact in facts if relation in (None, fact.relation)]
     if not chosen:
         there = ", ".join(sorted({fact.relation for fact in facts}))
-        raise UserError(f"{split} has no facts of {relation}. Give --relation one of {there}.")
+        raise InputError(f"{split} has no facts of {relation}. Give --relation one of {there}.")
     return chosen
 
 
@@ -97,15 +101,10 @@ def _measure_all(
 
 def _require_same_shape(reference: Path, path: Path) -> None:
     expected, found = _shape(reference), _shape(path)
-    told = [
-        f"{key} {found[key]} instead of {expected[key]}"
-        for key in _SHAPE
-        if found[key] != expected[key]
-    ]
-    if told:
-        raise UserError(
-            f"{path} has another shape than {reference}: {', '.join(told)}. {_ONE_BASE}"
-        )
+    differing = [key for key in _SHAPE if found[key] != expected[key]]
+    if differing:
+        told = ", ".join(f"{key} {found[key]} instead of {expected[key]}" for key in differing)
+        raise InputError(f"{path} has another shape than {reference}: {told}. {_ONE_BASE}")
 
 
 def _shape(path: Path) -> dict[str, Any]:
@@ -118,27 +117,21 @@ def _layers(told: str, model: Any) -> list[int]:
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
     if not all(part.isdecimal() for part in told.split(",")):
-        raise UserError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
+        raise InputError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
     return sorted({int(part) for part in told.split(",")})
 
 
 def _compare(
-    before: tuple[Any, Any],
-    path: Path,
-    facts: Sequence[Fact],
-    layers: Sequence[int],
-    device: str | None,
+    base: tuple[Any, Any], path: Path, facts: Sequence[Fact], layers: list[int], device: str | None
 ) -> list[Row]:
     from factual_forgetting.engines.models import load_causal_lm
 
-    model, tokenizer = before
+    model, tokenizer = base
     after, other = load_causal_lm(path, _DTYPE, device)
     prompts = [question_prompt(fact.question) for fact in facts]
-    if (
-        tokenizer.get_vocab() != other.get_vocab()
-        or tokenizer(prompts)["input_ids"] != other(prompts)["input_ids"]
-    ):
-        raise UserError(
+    expected, found = ((t.get_vocab(), t(prompts)["input_ids"]) for t in (tokenizer, other))
+    if expected != found:
+        raise InputError(
             f"{path} has another tokenizer than the reference: their states belong to different "
             f"tokens. {_ONE_BASE}"
         )

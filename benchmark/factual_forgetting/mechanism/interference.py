@@ -12,49 +12,33 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import chain, islice
 from math import log2
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.engines.zero_shot import answer_zero_shot
+from factual_forgetting.engines.models import context_length, load_causal_lm, quiet
+from factual_forgetting.engines.prefix import answer_zero_shot
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.mechanism.conditions import (
-    ABSTAINED,
-    OTHER,
-    RIGHT,
-    SAME,
-    WRONG,
-    Condition,
-    Experiment,
-    Settings,
-    held_facts,
-)
-from factual_forgetting.mechanism.drift import Drift, Row, States, middle_layer, subject_states
+from factual_forgetting.mechanism import conditions, drift
+from factual_forgetting.mechanism.conditions import OTHER, SAME, Condition, Experiment, Settings
 from factual_forgetting.mechanism.examples import StoredExamples, write_examples
 from factual_forgetting.mechanism.keys import Synthetic, inner_tokens
-from factual_forgetting.mechanism.overlap import nearness
-from factual_forgetting.protocol.config import Execution
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import Point, Points, share_correct
-from factual_forgetting.protocol.data import collate, limit
 from factual_forgetting.protocol.methods import METHODS
+from factual_forgetting.protocol.recipe import Execution
 from factual_forgetting.protocol.run import Run
-from factual_forgetting.protocol.train import last_checkpoint, locate_base
 from factual_forgetting.scoring.judging import abstains, spoken
-
-if TYPE_CHECKING:
-    from factual_forgetting.protocol.trainer import ForgettingTrainer
 
 _CONDITIONS, _LOGS = "conditions", "logs"
 _WORK, _POINTS, _RESUME = "work", "points.jsonl", "resume"
@@ -65,7 +49,7 @@ _NUMBERS = ("step", "plasticity", "stability", "stability_other")
 
 def run_condition(
     bundle: Bundle, condition: Condition, settings: Settings, output: Path, *, progress: bool = True
-) -> Row:
+) -> dict[str, Any]:
     """Trains one condition and measures it; a finished one is read, an interrupted one resumes.
 
     Args:
@@ -86,8 +70,8 @@ def run_condition(
         layer.
 
     Raises:
-        UserError: If the output holds another experiment, the relation has no facts in D_Held,
-            or so many keys can't be formed.
+        UserError: If the output is of another experiment, D_Held has no facts of the relation, or
+            so many keys can't be formed.
     """
     experiment = Experiment(bundle, condition, settings)
     finished = output / _CONDITIONS / f"{experiment.name}.json"
@@ -103,17 +87,17 @@ def run_condition(
     return result
 
 
-def finished_conditions(bundles: Sequence[Bundle], settings: Settings, output: Path) -> list[Row]:
-    """Reads every finished condition of some bundles, whichever command trained it.
+def finished_conditions(
+    bundles: Sequence[Bundle], settings: Settings, output: Path
+) -> list[dict[str, Any]]:
+    """Returns what `run_condition` did for every finished condition, whichever command trained it.
+
+    Those that were trained until a lower plasticity are left out.
 
     Args:
-        bundles: The bundles, in the order of the tables.
+        bundles: Whose, in the order of the tables, which is that of the result too.
         settings: What all conditions share.
         output: Directory of the experiment.
-
-    Returns:
-        What `run_condition` returned for each, in the order of the tables. Those that were
-        trained until a lower plasticity aren't among them.
 
     Raises:
         UserError: If one is of another experiment.
@@ -130,74 +114,81 @@ def finished_conditions(bundles: Sequence[Bundle], settings: Settings, output: P
     return [result for _, result in sorted(placed, key=itemgetter(0))]
 
 
-def _read(path: Path, experiment: Experiment) -> Row:
+def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
     """Reads a finished condition, as if it had been trained no further than asked."""
-    found: Row = files.read_json(path)
+    found: dict[str, Any] = files.read_json(path)
     asked, until = experiment.settings.plasticity, found["settings"]["plasticity"]
     found["settings"]["plasticity"] = asked
     differing = [key for key, value in experiment.identity().items() if found.get(key) != value]
     if differing:
-        raise UserError(
+        raise InputError(
             f"{path} is of another experiment (its {', '.join(differing)} differ). "
             "Choose another --output_path."
         )
     if experiment.condition.passes:
         return found
     if until < asked:
-        raise UserError(
+        raise InputError(
             f"{path} was trained until a plasticity of {until:g} only. Choose another "
             f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
         )
-    enough = [point["plasticity"] >= asked for point in found["points"]]
-    end = enough.index(True) + 1 if True in enough else None
-    return {**found, "points": found["points"][:end]}
+    points = found["points"]
+    enough = (i for i, point in enumerate(points, 1) if point["plasticity"] >= asked)
+    return {**found, "points": points[: next(enough, None)]}
 
 
-def _train(experiment: Experiment, work: Path, progress: bool) -> Row:
-    from factual_forgetting.engines.models import load_causal_lm, quiet
+def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
+    from factual_forgetting.protocol.trainer import last_checkpoint
 
     quiet()
     run, told = experiment.run(), experiment.condition
-    base = locate_base(run, None)
+    base = run.locate_base()
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     relation = experiment.settings.relation
     synthetic = Synthetic(run.bundle, tokenizer, relation, told.keys, told.values, told.seed)
-    rng, size = random.Random(f"sample-{told.seed}"), min(told.facts, run.protocol.evaluate_sample)
-    sampled = set(rng.sample(range(told.facts), size))
+    sampled = random.Random(f"sample-{told.seed}").sample(
+        range(told.facts), min(told.facts, run.protocol.evaluate_sample)
+    )
     sample: list[Fact] = []
     answers: Counter[str] = Counter()
     watch = _Watch(experiment, model, tokenizer, sample, work / _POINTS)
     known = experiment.mixed_in
     facts = chain(known, synthetic.facts(told.facts))
-    stored = write_examples(work, facts, tokenizer, limit(model))
-    described = watch.describe(_noted(islice(stored, len(known), None), sampled, sample, answers))
-    keys = inner_tokens(tokenizer, [fact.subject for fact in sample])
+    stored = write_examples(work, facts, tokenizer, context_length(model))
+    new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
+    described = {
+        "parameters": model.num_parameters(),
+        "layers": len(drift.all_layers(model)),
+        "middle": drift.middle_layer(model),
+        "held": watch.describe_held(new),
+        "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
+        "bits": told.facts * _entropy(answers),
+    }
     trainer = _trainer(watch, run, base, model, work, progress)
     last = last_checkpoint(work / _RESUME, watch)
     if not watch.done():
         trainer.train(resume_from_checkpoint=last)
-    return {
-        **described,
-        "parameters": model.num_parameters(),
-        "keys": {
-            "tokens": fmean(map(len, keys)),
-            "rank": fmean(chain.from_iterable(keys)),
-            "dropped": synthetic.dropped,
-        },
-        "bits": told.facts * _entropy(answers),
-        "points": watch.points,
-    }
+    return {**described, "points": watch.points}
 
 
 def _noted(
     facts: Iterable[Fact], sampled: Collection[int], sample: list[Fact], answers: Counter[str]
 ) -> Iterator[Fact]:
-    """Passes new facts on, keeping a sample of them, and how often each answer occurs."""
+    """Passes facts on, keeping a sample of them, and how often each answer occurs."""
     for place, fact in enumerate(facts):
         answers[fact.answers[0]] += 1
         if place in sampled:
             sample.append(fact)
         yield fact
+
+
+def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
+    rows = inner_tokens(tokenizer, [fact.subject for fact in facts])
+    return {
+        "tokens": fmean(len(ids) for ids in rows),
+        "rank": fmean(token for ids in rows for token in ids),
+        "dropped": dropped,
+    }
 
 
 def _entropy(counts: Counter[str]) -> float:
@@ -206,9 +197,7 @@ def _entropy(counts: Counter[str]) -> float:
     return -sum(n / total * log2(n / total) for n in counts.values())
 
 
-def _trainer(
-    watch: _Watch, run: Run, base: Path, model: Any, work: Path, progress: bool
-) -> ForgettingTrainer:
+def _trainer(watch: _Watch, run: Run, base: Path, model: Any, work: Path, progress: bool) -> Any:
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
     class Until(CurveCallback):
@@ -221,24 +210,14 @@ def _trainer(
     steps = watch.experiment.steps
     spaced = run.protocol.model_copy(update={"evaluate_every": watch.experiment.every})
     penalty = METHODS[run.method].penalty
-    context = Context(
-        bundle=run.bundle,
-        tokenizer=watch.tokenizer,
-        model=model,
-        base=base,
-        snapshot=work / "snapshot",
-        opening=0,
-        steps=steps,
-        facts=(),
-        best=work / "best",
-    )
+    context = Context(run.bundle, watch.tokenizer, model, base, work)
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
         penalty=penalty(context, run.settings) if penalty else None,
         model=model,
         args=arguments(spaced, steps, run.seed, work / _RESUME, Execution()),
         train_dataset=StoredExamples(work, spaced.batch_size, steps, run.seed),
-        data_collator=partial(collate, pad=watch.tokenizer.pad_token_id or 0),
+        data_collator=context.collate,
     )
     trainer.add_callback(Until(trainer, watch, spaced, None, progress))
     return trainer
@@ -250,35 +229,37 @@ class _Watch(Points):
     def __init__(
         self, experiment: Experiment, model: Any, tokenizer: Any, sample: list[Fact], path: Path
     ) -> None:
+        """Keeps the base as it is now; the sample of new facts may still be growing."""
         from factual_forgetting.protocol.weights import as_checkpoint
 
         super().__init__(path)
         self.experiment, self.tokenizer = experiment, tokenizer
         self._sample, self._path = sample, path
-        self._held = held_facts(experiment.bundle, experiment.settings.relation)
+        self._held = conditions.held_facts(experiment.bundle, experiment.settings.relation)
         self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
-        self._before = {name: self._states(self._base, name) for name in self._held}
+        self._before = {
+            name: self._states(self._base, facts) for name, facts in self._held.items() if facts
+        }
 
-    def describe(self, new: Iterable[Fact]) -> Row:
-        """Describes the base, and the facts of D_Held of the relation beside the new ones."""
-        middle, nearest = middle_layer(self._base), min(_NEAREST, self.experiment.condition.facts)
-        before, held = self._before[SAME], self._held[SAME]
-        states = subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
-        near = nearness(before[middle], (batch[0] for batch in states), nearest)
-        rows = zip(
-            held, inner_tokens(self.tokenizer, [fact.subject for fact in held]), near, strict=True
-        )
-        told = [{"id": f.id, "tokens": len(ids), "nearness": float(n)} for f, ids, n in rows]
-        return {"layers": len(before), "middle": middle, "held": told}
+    def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
+        """Describes the facts of D_Held of the relation, before training, beside the new ones."""
+        middle, count = drift.middle_layer(self._base), self.experiment.condition.facts
+        states = drift.subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
+        own, others = self._before[SAME][middle], (batch[0] for batch in states)
+        near = drift.nearness(own, others, min(_NEAREST, count))
+        held = self._held[SAME]
+        rows = inner_tokens(self.tokenizer, [fact.subject for fact in held])
+        return [
+            {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
+            for fact, ids, value in zip(held, rows, near, strict=True)
+        ]
 
     def done(self) -> bool:
-        """Whether enough is learned."""
         if self.experiment.condition.passes or not self.points:
             return False
         return bool(self.points[-1]["plasticity"] >= self.experiment.settings.plasticity)
 
     def line(self, point: Point) -> Point:
-        """Returns the numbers of a point."""
         return {"task_learning": None, **{name: point[name] for name in _NUMBERS}}
 
     def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> Point:
@@ -305,19 +286,21 @@ class _Watch(Points):
         return self.line(self.points[-1])
 
     def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
-        drifts = []
-        for before, now in zip(self._before[name], self._states(model, name), strict=True):
-            drifts.append(Drift())
-            drifts[-1].add(before, now)
+        if not self._held[name]:
+            return {"cosine": [], "cka": []}
+        drifts = [drift.Drift() for _ in drift.all_layers(model)]
+        now = self._states(model, self._held[name])
+        for measured, x, y in zip(drifts, self._before[name], now, strict=True):
+            measured.add(x, y)
         return {"cosine": [d.cosine for d in drifts], "cka": [d.cka for d in drifts]}
 
-    def _states(self, model: Any, name: str) -> list[States]:
-        """Returns the states of D_Held's subjects by layer; nothing where there are none."""
-        batches = list(subject_states(model, self.tokenizer, self._held[name]))
-        return list(np.concatenate(batches, axis=1)) if batches else []
+    def _states(self, model: Any, facts: Sequence[Fact]) -> drift.States:
+        batches = drift.subject_states(model, self.tokenizer, facts, drift.all_layers(model))
+        return np.concatenate(list(batches), axis=1)
 
 
 def _mark(text: str, fact: Fact) -> str:
     if is_correct(text, fact.accepted):
-        return RIGHT
-    return ABSTAINED if abstains(spoken(text, chat=False)) else WRONG
+        return conditions.RIGHT
+    silent = abstains(spoken(text, chat=False))
+    return conditions.ABSTAINED if silent else conditions.WRONG

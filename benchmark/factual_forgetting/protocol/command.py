@@ -13,11 +13,13 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
-from factual_forgetting.protocol.config import Execution, load_protocol, recipe_names
+from factual_forgetting.protocol import recipe
+from factual_forgetting.protocol.curve import CURVE
+from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import SETTINGS, resolve
 
 if TYPE_CHECKING:
-    from factual_forgetting.protocol.sweep import Job
+    from factual_forgetting.protocol.sweep import SweepRun
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,13 +28,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--bundle", required=True, help="directory, or almanac")
     parser.add_argument("--method", required=True, help=", ".join(SETTINGS))
     parser.add_argument("--method_args", default="", help="its settings, key=value,key=value")
-    parser.add_argument(
-        "--protocol", default="paper-v1", help=f"{', '.join(recipe_names())}, or a .yaml file"
-    )
+    named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
+    parser.add_argument("--protocol", default="paper-v1", help=named)
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
-    parser.add_argument(
-        "--model_args", default=None, help="pretrained=PATH, if not where the bundle says"
-    )
+    parser.add_argument("--model_args", help="pretrained=PATH, if not where the bundle says")
     parser.add_argument(
         "--allow_foreign_base",
         action="store_true",
@@ -56,7 +55,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `Execution`."""
     parser.add_argument(
         "--device_batch_size", type=int, help="facts in one forward pass; the batch by default"
     )
@@ -66,58 +64,49 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report_to", default="none", help="trackers of transformers (none)")
 
 
-def _execution(args: argparse.Namespace) -> Execution:
-    """Reads the options of `Execution`."""
-    values = {name: getattr(args, name) for name in Execution.model_fields}
-    return parse(Execution, values, "execution")
+def _execution(args: argparse.Namespace) -> recipe.Execution:
+    values = {name: getattr(args, name) for name in recipe.Execution.model_fields}
+    return parse(recipe.Execution, values, "execution")
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    """Trains, and prints the curve."""
-    protocol = load_protocol(args.protocol)
+    protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
     pretrained = parse_model_args(args.model_args)["pretrained"] if args.model_args else None
-    foreign = None
-    if args.allow_foreign_base and pretrained:
-        foreign = checkpoint.identity(pretrained)
+    foreign = checkpoint.identity(pretrained) if args.allow_foreign_base and pretrained else None
+    run = Run(bundle, protocol, args.method, settings, args.seed, foreign)
 
-    from factual_forgetting.protocol.curve import CURVE
-    from factual_forgetting.protocol.processes import is_main_process
-    from factual_forgetting.protocol.run import Run
     from factual_forgetting.protocol.train import finetune
 
-    finetune(
-        Run(bundle, protocol, args.method, settings, args.seed, foreign),
-        args.output_path,
-        pretrained=pretrained,
-        execution=_execution(args),
-    )
-    if not is_main_process():
+    finetune(run, args.output_path, pretrained=pretrained, execution=_execution(args))
+    if not recipe.is_main_process():
         return
-    lines = list(files.read_jsonl(args.output_path / CURVE))
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
-    table = [[line[name] for name in columns] for line in lines]
-    sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f") + "\n")
-    sys.stdout.write(f"\ncheckpoint: {args.output_path}\n")
+    points = files.read_jsonl(args.output_path / CURVE)
+    table = [[point[name] for name in columns] for point in points]
+    sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f"))
+    sys.stdout.write(f"\n\ncheckpoint: {args.output_path}\n")
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    from factual_forgetting.protocol.sweep import Sweep, jobs
+def _sweep_runs(args: argparse.Namespace) -> list[SweepRun]:
+    from factual_forgetting.protocol.sweep import Sweep, sweep_runs
 
     sweep = parse(Sweep, load_yaml(args.config), str(args.config))
-    return jobs(sweep, load_bundle(locate_bundle(sweep.bundle)), args.output_path)
+    return sweep_runs(sweep, load_bundle(locate_bundle(sweep.bundle)), args.output_path)
 
 
 def _plan(args: argparse.Namespace) -> None:
-    """Prints what a sweep would run."""
-    from factual_forgetting.protocol.sweep import plan
+    from factual_forgetting.protocol.sweep import plan_sweep
 
-    rows = plan(_jobs(args), _execution(args))
-    table = [[r["arm"], r["runs"], r["done"], _duration(r["seconds"])] for r in rows]
-    total = [sum(row[key] for row in rows) for key in ("runs", "done")]
-    table.append(["all", *total, _duration(sum(row["seconds"] for row in rows))])
-    sys.stdout.write(_markdown(table, ["arm", "runs", "done", "time for the rest"]))
+    rows = plan_sweep(_sweep_runs(args), _execution(args))
+    total = {key: sum(row[key] for row in rows) for key in ("runs", "done", "seconds")}
+    table = [
+        [row["arm"], row["runs"], row["done"], _duration(row["seconds"])]
+        for row in [*rows, {"arm": "all", **total}]
+    ]
+    headers = ["arm", "runs", "done", "time for the rest"]
+    sys.stdout.write(tabulate(table, headers=headers, tablefmt="github") + "\n")
 
 
 def _duration(seconds: float) -> str:
@@ -127,15 +116,10 @@ def _duration(seconds: float) -> str:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    """Runs a sweep and prints what was chosen."""
     from factual_forgetting.protocol.sweep import run_all
 
-    chosen = run_all(_jobs(args), args.output_path, _execution(args))
+    chosen = run_all(_sweep_runs(args), args.output_path, _execution(args))
     columns = ["learning_rate", "strength", "score", "trials"]
     table = [[arm, *(row[name] for name in columns)] for arm, row in chosen.items()]
-    sys.stdout.write(_markdown(table, ["arm", *columns]))
-    sys.stdout.write(f"\nnext: factual-forgetting frontier {args.output_path}\n")
-
-
-def _markdown(table: list[list[Any]], headers: list[str]) -> str:
-    return tabulate(table, headers=headers, tablefmt="github") + "\n"
+    sys.stdout.write(tabulate(table, headers=["arm", *columns], tablefmt="github"))
+    sys.stdout.write(f"\n\nnext: factual-forgetting frontier {args.output_path}\n")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.models import context_length
 from factual_forgetting.facts.fact import Fact
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from factual_forgetting.protocol.data import Example, collate, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +24,26 @@ class Context:
         tokenizer: The base's tokenizer.
         model: The model before training.
         base: Directory of the base.
-        snapshot: Directory for the snapshot, if the method takes one.
-        opening: Optimizer steps before the repeated data begins.
-        steps: Optimizer steps of the run.
+        output: Directory of the run.
         facts: The training facts; a batch refers to them by position.
-        best: Directory whose subdirectories hold the best weights so far, by step.
+        opening: Optimizer steps before the repeated data begins.
     """
 
     bundle: Bundle
     tokenizer: Any
     model: Any
     base: Path
-    snapshot: Path
-    opening: int
-    steps: int
-    facts: Sequence[Fact]
-    best: Path
+    output: Path
+    facts: Sequence[Fact] = ()
+    opening: int = 0
+
+    def encode(self, facts: Sequence[Fact], **options: Any) -> list[Example]:
+        """Tokenises facts for the model, as `data.encode`."""
+        return encode(facts, self.tokenizer, context_length(self.model), **options)
+
+    def collate(self, rows: Sequence[Example]) -> dict[str, Tensor]:
+        """Pads examples to tensors, as `data.collate`."""
+        return collate(rows, self.tokenizer.pad_token_id or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,6 @@ class Step:
     """One forward pass of the student: a share of an optimizer step.
 
     Attributes:
-        number: Optimizer steps done.
         model: The student, without wrappers of data parallelism.
         inputs: `input_ids` and `attention_mask`, shape (batch, length).
         logits: The student's, shape (batch, length, vocabulary).
@@ -55,11 +59,10 @@ class Step:
         answers: Answer and EOS tokens in the whole optimizer step.
         positions: Predicted positions in the whole optimizer step.
         share: Facts in this pass over facts in the whole optimizer step.
-        save: Writes the student's whole weights to a directory, unless they are there since
-            before an interruption; every process calls it.
+        save: Writes the student's whole weights to a directory, unless they are there already;
+            every process calls it.
     """
 
-    number: int
     model: Any
     inputs: dict[str, Tensor]
     logits: Tensor
@@ -78,11 +81,11 @@ class Penalty:
     Attributes:
         term: Computes this pass's share of it; the shares of an optimizer step sum to it.
         from_step: Optimizer steps after which it counts.
-        teacher_tokens: Tokens that a teacher reads for a training fact, by its position.
+        teacher_tokens: What a teacher, if any, reads for each of `Context.facts`.
         whole_weights: Whether it reads the student's weights, which must not be sharded.
     """
 
     term: Callable[[Step], Tensor]
     from_step: int = 0
-    teacher_tokens: Callable[[Sequence[int]], int] = lambda lengths: 0
+    teacher_tokens: Sequence[int] = ()
     whole_weights: bool = False

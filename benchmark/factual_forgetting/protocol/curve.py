@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
-from factual_forgetting.engines.zero_shot import ask_zero_shot
+from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.facts.fact import Fact, stable_hash
-from factual_forgetting.protocol.config import Protocol
+from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.slick.labelling import NOT_ASKED
 
 CURVE = "curve.jsonl"
 OUTCOMES = "curve.outcomes.jsonl.gz"
-VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
+_VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
 PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
-NOT_ASKED = "-"
 Point = dict[str, Any]
 
 
@@ -28,7 +28,7 @@ class Points(ABC):
     """The points of a training so far."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the points of an interrupted training, where there are some."""
+        """Reads the points of an interrupted training, if any."""
         self.points: list[Point] = list(files.read_jsonl(path)) if path.exists() else []
 
     def at(self, step: int) -> Point | None:
@@ -62,8 +62,7 @@ class Curve(Points):
         protocol: Says how often and on how many facts.
         output: Directory of the run.
         divergence: Measures a model's divergence from the base.
-        cost: Tells what the first steps cost: `tokens` that the student reads and
-            `teacher_tokens` that a teacher reads besides.
+        cost: The `tokens` that the student, and `teacher_tokens` that a teacher read until a step.
         persistent: Whether new points are kept for a resumed run. What is made of a finished
             training isn't: it is made again, from the same points.
     """
@@ -90,7 +89,7 @@ class Curve(Points):
         trained: int | None = None,
         alpha: float | None = None,
     ) -> Point:
-        """Adds the point of a step.
+        """Adds the point of a step, and returns it as it will stand in the curve.
 
         Args:
             model: The model, in the checkpoint's dtype and eval mode.
@@ -99,19 +98,12 @@ class Curve(Points):
             final: Whether this is the last point, at which every fact is asked.
             trained: Optimizer steps that the model cost, if not `step`.
             alpha: The share of the trained weights where weights are averaged.
-
-        Returns:
-            The point as it will stand in the curve.
         """
-        asked = {name: self._sample(name, final=final) for name in _ASKED}
-        facts = [fact for chosen in asked.values() for fact in chosen]
+        facts = [fact for name in _ASKED for fact in self._sample(name, final)]
         right = ask_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
-        verdicts = {fact.id: verdict for fact, verdict in zip(facts, right, strict=True)}
+        marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
         correct = {
-            name: "".join(
-                "01"[verdicts[item.fact.id]] if item.fact.id in verdicts else NOT_ASKED
-                for item in self.bundle.splits[name]
-            )
+            name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
             for name in _ASKED
         }
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
@@ -125,9 +117,9 @@ class Curve(Points):
         """Writes curve and outcomes in their final form."""
         files.write_jsonl(self.output / CURVE, self.lines())
         files.write_jsonl(self.output / OUTCOMES, self._outcomes(METRIC_OF_SPLIT))
-        files.write_jsonl(self.output / VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
+        files.write_jsonl(self.output / _VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
 
-    def _outcomes(self, splits: Sequence[str] | dict[str, str]) -> list[dict[str, str]]:
+    def _outcomes(self, splits: Iterable[str]) -> list[dict[str, str]]:
         return [
             {
                 "id": item.fact.id,
@@ -144,7 +136,7 @@ class Curve(Points):
         shares = {metric: share_correct(point["correct"][name]) for name, metric in _ASKED.items()}
         return {**measured, **shares}
 
-    def _sample(self, name: str, *, final: bool) -> list[Fact]:
+    def _sample(self, name: str, final: bool) -> list[Fact]:
         facts = [item.fact for item in self.bundle.splits[name]]
         if name in {HELDOUT, VALIDATION} or final:
             return facts
@@ -161,7 +153,6 @@ def share_correct(outcomes: str) -> float | None:
 def selection_score(point: Point) -> float:
     """What every choice is made by: the mean of S on validation and of P on D_Unk.
 
-    Plasticity is a training quantity and validation is disjoint from D_Held, so nothing that
-    is reported as stability is ever chosen by.
+    Validation is disjoint from D_Held, so nothing reported as stability is ever chosen by.
     """
     return float(point["validation_stability"] + point["plasticity"]) / 2

@@ -6,32 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factual_forgetting.protocol.config import Protocol, is_recipe, load_protocol, protocol_sha256
+from factual_forgetting.protocol.recipe import Protocol, find_recipe, protocol_sha256
 from factual_forgetting.protocol.settings import SETTINGS, MethodSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point of the grid.
-
-    Attributes:
-        learning_rate: The rate.
-        strength: Factor on the method's strength; 1 where it has none.
-    """
+    """A point of the grid: a rate, and a factor on the method's strength (1 if it has none)."""
 
     learning_rate: float
     strength: float
 
-    def apply(
-        self, protocol: Protocol, settings: MethodSettings
-    ) -> tuple[Protocol, MethodSettings]:
+    def apply(self, protocol: Protocol, own: MethodSettings) -> tuple[Protocol, MethodSettings]:
         """Returns protocol and settings at this point."""
-        field = settings.strength
-        changed = {field: getattr(settings, field) * self.strength} if field else {}
-        return (
-            protocol.model_copy(update={"learning_rate": self.learning_rate}),
-            type(settings).model_validate({**settings.model_dump(), **changed}),
-        )
+        changed = {own.strength: getattr(own, own.strength) * self.strength} if own.strength else {}
+        settings = type(own).model_validate({**own.model_dump(), **changed})
+        return protocol.model_copy(update={"learning_rate": self.learning_rate}), settings
 
 
 def trials(protocol: Protocol, method: str) -> list[Trial]:
@@ -56,13 +46,12 @@ def track(
     The protocol's hash must be that of a recipe, at a rate of its grid; under a recipe with a
     grid, rate and strength must be one of the method's trials, its other settings its own.
     """
-    if foreign_base or not is_recipe(protocol.name, protocol_sha256(protocol)):
+    if foreign_base or find_recipe(protocol.name, protocol_sha256(protocol)) is None:
         return "open"
-    recipe = load_protocol(protocol.name)
-    if not recipe.learning_rates:
+    if not protocol.learning_rates:
         return "closed"
     field, strength = settings.strength, 1.0
     if field:
         strength = getattr(settings, field) / SETTINGS[method].model_fields[field].default
-    tried = {(trial.learning_rate, round(trial.strength, 9)) for trial in trials(recipe, method)}
+    tried = {(trial.learning_rate, round(trial.strength, 9)) for trial in trials(protocol, method)}
     return "closed" if (protocol.learning_rate, round(strength, 9)) in tried else "open"

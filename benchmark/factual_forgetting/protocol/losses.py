@@ -6,7 +6,6 @@ the sum over any split of a batch is the loss of the batch.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,19 +13,15 @@ from factual_forgetting.protocol.data import IGNORE
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy over answer and EOS tokens.
+    """Cross-entropy: the sum over this batch's answer and EOS tokens, divided by `tokens`.
 
     Args:
         logits: Shape (batch, length, vocabulary).
         labels: Shape (batch, length); `IGNORE` outside answer and EOS.
         tokens: Number of answer and EOS tokens in the whole step.
-
-    Returns:
-        A scalar: the sum over this batch's tokens, divided by `tokens`.
     """
     targets = labels[:, 1:]
-    kept = targets != IGNORE
-    # Only the positions that predict something go through the softmax.
+    kept = targets != IGNORE  # only these go through the softmax
     chosen = logits[:, :-1][kept].float()
     return functional.cross_entropy(chosen, targets[kept], reduction="sum") / tokens
 
@@ -39,31 +34,28 @@ def distillation(
     count: Tensor,
     direction: str = "forward",
 ) -> Tensor:
-    """`tau^2 * KL(p_teacher^tau || p_student^tau)` over the full vocabulary.
+    """`tau^2 * KL(p_teacher^tau || p_student^tau)`, summed over this batch and divided by `count`.
 
     Source: Kaplan et al. 2026 (arXiv 2604.15574), self-distillation.
 
     Args:
         student: Logits, shape (batch, length, vocabulary).
         teacher: Logits of the same shape; no gradient flows into them.
-        positions: Boolean, shape (batch, length): the tokens whose prediction counts. The
-            first token of a sequence is predicted by nothing and never counts.
+        positions: Boolean, shape (batch, length): the tokens whose prediction counts; never the
+            first of a sequence, which nothing predicts.
         tau: Temperature; below 1 it sharpens.
         count: Number of counted positions in the whole step.
         direction: `forward` as above, or `reverse`: KL(p_student^tau || p_teacher^tau).
-
-    Returns:
-        A scalar: the sum over this batch's positions, divided by `count`.
 
     Raises:
         ValueError: If the vocabularies differ in size.
     """
     kept = positions[:, 1:]
     chosen, taught = student[:, :-1][kept], teacher[:, :-1][kept]
-    return divergence(chosen, taught, tau, direction) / count
+    return kl_divergence(chosen, taught, tau, direction) / count
 
 
-def divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> Tensor:
     """`tau^2 * KL` summed over rows of logits, shape (positions, vocabulary).
 
     Raises:
@@ -80,31 +72,22 @@ def divergence(student: Tensor, teacher: Tensor, tau: float, direction: str) -> 
 
 
 def distilled_positions(attention: Tensor, labels: Tensor, which: str) -> Tensor:
-    """Marks the tokens whose prediction is distilled.
+    """Marks the tokens whose prediction is distilled: boolean, shape (batch, length).
 
     Args:
         attention: Attention mask, shape (batch, length); pads are 0 even if pad is EOS.
         labels: As in `cross_entropy`.
         which: `all` tokens that are no pads, or `answer` tokens and EOS only.
-
-    Returns:
-        Boolean tensor of shape (batch, length); the first column is False.
     """
-    marked = attention.bool() if which == "all" else labels != IGNORE
-    first = torch.zeros_like(marked)
-    first[:, 0] = True
-    return marked & ~first
+    marked = attention != 0 if which == "all" else labels != IGNORE
+    marked[:, 0] = False
+    return marked
 
 
 def answer_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the logits that predict the answers' tokens, EOS apart.
+    """Returns the logits that predict the answers' tokens, without EOS: (tokens, vocabulary).
 
-    Args:
-        logits: Shape (batch, length, vocabulary).
-        labels: As in `cross_entropy`; a row's last label is EOS.
-
-    Returns:
-        Shape (tokens, vocabulary), row after row.
+    Logits and labels are as in `cross_entropy`; a row's last label is EOS.
     """
     predicted = labels[:, 1:] != IGNORE
     last = predicted.cumsum(dim=1) == predicted.sum(dim=1, keepdim=True)

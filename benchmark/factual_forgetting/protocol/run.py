@@ -1,17 +1,23 @@
-"""A run: what decides a checkpoint, and the names of what it leaves in its directory."""
+"""A run: what decides a checkpoint, and the names of what runs leave in their directories."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
 from typing import Any
 
+from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
-from factual_forgetting.protocol import data as schedule
-from factual_forgetting.protocol.config import Protocol, protocol_sha256
+from factual_forgetting.errors import InputError
+from factual_forgetting.protocol.recipe import Protocol, protocol_sha256
 from factual_forgetting.protocol.settings import MethodSettings
 
 RUN = "run.json"
 LOG = "run.log.json"
+CHOSEN = "chosen.json"  # of a sweep
+# While it trains: what it is held to later, and the best weights so far, by step.
+SNAPSHOT, BEST = "snapshot", "best"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +55,27 @@ class Run:
     def steps(self) -> int:
         """Returns its optimizer steps: those of every method under this protocol and bundle."""
         size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
-        return schedule.total_steps(self.protocol, size)
+        return self.protocol.epochs * ceil(size / self.protocol.batch_size)
+
+    def locate_base(self, pretrained: str | None = None) -> Path:
+        """Finds the base that it starts from, in `pretrained` or where the bundle says.
+
+        Raises:
+            UserError: If it isn't found, or isn't the one that the run names.
+        """
+        expected = self.foreign_base or self.bundle.manifest["base"]
+        pretrained = pretrained or expected["pretrained"]
+        if pretrained is None:
+            raise InputError(
+                "The bundle doesn't say where its base is. Give --model_args pretrained=…"
+            )
+        base = checkpoint.locate(pretrained, expected.get("revision"))
+        if checkpoint.weights_sha256(base) == expected["weights_sha256"]:
+            return base
+        found, named = checkpoint.shape(base), expected["shape"].items()
+        differing = ", ".join(f"{k} {found[k]} instead of {v}" for k, v in named if found[k] != v)
+        raise InputError(
+            f"The weights in {base} are not those of the base that this bundle was made for"
+            f"{f' ({differing})' if differing else ''}. Build a bundle for this base, give the "
+            "right one with --model_args pretrained=…, or insist with --allow_foreign_base."
+        )

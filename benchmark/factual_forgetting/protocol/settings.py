@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from factual_forgetting.config import Config, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 
 # What training is held to: the base; the model after one epoch on D_Known, with which the run
 # then starts; or the model after the first epoch of the run itself. Both epochs count as steps.
-Reference = Literal["base", "snapshot", "same_run"]
+Anchor = Literal["base", "snapshot", "same_run"]
 
 
 class MethodSettings(Config):
@@ -20,11 +20,18 @@ class MethodSettings(Config):
 
     Attributes:
         strength: The setting that a grid of strengths multiplies, if there is one.
+        held_to: The setting that says what training is held to, if there is one.
         chooses: Whether the method ends at a point that it chooses on its curve.
     """
 
     strength: ClassVar[str | None] = None
+    held_to: ClassVar[str | None] = None
     chooses: ClassVar[bool] = False
+
+    @property
+    def anchor(self) -> Anchor:
+        """What training is held to; the base where a method says nothing else."""
+        return getattr(self, self.held_to) if self.held_to else "base"
 
 
 class Freeze(MethodSettings):
@@ -55,18 +62,16 @@ class SelfDistillation(MethodSettings):
         positions: `all` tokens that are no pads, or the `answer` and EOS only.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    teacher: Reference = "base"
-    weight: float = Field(default=1.0, gt=0)
-    tau: float = Field(default=0.5, gt=0)
+    strength, held_to = "weight", "teacher"
+    teacher: Anchor = "base"
+    weight: PositiveFloat = 1.0
+    tau: PositiveFloat = 0.5
     direction: Literal["forward", "reverse"] = "forward"
     positions: Literal["all", "answer"] = "all"
 
 
 class FreezeSelfDistillation(Freeze, SelfDistillation):
     """Trains some parameters only, and keeps the predictions close to a teacher's."""
-
-    strength: ClassVar[str | None] = "weight"
 
 
 class L2(MethodSettings):
@@ -79,9 +84,9 @@ class L2(MethodSettings):
         weight: Lambda in `lambda / 2 * |theta - theta_0|^2`.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    to: Reference = "base"
-    weight: float = Field(default=0.03, gt=0)
+    strength, held_to = "weight", "to"
+    to: Anchor = "base"
+    weight: PositiveFloat = 0.03
 
 
 class EWC(MethodSettings):
@@ -94,8 +99,8 @@ class EWC(MethodSettings):
         weight: Lambda in `lambda / 2 * sum F (theta - theta_0)^2`.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    weight: float = Field(default=100.0, gt=0)
+    strength = "weight"
+    weight: PositiveFloat = 100.0
 
 
 class ContextDistillation(MethodSettings):
@@ -110,21 +115,20 @@ class ContextDistillation(MethodSettings):
         tau: Temperature.
     """
 
-    strength: ClassVar[str | None] = "weight"
-    weight: float = Field(default=1.0, gt=0)
-    tau: float = Field(default=1.0, gt=0)
+    strength = "weight"
+    weight: PositiveFloat = 1.0
+    tau: PositiveFloat = 1.0
 
 
 class Replay(MethodSettings):
     """Mixes in HighlyKnown facts (rehearsal; Rolnick et al. 2019, arXiv 1811.11682).
 
     Attributes:
-        ratio: Replayed facts for each fact of D_train in an epoch; facts of the bundle's replay
-            split, repeated where they don't suffice.
+        ratio: Facts of the replay split, repeated if need be, for each of D_train in an epoch.
     """
 
-    strength: ClassVar[str | None] = "ratio"
-    ratio: float = Field(default=0.5, gt=0)
+    strength = "ratio"
+    ratio: PositiveFloat = 0.5
 
 
 class KnownLast(MethodSettings):
@@ -134,7 +138,7 @@ class KnownLast(MethodSettings):
         epochs: Passes over D_Known at the end; their steps count, in whole batches.
     """
 
-    epochs: int = Field(default=1, gt=0)
+    epochs: PositiveInt = 1
 
 
 class Abstention(MethodSettings):
@@ -157,15 +161,14 @@ class WiseFT(MethodSettings):
         points: Points on the line after the base.
     """
 
-    chooses: ClassVar[bool] = True
-
+    chooses = True
     points: int = Field(default=10, gt=1)
 
 
 class EarlyStop(MethodSettings):
     """Ends at the point with the highest mean of stability on validation and plasticity."""
 
-    chooses: ClassVar[bool] = True
+    chooses = True
 
 
 class Lora(MethodSettings):
@@ -177,16 +180,16 @@ class Lora(MethodSettings):
         target: `all-linear` layers, or names of modules joined by `+`.
     """
 
-    strength: ClassVar[str | None] = "alpha"
-    rank: int = Field(default=16, gt=0)
-    alpha: float = Field(default=32.0, gt=0)
+    strength = "alpha"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
     target: str = "all-linear"
 
 
 class LoraSelfDistillation(Lora, SelfDistillation):
     """LoRA and distillation from the base, which is the student with the adapter off."""
 
-    strength: ClassVar[str | None] = "weight"
+    strength = "weight"
     teacher: Literal["base"] = "base"
 
 
@@ -216,15 +219,14 @@ def resolve(name: str, settings: Mapping[str, Any]) -> MethodSettings:
         UserError: If the method or a setting is unknown, or a value is mistyped.
     """
     if name not in SETTINGS:
-        raise UserError(f"Unknown method '{name}'. There are {', '.join(SETTINGS)}.")
+        raise InputError(f"Unknown method '{name}'. There are {', '.join(SETTINGS)}.")
     return parse(SETTINGS[name], settings, f"method {name}")
 
 
-def describe(name: str, config: Config) -> str:
-    """Returns a method's name with the settings that tell it from its siblings.
+def method_label(name: str, config: Config) -> str:
+    """Returns a method's name with its first setting and those that aren't the default.
 
-    The first setting names the arm (what trains, who teaches) and is always told; the others
-    are where they differ from their defaults.
+    The first names the arm: what trains, who teaches.
     """
     told = config.model_dump(mode="json")
     changed = config.model_dump(mode="json", exclude_defaults=True)

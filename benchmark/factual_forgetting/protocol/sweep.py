@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pydantic import Field, PositiveFloat
+from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.config import Config
-from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.config import Execution, Protocol, load_protocol
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CURVE, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
-from factual_forgetting.protocol.run import RUN, Run
+from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
+from factual_forgetting.protocol.run import CHOSEN, RUN, Run
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.train import finetune, rehearse
 
-CHOSEN = "chosen.json"
-RUNS = "runs"
+_RUNS = "runs"
 
 
 class Arm(Config):
-    """A method with settings.
-
-    Attributes:
-        name: Its name in paths and tables.
-        method: Key of `settings.SETTINGS`.
-        settings: Settings of the method; the defaults where absent.
-    """
+    """A key of `settings.SETTINGS` with settings, and the arm's name in paths and tables."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     method: str
@@ -61,26 +57,15 @@ class Sweep(Config):
 
     def resolved(self) -> Protocol:
         """Returns the protocol with this sweep's grid."""
-        protocol = load_protocol(self.protocol)
-        changed: dict[str, Any] = {}
+        changed = self.model_dump(include={"learning_rates", "strengths"}, exclude_defaults=True)
         if self.learning_rates:
-            changed |= {"learning_rates": self.learning_rates}
-            changed |= {"learning_rate": self.learning_rates[0]}
-        if self.strengths:
-            changed |= {"strengths": self.strengths}
-        return protocol.model_copy(update=changed)
+            changed["learning_rate"] = self.learning_rates[0]
+        return load_protocol(self.protocol).model_copy(update=changed)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One run of a sweep.
-
-    Attributes:
-        arm: Name of the arm.
-        trial: Its point of the grid.
-        run: What to train.
-        path: Where.
-    """
+class SweepRun:
+    """One run of a sweep: what an arm trains at a point of the grid, and in which directory."""
 
     arm: str
     trial: Trial
@@ -93,7 +78,7 @@ class Job:
         return (self.path / RUN).exists()
 
 
-def jobs(sweep: Sweep, bundle: Bundle, output: Path) -> list[Job]:
+def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
     """Lists every run of a sweep, the first seed of everything first.
 
     Raises:
@@ -101,86 +86,74 @@ def jobs(sweep: Sweep, bundle: Bundle, output: Path) -> list[Job]:
     """
     names = [arm.name for arm in sweep.arms]
     if len(set(names)) != len(names):
-        raise UserError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
-    protocol = sweep.resolved()
-    return [job for seed in sweep.seeds for job in _of_seed(sweep, protocol, bundle, output, seed)]
-
-
-def _of_seed(
-    sweep: Sweep, protocol: Protocol, bundle: Bundle, output: Path, seed: int
-) -> Iterator[Job]:
-    for arm in sweep.arms:
+        raise InputError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
+    protocol, found = sweep.resolved(), []
+    for seed, arm in product(sweep.seeds, sweep.arms):
         settings = resolve(arm.method, arm.settings)
         for trial in trials(protocol, arm.method):
             recipe, tried = trial.apply(protocol, settings)
-            name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
             run = Run(bundle, recipe, arm.method, tried, seed)
-            yield Job(arm.name, trial, run, output / RUNS / arm.name / name)
+            name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
+            found.append(SweepRun(arm.name, trial, run, output / _RUNS / arm.name / name))
+    return found
 
 
-def plan(found: list[Job], execution: Execution, steps: int = 4) -> list[dict[str, Any]]:
-    """Tells what would run and how long it would take.
+def plan_sweep(
+    runs: Iterable[SweepRun], execution: Execution, steps: int = 4
+) -> list[dict[str, Any]]:
+    """Tells for each arm its runs, those that are done, and the seconds that the rest will take.
 
     Args:
-        found: The jobs of a sweep.
+        runs: The runs of a sweep.
         execution: How they would be computed.
-        steps: Optimizer steps to measure; one job of each arm is tried for so long.
-
-    Returns:
-        For each arm its runs, those that are done, and the seconds that the rest will take.
+        steps: Optimizer steps to measure; one run of each arm is tried for so long.
     """
     rows = []
-    for arm, group in _by_arm(found).items():
-        missing = [job for job in group if not job.done]
+    for arm, group in _grouped(runs, attrgetter("arm")).items():
+        missing = [found for found in group if not found.done]
         seconds = rehearse(missing[0].run, execution, steps) * len(missing) if missing else 0.0
         done = len(group) - len(missing)
         rows.append({"arm": arm, "runs": len(group), "done": done, "seconds": seconds})
     return rows
 
 
-def run_all(found: list[Job], output: Path, execution: Execution) -> dict[str, Any]:
+def run_all(runs: Sequence[SweepRun], output: Path, execution: Execution) -> dict[str, Any]:
     """Trains what isn't done, chooses, and returns the choice as it stands in `chosen.json`."""
-    from tqdm import tqdm
-
-    for job in tqdm(found, desc="sweep", unit="run", initial=0):
-        if not job.done:
-            finetune(job.run, job.path, execution=execution, progress=False)
-    chosen = choose(found, output)
+    for found in tqdm(runs, desc="sweep", unit="run"):
+        if not found.done:
+            finetune(found.run, found.path, execution=execution, progress=False)
+    chosen = choose(runs, output)
     files.write_json(output / CHOSEN, chosen)
     return chosen
 
 
-def choose(found: list[Job], output: Path) -> dict[str, Any]:
+def choose(runs: Iterable[SweepRun], output: Path) -> dict[str, Any]:
     """Chooses each arm's trial by S on validation and P on D_Unk, never by D_Held.
 
-    Returns:
-        For each arm the rate, the strength, the score by which it was chosen (a mean over
-        seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
+    Returns for each arm the rate, the strength, the score by which it was chosen (a mean over
+    seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
     """
     chosen = {}
-    for arm, group in _by_arm(found).items():
-        by_trial: dict[Trial, list[Job]] = defaultdict(list)
-        for job in group:
-            by_trial[job.trial].append(job)
+    for arm, group in _grouped(runs, attrgetter("arm")).items():
+        by_trial = _grouped(group, attrgetter("trial"))
         scores = {trial: fmean(map(_score, tried)) for trial, tried in by_trial.items()}
         best = max(scores, key=lambda trial: scores[trial])
         chosen[arm] = {
-            "learning_rate": best.learning_rate,
-            "strength": best.strength,
+            **asdict(best),
             "score": scores[best],
             "trials": len(scores),
-            "runs": [str(job.path.relative_to(output)) for job in by_trial[best]],
+            "runs": [str(found.path.relative_to(output)) for found in by_trial[best]],
         }
     return chosen
 
 
-def _score(job: Job) -> float:
-    *_, last = files.read_jsonl(job.path / CURVE)
-    return selection_score({key: last[key] for key in ("validation_stability", "plasticity")})
+def _score(found: SweepRun) -> float:
+    *_, last = files.read_jsonl(found.path / CURVE)
+    return selection_score(last)
 
 
-def _by_arm(found: list[Job]) -> dict[str, list[Job]]:
-    groups: dict[str, list[Job]] = defaultdict(list)
-    for job in found:
-        groups[job.arm].append(job)
+def _grouped(runs: Iterable[SweepRun], key: Callable[[SweepRun], Any]) -> dict[Any, list[SweepRun]]:
+    groups = defaultdict(list)
+    for found in runs:
+        groups[key(found)].append(found)
     return groups

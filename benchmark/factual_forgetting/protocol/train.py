@@ -9,9 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
 
 from factual_forgetting import __version__, checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT
@@ -19,21 +22,18 @@ from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_hash
-from factual_forgetting.protocol import data as schedule
-from factual_forgetting.protocol import grid, methods
-from factual_forgetting.protocol.config import Execution
+from factual_forgetting.protocol import grid, losses
+from factual_forgetting.protocol import trainer as trainers
 from factual_forgetting.protocol.context import Context
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve, Points
-from factual_forgetting.protocol.processes import is_main_process, world_size
-from factual_forgetting.protocol.run import LOG, RUN, Run
+from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
+from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
+from factual_forgetting.protocol.methods import METHODS
+from factual_forgetting.protocol.recipe import Execution, Protocol, is_main_process, world_size
+from factual_forgetting.protocol.run import BEST, LOG, RUN, SNAPSHOT, Run
+from factual_forgetting.protocol.weights import as_checkpoint
 
-if TYPE_CHECKING:
-    from factual_forgetting.protocol.trainer import ForgettingTrainer
-
-_PARTIAL = "run.partial.json"
-_RESUME = "resume"
-_SNAPSHOT = "snapshot"
-_BEST = "best"
+_PARTIAL, _RESUME = "run.partial.json", "resume"
+_BATCH = 64
 
 
 def finetune(
@@ -44,7 +44,10 @@ def finetune(
     execution: Execution | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains a run; one that is finished is returned as it is, an interrupted one resumes.
+    """Trains a run, and returns the content of `run.json`.
+
+    A finished run is returned as it is, an interrupted one resumes. Processes other than the
+    main one return no hash of the weights.
 
     Args:
         run: What to train.
@@ -53,14 +56,11 @@ def finetune(
         execution: How to compute it.
         progress: Whether to draw a progress bar.
 
-    Returns:
-        The content of `run.json`; without weights and environment but on the main process.
-
     Raises:
         UserError: If the output holds another run, the base isn't the bundle's, or what is
             needed to train is missing.
     """
-    base = locate_base(run, pretrained)
+    base = run.locate_base(pretrained)
     identity = run.identity()
     quiet()
     with _room_on_disk(output):
@@ -75,35 +75,6 @@ def finetune(
     if is_main_process():
         _tidy(output)
     return dict(files.read_json(output / RUN))
-
-
-def locate_base(run: Run, pretrained: str | None) -> Path:
-    """Finds the base that a run starts from.
-
-    Raises:
-        UserError: If it isn't found, or isn't the one that the run names.
-    """
-    expected = run.foreign_base or run.bundle.manifest["base"]
-    if pretrained is None and expected["pretrained"] is None:
-        raise UserError("The bundle doesn't say where its base is. Give --model_args pretrained=…")
-    base = checkpoint.locate(pretrained or expected["pretrained"], expected.get("revision"))
-    if checkpoint.weights_sha256(base) == expected["weights_sha256"]:
-        return base
-    raise UserError(
-        f"The weights in {base} are not those of the base that this bundle was made for"
-        f"{_differences(base, expected)}. Build a bundle for this base, give the right one with "
-        "--model_args pretrained=…, or insist with --allow_foreign_base."
-    )
-
-
-def _differences(base: Path, expected: dict[str, Any]) -> str:
-    found = checkpoint.shape(base)
-    told = [
-        f"{key} {found[key]} instead of {value}"
-        for key, value in expected["shape"].items()
-        if found[key] != value
-    ]
-    return f" ({', '.join(told)})" if told else ""
 
 
 def _finished(output: Path, identity: dict[str, Any]) -> bool:
@@ -127,7 +98,7 @@ def _finished(output: Path, identity: dict[str, Any]) -> bool:
 
 def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
-    for leftover in (_RESUME, _SNAPSHOT, _BEST):
+    for leftover in (_RESUME, SNAPSHOT, BEST):
         shutil.rmtree(output / leftover, ignore_errors=True)
     for leftover in (_PARTIAL, PARTIAL_CURVE):
         (output / leftover).unlink(missing_ok=True)
@@ -151,15 +122,7 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 
 def rehearse(run: Run, execution: Execution, steps: int) -> float:
-    """Measures a few optimizer steps and one evaluation; returns the seconds of a whole run.
-
-    Raises:
-        UserError: As `finetune`.
-    """
-    from transformers import TrainerCallback
-
-    from factual_forgetting.protocol.weights import as_checkpoint
-
+    """Returns the seconds of a whole run, by a few optimizer steps and one evaluation."""
     moments: list[float] = []
 
     class Stopwatch(TrainerCallback):
@@ -168,9 +131,8 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
             control.should_training_stop = state.global_step >= steps
 
     brief = run.protocol.model_copy(update={"evaluate_every": steps + 2})
+    trial, base = dataclasses.replace(run, protocol=brief), run.locate_base()
     with tempfile.TemporaryDirectory() as scratch:
-        base = locate_base(run, None)
-        trial = dataclasses.replace(run, protocol=brief)
         trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
         started = time.perf_counter()
         frozen = as_checkpoint(trainer.whole_model(), run.protocol.checkpoint_dtype)
@@ -188,19 +150,16 @@ def _train(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
 ) -> dict[str, Any]:
     """Trains, writes checkpoint and curve, and returns what was resolved."""
-    from factual_forgetting.protocol.weights import as_checkpoint
-
-    method, protocol = methods.METHODS[run.method], run.protocol
     trainer, curve, context = _assemble(run, base, output, execution, progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output / _RESUME, curve))
+    trainer.train(resume_from_checkpoint=trainers.last_checkpoint(output / _RESUME, curve))
     whole = trainer.whole_model()
     if is_main_process():
-        if method.finish is not None:
+        finish = METHODS[run.method].finish
+        if finish is not None:
             curve.persistent = False
-            whole = method.finish(whole, curve, context, run.settings)
+            whole = finish(whole, curve, context, run.settings)
         curve.finish()
-        final = as_checkpoint(whole, protocol.checkpoint_dtype)
-        final.save_pretrained(output)
+        as_checkpoint(whole, run.protocol.checkpoint_dtype).save_pretrained(output)
         context.tokenizer.save_pretrained(output)
     model = context.model
     return {
@@ -211,7 +170,7 @@ def _train(
             "world_size": world_size(),
             "distributed": str(trainer.accelerator.distributed_type.value),
             "attention": model.config._attn_implementation,
-            "dtype": {"weights": str(model.dtype), "compute": protocol.precision},
+            "dtype": {"weights": str(model.dtype), "compute": run.protocol.precision},
             "device": model.device.type,
         },
         "environment": environment(),
@@ -219,90 +178,85 @@ def _train(
     }
 
 
-def _context(
-    run: Run, base: Path, output: Path, execution: Execution, training: schedule.TrainingData
-) -> Context:
-    model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
-    _set_dropout(model, run.protocol.dropout)
-    if execution.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    seen = [*training.first, *training.repeated, *training.last]
-    return Context(
-        bundle=run.bundle,
-        tokenizer=tokenizer,
-        model=model,
-        base=base,
-        snapshot=output / _SNAPSHOT,
-        opening=schedule.opening_steps(training, run.protocol),
-        steps=run.steps(),
-        facts=list({fact.id: fact for fact in seen}.values()),
-        best=output / _BEST,
-    )
-
-
 def _assemble(
     run: Run, base: Path, output: Path, execution: Execution, progress: bool
-) -> tuple[ForgettingTrainer, Curve, Context]:
-    import torch
-
-    from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
-
-    method, protocol = methods.METHODS[run.method], run.protocol
-    training = method.data(run.bundle, run.settings)
-    context = _context(run, base, output, execution, training)
-    tokenizer = context.tokenizer
-    examples = schedule.encode(context.facts, tokenizer, schedule.limit(context.model))
-    order = schedule.order(training, protocol, context.steps, run.seed)
+) -> tuple[trainers.ForgettingTrainer, Curve, Context]:
+    method, protocol, settings = METHODS[run.method], run.protocol, run.settings
+    data = method.data(run.bundle, settings)
+    context = _context(run, base, output, execution, data)
+    rows, size = context.encode(context.facts), protocol.batch_size
     place = {fact.id: index for index, fact in enumerate(context.facts)}
-    laid_out = schedule.Schedule([place[f.id] for f in order], examples, protocol.batch_size)
-    divergence = _divergence(run, context)
+    order = [place[fact.id] for fact in seen_order(data, protocol, run.steps(), run.seed)]
+    divergence = _divergence_from_base(context, protocol)
     torch.manual_seed(run.seed)  # decides the start of what is new, such as an adapter
-    model = method.prepare(context.model, run.settings) if method.prepare else context.model
-    penalty = method.penalty(context, run.settings) if method.penalty else None
+    model = method.prepare(context.model, settings) if method.prepare else context.model
+    penalty = method.penalty(context, settings) if method.penalty else None
 
     def cost(step: int) -> dict[str, int]:
-        taught = laid_out.between(penalty.from_step, step) if penalty else []
-        extra = penalty.teacher_tokens(taught) if penalty else 0
-        return {"tokens": laid_out.tokens(step), "teacher_tokens": extra}
+        read = order[: step * size]
+        told = {"tokens": sum(len(rows[index]["input_ids"]) for index in read), "teacher_tokens": 0}
+        if penalty and penalty.teacher_tokens:
+            taught = read[penalty.from_step * size :]
+            told["teacher_tokens"] = sum(penalty.teacher_tokens[index] for index in taught)
+        return told
 
-    curve = Curve(run.bundle, tokenizer, protocol, output, divergence, cost)
-    trainer = ForgettingTrainer(
-        batch_size=protocol.batch_size,
+    curve = Curve(run.bundle, context.tokenizer, protocol, output, divergence, cost)
+    trainer = trainers.ForgettingTrainer(
+        batch_size=size,
         penalty=penalty,
         model=model,
-        args=arguments(protocol, context.steps, run.seed, output / _RESUME, execution),
-        train_dataset=laid_out,
-        data_collator=partial(schedule.collate, pad=tokenizer.pad_token_id or 0),
+        args=trainers.arguments(protocol, run.steps(), run.seed, output / _RESUME, execution),
+        train_dataset=TrainingExamples(order, rows, size),
+        data_collator=context.collate,
     )
-    best = context.best if method.keep_best else None
-    trainer.add_callback(CurveCallback(trainer, curve, protocol, best, progress))
+    best = output / BEST if method.keep_best else None
+    trainer.add_callback(trainers.CurveCallback(trainer, curve, protocol, best, progress))
     return trainer, curve, context
 
 
-def _divergence(run: Run, context: Context) -> Callable[[Any], float]:
-    from factual_forgetting.protocol.divergence import DivergenceFromBase
-    from factual_forgetting.protocol.weights import as_checkpoint
+def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float]:
+    """Returns what measures the mean KL(base || model), in nats a token.
 
-    facts = [item.fact for item in run.bundle.splits[HELDOUT]]
-    drawn = sorted(facts, key=lambda fact: stable_hash("divergence", fact.id))
-    base = as_checkpoint(context.model, run.protocol.checkpoint_dtype)
-    return DivergenceFromBase(base, context.tokenizer, drawn[: run.protocol.kl_sample])
+    It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text, without
+    EOS: that answers end with it is what the task teaches, and no forgetting.
+    """
+    held = [item.fact for item in context.bundle.splits[HELDOUT]]
+    drawn = sorted(held, key=lambda fact: stable_hash("divergence", fact.id))
+    rows = context.encode(drawn[: protocol.kl_sample])
+    batches = [context.collate(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
+    base = as_checkpoint(context.model, protocol.checkpoint_dtype)
+    expected = [_predict(base, batch).cpu() for batch in batches]
+
+    def measure(model: Any) -> float:
+        total, count = 0.0, 0
+        for batch, taught in zip(batches, expected, strict=True):
+            predicted = _predict(model, batch)
+            taught = taught.to(predicted.device)
+            total += losses.kl_divergence(predicted, taught, 1.0, "forward").item()
+            count += len(predicted)
+        return total / count
+
+    return measure
 
 
-def _set_dropout(model: Any, rate: float) -> None:
-    import torch
+def _predict(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    labels = batch["labels"].to(model.device)
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        return losses.answer_logits(model(**inputs).logits, labels)
 
+
+def _context(
+    run: Run, base: Path, output: Path, execution: Execution, data: TrainingData
+) -> Context:
+    model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = rate
+            module.p = run.protocol.dropout
         if hasattr(module, "attention_dropout"):
-            vars(module)["attention_dropout"] = rate
-
-
-def last_checkpoint(resume: Path, curve: Points) -> str | None:
-    """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
-    from factual_forgetting.protocol.trainer import WHOLE
-
-    steps = [int(mark.parent.name.rsplit("-", 1)[1]) for mark in resume.glob(f"*/{WHOLE}")]
-    curve.forget_after(max(steps, default=-1))
-    return str(resume / f"checkpoint-{max(steps)}") if steps else None
+            vars(module)["attention_dropout"] = run.protocol.dropout
+    if execution.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    facts = {fact.id: fact for fact in (*data.first, *data.repeated, *data.last)}
+    opening = len(data.first) // run.protocol.batch_size
+    return Context(run.bundle, tokenizer, model, base, output, list(facts.values()), opening)

@@ -7,32 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 from accelerate.utils import DistributedType
-from torch.utils.data import SequentialSampler
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
 from transformers.integrations import get_reporting_integration_callbacks
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol import losses
-from factual_forgetting.protocol.config import Execution, Protocol
 from factual_forgetting.protocol.context import Penalty, Step
-from factual_forgetting.protocol.curve import Point, Points, selection_score
-from factual_forgetting.protocol.processes import world_size
+from factual_forgetting.protocol.curve import Points, selection_score
+from factual_forgetting.protocol.recipe import Execution, Protocol, world_size
 from factual_forgetting.protocol.weights import as_checkpoint
 
-WHOLE = "whole"
+_WHOLE = "whole"
+_SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
+# Fields of a protocol that Trainer's arguments have too.
+_ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
 _SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
-class ForgettingTrainer(Trainer):
+class ForgettingTrainer(hf.Trainer):
     """Trains on a schedule with cross-entropy, and a method's penalty where there is one."""
 
     def __init__(self, batch_size: int, penalty: Penalty | None = None, **kwargs: Any) -> None:
@@ -43,12 +38,12 @@ class ForgettingTrainer(Trainer):
         """
         super().__init__(**kwargs)
         # It prints losses to stdout, which is for data.
-        self.remove_callback(PrinterCallback)
+        self.remove_callback(hf.PrinterCallback)
         self._batch_size, self._penalty = batch_size, penalty
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
         if penalty and penalty.whole_weights and self.sharded:
-            raise UserError(
+            raise InputError(
                 "This method pulls on whole weights, which FSDP and DeepSpeed shard. Train it by "
                 "data parallelism, without them."
             )
@@ -57,9 +52,6 @@ class ForgettingTrainer(Trainer):
     def sharded(self) -> bool:
         """Whether a process holds a part of the weights only."""
         return self.accelerator.distributed_type in _SHARDED
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def compute_loss(
         self,
@@ -77,7 +69,6 @@ class ForgettingTrainer(Trainer):
         if self._penalty is not None and self.state.global_step >= self._penalty.from_step:
             loss = loss + self._penalty.term(
                 Step(
-                    number=self.state.global_step,
                     model=self.accelerator.unwrap_model(model),
                     inputs=inputs,
                     logits=outputs.logits,
@@ -94,11 +85,7 @@ class ForgettingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Stops before a broken gradient reaches the weights.
-
-        Raises:
-            UserError: If the gradient isn't finite.
-        """
+        """Stops before a gradient that isn't finite reaches the weights."""
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             raise _broken(self.state.global_step + 1)
@@ -112,7 +99,7 @@ class ForgettingTrainer(Trainer):
         weights = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.accelerator.is_main_process:
             return None
-        whole = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        whole = hf.AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
         whole.load_state_dict(weights)
         return whole.to(self.accelerator.device)
 
@@ -132,11 +119,8 @@ def _broken(step: int) -> UserError:
     )
 
 
-_SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
-
-
 @dataclass
-class CurveCallback(TrainerCallback):
+class CurveCallback(hf.TrainerCallback):
     """Evaluates at the start, every few steps and at the end.
 
     Attributes:
@@ -156,12 +140,9 @@ class CurveCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the model that training starts from."""
+        hidden, done = not (self.progress and state.is_world_process_zero), state.global_step
         self._bar = tqdm(
-            desc="finetune",
-            unit="step",
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not (self.progress and state.is_world_process_zero),
+            desc="finetune", unit="step", total=state.max_steps, initial=done, disable=hidden
         )
         self._evaluate(state)
 
@@ -177,11 +158,7 @@ class CurveCallback(TrainerCallback):
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluates with the mean loss since the last point.
-
-        Raises:
-            UserError: If the loss is no number.
-        """
+        """Evaluates with the mean loss since the last point; stops if that is no number."""
         loss = (kwargs.get("logs") or {}).get("loss")
         if loss is not None:
             self._loss = float(loss)
@@ -192,7 +169,7 @@ class CurveCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Marks a checkpoint as whole: a killed process may leave half of one."""
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
     def _evaluate(self, state: Any) -> None:
         final = state.global_step >= state.max_steps
@@ -205,34 +182,36 @@ class CurveCallback(TrainerCallback):
         earlier = self.curve.lines()
         frozen = as_checkpoint(whole, self.protocol.checkpoint_dtype)
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
-        self._tell(point)
+        told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
+        self._bar.set_postfix(told)
+        if point["step"]:
+            self.trainer.log({f"curve/{key}": v for key, v in point.items() if v is not None})
         if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
             with files.atomic_directory(self.best / str(point["step"])) as beside:
                 whole.save_pretrained(beside)
 
-    def _tell(self, point: Point) -> None:
-        told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
-        self._bar.set_postfix(told)
-        if point["step"]:
-            numbers = {f"curve/{name}": value for name, value in point.items() if value is not None}
-            self.trainer.log(numbers)
+
+def last_checkpoint(resume: Path, curve: Points) -> str | None:
+    """Finds the last whole checkpoint of an interrupted run, and cuts the curve back to it."""
+    steps = [int(mark.parent.name.rsplit("-", 1)[1]) for mark in resume.glob(f"*/{_WHOLE}")]
+    curve.forget_after(max(steps, default=-1))
+    return str(resume / f"checkpoint-{max(steps)}") if steps else None
 
 
 def arguments(
     protocol: Protocol, steps: int, seed: int, resume: Path, execution: Execution
-) -> TrainingArguments:
+) -> hf.TrainingArguments:
     """Translates a protocol into Trainer's arguments, each pinned.
 
     Raises:
-        UserError: If the batch can't be split evenly over devices and accumulation, or a
-            tracker is unknown.
+        UserError: If devices and accumulation don't divide the batch, or on an unknown tracker.
     """
     world = world_size()
     wanted = execution.device_batch_size or protocol.batch_size
     per_device = min(wanted, protocol.batch_size // world)
     accumulation, rest = divmod(protocol.batch_size, max(per_device, 1) * world)
     if rest or not accumulation:
-        raise UserError(
+        raise InputError(
             f"A batch of {protocol.batch_size} can't be split over {world} processes with "
             f"{wanted} facts each. Choose a --device_batch_size that divides it."
         )
@@ -240,22 +219,17 @@ def arguments(
     try:
         get_reporting_integration_callbacks(trackers)
     except ValueError as error:
-        raise UserError(f"--report_to {execution.report_to}: {error}") from None
-    return TrainingArguments(
+        raise InputError(f"--report_to {execution.report_to}: {error}") from None
+    return hf.TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        learning_rate=protocol.learning_rate,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=protocol.warmup_steps,
-        weight_decay=protocol.weight_decay,
-        adam_beta1=protocol.adam_beta1,
-        adam_beta2=protocol.adam_beta2,
-        adam_epsilon=protocol.adam_epsilon,
-        max_grad_norm=protocol.max_grad_norm,
+        **protocol.model_dump(include=set(_ALIKE.split())),
         optim="adamw_torch_fused",
         bf16=protocol.precision == "bf16",
+        train_sampling_strategy="sequential",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         logging_steps=protocol.evaluate_every,

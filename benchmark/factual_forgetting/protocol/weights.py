@@ -1,31 +1,34 @@
-"""Weights: written whole, frozen as a teacher, averaged, and as a checkpoint holds them."""
+"""Weights: loaded whole, frozen as a teacher, averaged, and as a checkpoint holds them."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoModelForCausalLM
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.context import Step
+
+
+def load_weights(path: Path, device: Any, attention: str | None = None) -> Any:
+    """Returns the model of a checkpoint directory in fp32, whatever it is saved in."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+    ).to(device)
 
 
 @dataclass
 class Frozen:
-    """A frozen model: the base, or a snapshot that is written when its step comes.
-
-    Attributes:
-        path: Directory of its weights.
-        snapshot: Whether it is written when it is first asked for.
-    """
+    """A frozen model in a directory: the base, or a snapshot, written when first asked for."""
 
     path: Path
     snapshot: bool = False
-    _model: Any = field(default=None)
+    _model: Any = None
 
     def at(self, step: Step) -> Any:
         """Returns the model in eval mode on the student's device, sharded as the student is.
@@ -36,26 +39,19 @@ class Frozen:
         if self._model is None:
             if self.snapshot:
                 step.save(self.path)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.path,
-                dtype=torch.float32,
-                use_safetensors=True,
-                attn_implementation=step.model.config._attn_implementation,
-            )
-            if model.config.vocab_size != step.model.config.vocab_size:
-                raise UserError(
+            student = step.model.config
+            model = load_weights(self.path, step.logits.device, student._attn_implementation)
+            if model.config.vocab_size != student.vocab_size:
+                raise InputError(
                     f"The teacher in {self.path} has {model.config.vocab_size} tokens, the "
-                    f"student {step.model.config.vocab_size}. Distillation needs one vocabulary."
+                    f"student {student.vocab_size}. Distillation needs one vocabulary."
                 )
-            model.requires_grad_(False).eval().to(step.logits.device)
-            self._model = _shard_alike(model, step.model)
+            self._model = _shard_alike(model.requires_grad_(False).eval(), step.model)
         return self._model
 
 
 def _shard_alike(model: Any, student: Any) -> Any:
     """Shards a model as `fully_shard` sharded the student; leaves it whole otherwise."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
     sharded = [name for name, part in student.named_modules() if isinstance(part, FSDPModule)]
     for name in reversed(sharded):
         fully_shard(model.get_submodule(name), reshard_after_forward=True)

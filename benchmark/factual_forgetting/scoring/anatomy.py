@@ -19,18 +19,17 @@ from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.engines.tree import UnsupportedModelError
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import by_relation
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.scoring.metrics import accuracy
-from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.report import LOST, Report
 from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES
-from factual_forgetting.scoring.transitions import LOST
-from factual_forgetting.slick.labelling import CATEGORIES, FRESH, HIGHLY_KNOWN, category
+from factual_forgetting.slick.labelling import FRESH, Category
 
-ANATOMY_RUNS, SHOTS = 20, 3
+ANATOMY_RUNS, _SHOTS = 20, 3
 ERASED, SUPPRESSED, FORMAT = "erased", "suppressed", "format"
 KINDS = (ERASED, SUPPRESSED, FORMAT)
 _CHANCES = ("rank_scored", "rank_fresh", "probability_scored", "probability_fresh")
@@ -45,10 +44,7 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
     (Gekhman et al. 2024; greedy runs). *Format*: the fresh prompt brings it back, or all 20
     do. *Suppressed*: some do. *Erased*: none does.
 
-    Args:
-        bundle: The bundle.
-        report: The checkpoint's report; it must lie on this machine.
-        device: For example `cuda:0`; None takes the GPU where there is one.
+    The checkpoint must lie on this machine; `device` None takes the GPU where there is one.
 
     Returns:
         Counts by kind and by label; the share that the fresh prompt brings back, and that of
@@ -66,7 +62,7 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
     try:
         outcomes = _ask(bundle, lost, PrefixEngine(model, tokenizer))
     except UnsupportedModelError as error:
-        raise UserError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
+        raise InputError(f"--anatomy can't ask {path}: {error}. Leave it out.") from None
     fresh, scored = STYLES[FEWSHOT], STYLES[report.results.style]
     # A chat template isn't rebuilt here; its question and exemplars are the fresh prompt's.
     styles = {"scored": fresh if scored.chat else scored, "fresh": fresh}
@@ -84,12 +80,12 @@ def anatomy(bundle: Bundle, report: Report, *, device: str | None = None) -> dic
 def _scored_checkpoint(report: Report) -> Path:
     path = Path(report.results.pretrained or "")
     if not report.results.pretrained or not path.is_dir():
-        raise UserError(
+        raise InputError(
             f"{report.results.name} is no directory here; --anatomy loads the checkpoint itself. "
             "Score its directory with --model hf."
         )
     if checkpoint.weights_sha256(path) != report.results.weights_sha256:
-        raise UserError(
+        raise InputError(
             f"The weights in {path} aren't those that were scored. Score again, or leave out "
             "--anatomy."
         )
@@ -113,14 +109,14 @@ def _ask(bundle: Bundle, lost: Sequence[Item], engine: PrefixEngine) -> dict[str
 def _configurations(bundle: Bundle, relation: str) -> Iterator[list[Fact]]:
     """Draws exemplars from D_Known, whose subjects D_Held doesn't share."""
     pool = [item.fact for item in bundle.splits[KNOWN] if item.fact.relation == relation]
-    if len(pool) < SHOTS:
-        raise UserError(
-            f"D_Known has {len(pool)} facts of {relation}; a configuration takes {SHOTS}. "
+    if len(pool) < _SHOTS:
+        raise InputError(
+            f"D_Known has {len(pool)} facts of {relation}; a configuration takes {_SHOTS}. "
             "--anatomy needs a larger bundle."
         )
     rng = random.Random(f"anatomy-{relation}")
     for _ in range(ANATOMY_RUNS):
-        yield rng.sample(pool, SHOTS)
+        yield rng.sample(pool, _SHOTS)
 
 
 def _chances(
@@ -145,9 +141,8 @@ def _chances(
         ids = [torch.tensor(tokens, device=model.device) for _, tokens, _ in chunk]
         mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         with torch.inference_mode():
-            logits = model(
-                input_ids=pad_sequence(ids, batch_first=True), attention_mask=mask
-            ).logits
+            padded = pad_sequence(ids, batch_first=True)
+            logits = model(input_ids=padded, attention_mask=mask).logits
         for (index, _, begin), tokens, scores in zip(chunk, ids, logits, strict=True):
             found[index].append(_chance(scores[begin - 1 : len(tokens) - 1], tokens[begin:]))
     return [max(found[index], key=itemgetter(1)) for index in range(len(items))]
@@ -169,8 +164,9 @@ def _continuation(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], 
 
 def _row(fact: Fact, outcomes: str, chances: dict[str, tuple[int, float]]) -> dict[str, Any]:
     fresh, runs = outcomes[0] == "1", outcomes[1:]
-    label = category(runs)
-    kind = FORMAT if fresh or label == HIGHLY_KNOWN else SUPPRESSED if "1" in runs else ERASED
+    label = Category.of(runs)
+    known = fresh or label == Category.HIGHLY_KNOWN
+    kind = FORMAT if known else SUPPRESSED if "1" in runs else ERASED
     return {
         "id": fact.id,
         "relation": fact.relation,
@@ -186,13 +182,12 @@ def _row(fact: Fact, outcomes: str, chances: dict[str, tuple[int, float]]) -> di
 
 
 def _summary(rows: Sequence[dict[str, Any]], lost: Sequence[Item]) -> dict[str, Any]:
-    back = accuracy(lost, {row["id"]: row["brought_back"] for row in rows})
     kinds, labels = (Counter(row[key] for row in rows) for key in ("kind", "label"))
     return {
         "lost": len(rows),
         "kinds": {kind: kinds[kind] for kind in KINDS},
-        "labels": {label: labels[label] for label in CATEGORIES},
-        "brought_back": row_of(back),
+        "labels": {label: labels[label] for label in Category},
+        "brought_back": row_of(accuracy(lost, {row["id"]: row["brought_back"] for row in rows})),
         "base_in_fresh": sum(item.base[FRESH] for item in lost) / len(lost),
         "gold": {
             kind: {

@@ -29,12 +29,7 @@ _PLOTTED = ("task_learning", "plasticity", "stability", "lost", "gained", "hallu
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a checkpoint knows of a bundle.
-
-    Attributes:
-        bundle: The bundle.
-        report: Metrics with 95 % intervals, and what happened to each fact.
-    """
+    """What a checkpoint knows of a bundle: metrics, and what happened to each fact."""
 
     bundle: Bundle
     report: Report
@@ -117,8 +112,7 @@ def score(
         batch_size: As in lm-eval.
         device: As in lm-eval; by default the GPU where there is one.
         trained: Whether the checkpoint trained on D_train; by default a run of `finetune` did.
-        descends: Declares that it descends from the base although its shape or marks say
-            otherwise.
+        descends: Declares its descent from the base, whatever its shape or marks say.
 
     Raises:
         UserError: If the checkpoint isn't found or doesn't descend from the bundle's base.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import anatomy
-from factual_forgetting.scoring.report import compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.report import (
+    TRANSITIONS,
+    compare,
+    in_order,
+    make_curve,
+    make_report,
+)
 from factual_forgetting.scoring.results import find_results, read_results
 from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
-from factual_forgetting.scoring.transitions import TRANSITIONS
 
 _ASSUMED = (
     "Note: by their names these are checkpoints of one run, taken to have trained on D_train. "
@@ -34,25 +39,18 @@ _REFUSED = {
 
 def add_parser(subparsers: Any) -> None:
     """Adds `score`, `report` and the commands that tell lm-eval where our tasks are."""
+
+    def add(name: str, what: str, act: Callable[[], object], told: str = "{}") -> None:
+        parser = subparsers.add_parser(name, help=what)
+        parser.set_defaults(run=lambda _: print(told.format(act())))
+
     _add_score(subparsers)
     _add_report(subparsers)
-    for name, what, told, act in (
-        (
-            "tasks-path",
-            "print the directory to give to lm_eval --include_path",
-            "{}",
-            tasks.tasks_dir,
-        ),
-        (
-            "register",
-            "make the bare `lm_eval --tasks factual_forgetting` work",
-            "registered in {}",
-            tasks.register,
-        ),
-        ("unregister", "undo register", "removed {}", tasks.unregister),
-        ("env", "print versions and hardware, to paste into a report", "{}", _environment),
-    ):
-        subparsers.add_parser(name, help=what).set_defaults(run=_print, told=told, act=act)
+    add("tasks-path", "print the directory to give to lm_eval --include_path", tasks.tasks_dir)
+    bare = "make the bare `lm_eval --tasks factual_forgetting` work"
+    add("register", bare, tasks.register, "registered in {}")
+    add("unregister", "undo register", tasks.unregister, "removed {}")
+    add("env", "print versions and hardware, to paste into a report", _environment)
 
 
 def _add_score(subparsers: Any) -> None:
@@ -121,10 +119,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device")
 
 
-def _print(args: argparse.Namespace) -> None:
-    sys.stdout.write(f"{args.told.format(args.act())}\n")
-
-
 def _environment() -> str:
     return files.dumps(environment(), indent=2)
 
@@ -132,7 +126,7 @@ def _environment() -> str:
 def _score(args: argparse.Namespace) -> None:
     for name, reason in _REFUSED.items():
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} is refused: {reason}. Leave it out.")
+            raise InputError(f"--{name} is refused: {reason}. Leave it out.")
     bundle = load_bundle(locate_bundle(args.bundle))
     given = ("tasks", "batch_size", "device", "limit", "descends")
     settings = {name: getattr(args, name) for name in given}

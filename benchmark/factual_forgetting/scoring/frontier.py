@@ -11,17 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
+from factual_forgetting.plotting import new_figure, plain_text, save_figure
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.run import RUN
-from factual_forgetting.protocol.settings import describe, resolve
-from factual_forgetting.protocol.sweep import CHOSEN
-from factual_forgetting.scoring.chart import Curve, draw_frontier
-from factual_forgetting.scoring.metrics import curve_metrics, final_metrics, stability_at
+from factual_forgetting.protocol.run import CHOSEN, RUN
+from factual_forgetting.protocol.settings import method_label, resolve
+from factual_forgetting.scoring import metrics
 
 _COLUMNS = {
     "stability_at_p50": "S@P50",
@@ -37,16 +37,19 @@ _COLUMNS = {
     "teacher_share": "extra",
 }
 _LEVELS = [index / 100 for index in range(101)]
+_MARKERS = "osD^vPX*<>"
+_FEW = 10
+# Plasticity and stability at each point of training; None where they weren't measured.
+SeedCurve = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A finished run.
+    """A finished run of a seed.
 
     Attributes:
         method: Method with its settings, or the name of its arm in a sweep.
         protocol: Name of the protocol.
-        seed: Its seed.
         curve: Lines of `curve.jsonl`.
         correct: Final outcomes by fact id.
     """
@@ -61,9 +64,7 @@ class Trained:
 def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
     """Reads runs; of a sweep, those that were chosen on validation.
 
-    Raises:
-        UserError: If a path is neither a finished run nor a finished sweep, or a run is of
-            another bundle.
+    A path that is no finished run or sweep, or a run of another bundle, raises a UserError.
     """
     found = []
     for path in paths:
@@ -77,15 +78,15 @@ def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
 
 def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
     if not (path / RUN).exists():
-        raise UserError(
+        raise InputError(
             f"{path} is neither a finished run ({RUN}) nor a finished sweep ({CHOSEN})."
         )
     run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
-        raise UserError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
+        raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     settings = resolve(run["method"]["name"], run["method"]["settings"])
     return Trained(
-        arm or describe(run["method"]["name"], settings),
+        arm or method_label(run["method"]["name"], settings),
         run["protocol"]["name"],
         run["seed"],
         list(files.read_jsonl(path / CURVE)),
@@ -96,10 +97,9 @@ def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
 def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
     """Summarises runs by method and protocol, best S@P90 first, those that have none last.
 
-    Returns:
-        For each arm `method`, `protocol`, `seeds`; each metric as `mean`, `low` and `high` over
-        seeds, or None where a seed has none; and `line`: stability (mean, low, high) at each
-        level of plasticity that every seed reaches.
+    An arm has `method`, `protocol`, `seeds`; each metric as `mean`, `low` and `high` over seeds,
+    or None where a seed has none; and `line`: stability (mean, low, high) at each level of
+    plasticity that every seed reaches.
     """
     arms: dict[tuple[str, str], list[Trained]] = defaultdict(list)
     for run in runs:
@@ -115,23 +115,23 @@ def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
 def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dict[str, Any]:
     seeds = [run.seed for run in runs]
     if len(set(seeds)) != len(seeds):
-        raise UserError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
+        raise InputError(f"{method} has two runs of one seed ({seeds}). Give each run once.")
     measured = [_metrics(run, bundle) for run in runs]
     return {
         "method": method,
         "protocol": protocol,
         "seeds": sorted(seeds),
-        **{key: _spread([metrics[key] for metrics in measured]) for key in _COLUMNS},
+        **{key: _spread([found[key] for found in measured]) for key in _COLUMNS},
         "line": _line(runs),
     }
 
 
 def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
     last = run.curve[-1]
-    final = final_metrics(bundle, run.correct)
+    final = metrics.final_metrics(bundle, run.correct)
     return {
         **{key: row and row["value"] for key, row in final.items()},
-        **curve_metrics(run.curve),
+        **metrics.curve_metrics(run.curve),
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
         "kl_to_base": last["kl_to_base"],
@@ -140,7 +140,7 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
 
 
 def _at(run: Trained, level: float) -> float | None:
-    found = stability_at(run.curve, level)
+    found = metrics.stability_at(run.curve, level)
     return found["stability"] if found else None
 
 
@@ -172,6 +172,43 @@ def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return str(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
 
 
+def draw_frontier(arms: Sequence[tuple[str, Sequence[SeedCurve]]], path: Path) -> None:
+    """Draws stability against plasticity over training, a line an arm.
+
+    Args:
+        arms: The name of each arm and the curves of its seeds. Seeds are averaged point by
+            point, as far as the shortest goes; thin lines are the seeds.
+        path: Image to write; its suffix decides the format.
+    """
+    import matplotlib as mpl
+
+    few = len(arms) <= _FEW
+    palette = mpl.color_sequences["tab10" if few else "tab20"]
+    figure = new_figure(9, 6)
+    axes = figure.subplots()
+    for index, (name, curves) in enumerate(arms):
+        color, marker = palette[index % len(palette)], _MARKERS[index % len(_MARKERS)]
+        seeds = [np.array(curve, dtype=float) for curve in curves]
+        shortest = min(map(len, seeds))
+        mean = np.mean([seed[:shortest] for seed in seeds], axis=0)
+        end = np.mean([seed[-1] for seed in seeds], axis=0)
+        for seed in seeds:
+            axes.plot(*seed.T, color=color, linewidth=0.7, alpha=0.35)
+        axes.plot(*mean.T, color=color, linewidth=1.6, alpha=0.9)
+        axes.plot(*end, marker, color=color, markersize=8, label=plain_text(name))
+    axes.axvline(metrics.PLASTICITY_LEVEL, color="grey", linestyle=":", linewidth=1)
+    axes.text(metrics.PLASTICITY_LEVEL, 0.01, " P = .90", transform=axes.get_xaxis_transform())
+    axes.set(
+        xlabel="factual plasticity P (accuracy on D_Unk, learned)",
+        ylabel="factual stability S (accuracy on D_Held, kept)",
+        title="What fine-tuning learns and what it costs (thin: seeds; marker: end of training)",
+        xlim=(-0.02, 1.02),
+    )
+    axes.legend(loc="lower left", fontsize=8, ncols=1 if few else 2)
+    axes.grid(alpha=0.25)
+    save_figure(figure, path)
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds `frontier`."""
     parser = subparsers.add_parser("frontier", help="draw stability against plasticity of runs")
@@ -191,7 +228,7 @@ def _frontier(args: argparse.Namespace) -> None:
     sys.stdout.write(frontier_markdown(rows) + "\n")
 
 
-def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[Curve]:
+def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[SeedCurve]:
     return [
         [(point["plasticity"], point["stability"]) for point in run.curve]
         for run in runs

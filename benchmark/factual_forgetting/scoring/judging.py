@@ -22,7 +22,6 @@ _DECLINES = re.compile(
 _HEDGES = frozenset(
     "or either neither nor not never isnt wasnt arent werent doesnt didnt cannot cant".split()
 )
-
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
 _BLOCK = re.compile(r"^\s*(?:(?:[-*+>]|#{1,6})\s+)+")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
@@ -145,17 +144,11 @@ def _says(answer: str, names: Sequence[str], subject: str) -> bool:
         return True
     # Where the answer stands in the subject ("Luxembourg's capital"), repeating the question
     # must not count: one mention of the subject is taken out.
-    words = _without(normalise(answer).split(), normalise(subject).split())
-    for name in names:
-        gold = normalise(name).split()
-        rest = _without(words, gold)
-        if rest != words and not _HEDGES & set(rest):
-            return True
-    return False
+    said = _without(f" {normalise(answer)} ", subject)
+    rests = (_without(said, name) for name in names)
+    return any(rest != said and not _HEDGES & set(rest.split()) for rest in rests)
 
 
-def _without(words: list[str], part: list[str]) -> list[str]:
-    for start in range(len(words) - len(part) + 1 if part else 0):
-        if words[start : start + len(part)] == part:
-            return [*words[:start], "|", *words[start + len(part) :]]
-    return words
+def _without(said: str, name: str) -> str:
+    words = normalise(name)
+    return said.replace(f" {words} ", " | ", 1) if words else said

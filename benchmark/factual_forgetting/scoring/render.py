@@ -10,9 +10,8 @@ from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN
 from factual_forgetting.scoring.anatomy import ANATOMY_RUNS, ERASED, FORMAT, SUPPRESSED
-from factual_forgetting.scoring.report import Report
+from factual_forgetting.scoring.report import TRANSITIONS, Report
 from factual_forgetting.scoring.statistics import interval_text
-from factual_forgetting.scoring.transitions import TRANSITIONS
 
 _METRICS = {
     "task_learning": "task learning T",
@@ -32,12 +31,7 @@ _METRICS = {
     "intrusion": "wrong answers that are objects of D_Unk",
     "token_f1": "token F1 on D_Held",
 }
-_SPLITS = {
-    KNOWN: "D_Known",
-    UNKNOWN: "D_Unk",
-    HELDOUT: "D_Held",
-    HELDOUT_OTHER: "other relations",
-}
+_SPLITS = {KNOWN: "D_Known", UNKNOWN: "D_Unk", HELDOUT: "D_Held", HELDOUT_OTHER: "other relations"}
 _KINDS = {
     ERASED: f"none of {ANATOMY_RUNS + 1} few-shot prompts brings it back",
     SUPPRESSED: f"some of {ANATOMY_RUNS} do, the one that the base was asked in doesn't",
@@ -54,7 +48,7 @@ _table = partial(tabulate, tablefmt="github", disable_numparse=True)
 
 def report_markdown(reports: Sequence[Report], control: Report | None = None) -> str:
     """Renders reports side by side: metrics, transitions, relations and notes."""
-    named = list(zip(_names(reports), reports, strict=True))
+    named = list(zip(_short([r.results.name for r in reports]), reports, strict=True))
     if control:
         named.append(("control (known only)", control))
     first = reports[0].summary
@@ -70,10 +64,6 @@ def report_markdown(reports: Sequence[Report], control: Report | None = None) ->
     for name, report in named:
         parts += [f"## {name}", *_details(report.summary)]
     return "\n\n".join(parts)
-
-
-def _names(reports: Sequence[Report]) -> list[str]:
-    return _short([report.results.name for report in reports])
 
 
 def _short(paths: Sequence[str]) -> list[str]:
@@ -140,19 +130,15 @@ def curve_markdown(row: Mapping[str, Any]) -> str:
 
 
 def facts_markdown(reports: Sequence[Report], kind: str) -> str:
-    """Lists the facts of one kind of transition, the answers of all checkpoints side by side.
-
-    Args:
-        reports: Their first one decides which facts are shown.
-        kind: One of `TRANSITIONS`.
-    """
+    """Lists the first checkpoint's facts of one kind of transition, with all answers to them."""
     chosen = reports[0].facts(kind)
+    names = _short([report.results.name for report in reports])
     rows = [
         [_SPLITS[row["split"]], row["relation"], row["question"], row["gold"]]
         + [_one_line(report.results.answers.get(row["id"], "")) for report in reports]
         for row in chosen[:_MOST_SHOWN]
     ]
-    table = _table(rows, ["split", "relation", "question", "gold", *_names(reports)])
+    table = _table(rows, ["split", "relation", "question", "gold", *names])
     left = len(chosen) - len(rows)
     return f"{table}\n\n{left} more: --format json has all" if left else table
 

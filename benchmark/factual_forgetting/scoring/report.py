@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import scipy  # Loads its parts on first use.
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.errors import UserError
-from factual_forgetting.facts.account import by_relation, majority_answer
+from factual_forgetting.errors import InputError
+from factual_forgetting.facts.account import has_majority_answer, majority_answers
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.run import RUN
@@ -24,16 +25,28 @@ from factual_forgetting.scoring.results import Results
 from factual_forgetting.scoring.statistics import Estimate, row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
-from factual_forgetting.scoring.transitions import (
-    KEPT,
-    LEARNED,
-    Transition,
-    count_transitions,
-    transitions,
-)
 
+KEPT, LOST, LEARNED, STILL_UNKNOWN = "kept", "lost", "learned", "still unknown"
+TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)
+# By what the base had right, and by what the checkpoint has.
+_KINDS = {True: {True: KEPT, False: LOST}, False: {True: LEARNED, False: STILL_UNKNOWN}}
 _MOSTLY_EMPTY = 0.5
 _STEP = re.compile(r"(?P<stem>.*[-_/])(?P<step>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One fact, before and after: an item of a split, a kind of `TRANSITIONS`, the new answer."""
+
+    split: str
+    item: Item
+    kind: str
+    answer: str
+
+    @property
+    def fact(self) -> Fact:
+        """The fact alone."""
+        return self.item.fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +54,8 @@ class Report:
     """One checkpoint in one prompt style.
 
     Attributes:
-        results: Its answers.
         trained: Whether it trained on D_train.
         summary: Everything but the facts, as plain JSON.
-        transitions: What happened to each fact.
     """
 
     results: Results
@@ -67,23 +78,17 @@ class Report:
 
 
 def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None) -> Report:
-    """Computes the report of a checkpoint.
+    """Computes a report, whose estimates have `value`, `low`, `high` (95 %) and `n`, or are None.
 
-    Args:
-        bundle: The bundle.
-        results: The checkpoint's answers.
-        trained: Whether it trained on the bundle's D_train; None looks for a run of
-            `finetune` in its directory.
-
-    Returns:
-        The report. Its estimates have `value`, `low`, `high` (95 %) and `n`, or are None.
+    `trained` says whether the checkpoint trained on the bundle's D_train; None looks for a run of
+    `finetune` in its directory.
     """
     trained = _is_run(results, bundle) if trained is None else trained
     outcome = STYLES[results.style].outcome
-    correct = {key: found.correct for key, found in results.judgements.items()}
-    changes = transitions(bundle, correct, results.answers, outcome)
+    changes = _transitions(bundle, results)
     held = [change for change in changes if change.split == HELDOUT]
     splits = dict.fromkeys(change.split for change in changes)
+    relations = sorted({change.fact.relation for change in held})
     summary = {
         "checkpoint": results.name,
         "style": results.style,
@@ -91,14 +96,29 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
             **final_metrics(bundle, results.correct, trained=trained, outcome=outcome),
             **_more_metrics(bundle, results),
         },
-        "relations": [_relation(n, held) for n in sorted({c.fact.relation for c in held})],
+        "relations": [_relation(name, held) for name in relations],
         "transitions": {
-            split: count_transitions(c for c in changes if c.split == split) for split in splits
+            split: _count_kinds(c for c in changes if c.split == split) for split in splits
         },
         "made_with": _made_with(bundle, results),
         "notes": _notes(bundle, results),
     }
     return Report(results, trained, summary, changes)
+
+
+def _transitions(bundle: Bundle, results: Results) -> list[Transition]:
+    """Classifies every fact that was asked by what the base had in the same prompt."""
+    outcome, judged = STYLES[results.style].outcome, results.judgements
+    return [
+        Transition(split, item, _KINDS[item.base[outcome]][judged[item.fact.id].correct], answer)
+        for split, item in bundle.items()
+        if (answer := results.answers.get(item.fact.id)) is not None
+    ]
+
+
+def _count_kinds(changes: Iterable[Transition]) -> dict[str, int]:
+    counts = Counter(change.kind for change in changes)
+    return {kind: counts[kind] for kind in TRANSITIONS}
 
 
 def _is_run(results: Results, bundle: Bundle) -> bool:
@@ -115,7 +135,9 @@ def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
     """Metrics on D_Held that need the answers, not only whether they are right."""
     found = results.judgements
     held = [item for item in bundle.splits[HELDOUT] if item.fact.id in found]
-    common = _common(bundle)
+    train = [item.fact for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]]
+    majority = majority_answers(train)
+    common = {item.fact.id for item in held if has_majority_answer(item.fact, majority)}
 
     def share(items: list[Item], name: str, *, macro: bool = False) -> Estimate | None:
         return accuracy(items, {k: getattr(j, name) for k, j in found.items()}, macro=macro)
@@ -136,18 +158,6 @@ def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
     }
 
 
-def _common(bundle: Bundle) -> set[str]:
-    """Facts whose gold is their relation's most frequent in D_Known, D_Unk and D_Held.
-
-    One that occurs once is nobody's; ties go to the first in the alphabet.
-    """
-    facts = [item.fact for split in (KNOWN, UNKNOWN, HELDOUT) for item in bundle.splits[split]]
-    golds = {fact.id: (fact.relation, normalise(fact.answers[0])) for fact in facts}
-    often = Counter(golds.values())
-    most = {(name, normalise(majority_answer(found))) for name, found in by_relation(facts).items()}
-    return {key for key, gold in golds.items() if gold in most and often[gold] > 1}
-
-
 def _intrusions(bundle: Bundle, held: list[Item], results: Results) -> dict[str, bool]:
     """Whether a wrong answer names an object that D_Unk teaches, of whatever relation."""
     golds = {normalise(gold) for item in bundle.splits[UNKNOWN] for gold in item.fact.accepted}
@@ -161,7 +171,7 @@ def _intrusions(bundle: Bundle, held: list[Item], results: Results) -> dict[str,
 
 
 def _relation(name: str, held: Sequence[Transition]) -> dict[str, Any]:
-    counts = count_transitions(change for change in held if change.fact.relation == name)
+    counts = _count_kinds(change for change in held if change.fact.relation == name)
     n, right = sum(counts.values()), counts[KEPT] + counts[LEARNED]
     return {"relation": name, "n": n, "stability": right / n, **counts}
 
@@ -182,8 +192,7 @@ def _made_with(bundle: Bundle, results: Results) -> dict[str, Any]:
 
 def _notes(bundle: Bundle, results: Results) -> list[str]:
     """What a reader must know before believing a number."""
-    empty = sum(not text.strip() for text in results.answers.values())
-    share = empty / len(results.answers)
+    share = sum(not text.strip() for text in results.answers.values()) / len(results.answers)
     notes = []
     if share >= _MOSTLY_EMPTY:
         notes.append(
@@ -212,8 +221,7 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
 def in_order(results: Sequence[Results]) -> list[Results] | None:
     """Sorts the checkpoints of one run by step; None if they aren't that.
 
-    Trainers write them beside each other, as directories whose names differ in a number at
-    the end (`checkpoint-100`).
+    Trainers write them as sibling directories whose names end in a number (`checkpoint-100`).
     """
     steps = {
         (match["stem"], int(match["step"])): found
@@ -227,14 +235,9 @@ def in_order(results: Sequence[Results]) -> list[Results] | None:
 
 
 def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
-    """Puts the checkpoints of one run on a curve, the base's own outcomes first.
+    """Returns the `points` of one run, the base's outcomes first, and their `curve_metrics`.
 
-    Args:
-        bundle: The bundle.
-        reports: In the order of training; the checkpoints trained on D_train.
-
-    Returns:
-        `points` and what `curve_metrics` makes of them.
+    `reports` are in the order of training; the checkpoints trained on D_train.
     """
     outcome = STYLES[reports[0].results.style].outcome
     base = {item.fact.id: item.base[outcome] for _, item in bundle.items()}
@@ -255,13 +258,11 @@ def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
 def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
 
-    Over several seeds it would be wrong: their facts aren't independent.
-
-    Raises:
-        UserError: If they were asked in different prompts.
+    Over several seeds it would be wrong: their facts aren't independent. Checkpoints that were
+    asked in different prompts raise a UserError.
     """
     if first.results.style != second.results.style:
-        raise UserError(
+        raise InputError(
             f"{first.results.name} was asked as {first.results.style}, {second.results.name} as "
             f"{second.results.style}. Compare results of the same tasks."
         )

@@ -9,8 +9,7 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.errors import UserError
-from factual_forgetting.facts.fact import Fact
+from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
 from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
@@ -24,12 +23,9 @@ class Results:
     """What a checkpoint answered.
 
     Attributes:
-        path: The results file.
         style: Key of `STYLES`: how it was asked.
         pretrained: The checkpoint as lm-eval was given it; None for other backends.
-        name: What to call the checkpoint.
-        answers: Generated text by fact id.
-        judgements: Outcome by fact id.
+        answers: Generated text by fact id; `judgements` has the outcome of each.
         correct: Whether right, by fact id, in D_Known, D_Unk and D_Held.
         weights_sha256: Hash of the weights that answered; None where lm-eval couldn't see them.
         tokenizer_sha256: Hash of their tokenizer, likewise.
@@ -61,9 +57,8 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         style: Key of `STYLES`: which prompts to read the answers to.
 
     Raises:
-        UserError: If they were made with `--limit`, a cache, other settings or another version,
-            without `--log_samples`, belong to another bundle or to several checkpoints, or
-            don't cover exactly the facts of a split.
+        UserError: If made with `--limit`, a cache, other settings, version or bundle, without
+            `--log_samples`, by several checkpoints, or not for exactly the facts of a split.
     """
     require_matcher(bundle)
     results_path, results = _newest(path, style)
@@ -81,7 +76,11 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
         arguments = parse_model_args(arguments)
-    judgements = {s.id: s.judge(items[s.id].fact, STYLES[style]) for s in asked}
+    judgements = {
+        s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
+        for s in asked
+        for fact in [items[s.id].fact]
+    }
     scored = {item.fact.id for split in _SCORED for item in bundle.splits[split]}
     configs = results.get("configs", {}).values()
     return Results(
@@ -108,7 +107,7 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
 def _folders(path: Path) -> list[Path]:
     found = sorted({file.parent for file in path.rglob("results_*.json")})
     if not found:
-        raise UserError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
+        raise NotFoundError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
     return found
 
 
@@ -117,7 +116,7 @@ def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         folders = _folders(path)
         if len(folders) > 1:
-            raise UserError(
+            raise InputError(
                 f"{path} holds results of {len(folders)} checkpoints: "
                 f"{', '.join(map(str, folders[:5]))}. Name one of them."
             )
@@ -125,10 +124,10 @@ def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
     for file in found:
         results = files.read_json(file)
         if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
-            raise UserError(f"{file} is no results file of lm-eval. Score again.")
+            raise InputError(f"{file} is no results file of lm-eval. Score again.")
         if _splits(results, style):
             return file, results
-    raise UserError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
+    raise NotFoundError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
 
 
 def _splits(results: dict[str, Any], style: str) -> dict[str, str]:
@@ -140,14 +139,14 @@ def _splits(results: dict[str, Any], style: str) -> dict[str, str]:
 def _check_settings(path: Path, results: dict[str, Any], style: Style) -> None:
     config = results.get("config", {})
     if config.get("limit") is not None:
-        raise UserError(f"{path} was made with --limit. Score again without it.")
+        raise InputError(f"{path} was made with --limit. Score again without it.")
     if config.get("use_cache"):
-        raise UserError(
+        raise InputError(
             f"{path} was made with --use_cache, whose keys leave out the model: the answers may "
             "be another checkpoint's. Score again without it."
         )
     if style.chat and not results.get("chat_template") and "chat" not in str(config.get("model")):
-        raise UserError(f"{path} lacks a chat template. Score again with --apply_chat_template.")
+        raise InputError(f"{path} lacks a chat template. Score again with --apply_chat_template.")
 
 
 def _check_versions(path: Path, results: dict[str, Any], tasks: Iterable[str]) -> None:
@@ -155,7 +154,7 @@ def _check_versions(path: Path, results: dict[str, Any], tasks: Iterable[str]) -
     for task in tasks:
         version = versions.get(parse_task(task))
         if version != TASK_VERSION:
-            raise UserError(
+            raise InputError(
                 f"{path} was made with version {version} of {task}; this is {TASK_VERSION}. "
                 "Score again, or read it with the version that made it."
             )
@@ -179,17 +178,17 @@ class _Sample:
             prompt, settings = sent["arg_0"], dict(sent["arg_1"])
             return cls(where, str(doc["id"]), doc, str(text), _as_text(prompt), settings)
         except (KeyError, IndexError, TypeError, ValueError):
-            raise UserError(f"{where}: not a sample of lm-eval. Score again.") from None
+            raise InputError(f"{where}: not a sample of lm-eval. Score again.") from None
 
     def check(self, items: Mapping[str, Item], bundle: Bundle, style: Style) -> None:
         """Checks bundle, prompt and settings against what this package would have asked."""
         item = items.get(self.id)
         if item is None or self.doc.get("bundle_sha256") != bundle.sha256:
-            raise UserError(f"{self.where}: made with another bundle than {bundle.path}.")
+            raise InputError(f"{self.where}: made with another bundle than {bundle.path}.")
         prompt = style.prompt(item, bundle)
         asked = prompt in self.prompt if style.chat else prompt == self.prompt
         if not asked or not self._canonical(style):
-            raise UserError(
+            raise InputError(
                 f"{self.where}: asked with another prompt or other generation settings than the "
                 "task's. Score again without --gen_kwargs, and with --apply_chat_template for "
                 "the chat tasks alone."
@@ -200,15 +199,12 @@ class _Sample:
         stops = self.settings.get("until") == list(style.stops)
         return greedy and stops and self.settings.get("max_gen_toks") == style.max_new_tokens
 
-    def judge(self, fact: Fact, style: Style) -> Judgement:
-        return judge(self.text, fact.answers, fact.aliases, fact.subject, chat=style.chat)
-
 
 def _samples(results_path: Path, task: str) -> list[_Sample]:
     stamp = results_path.stem.removeprefix("results_")
     path = results_path.with_name(f"samples_{task}_{stamp}.jsonl")
     if not path.exists():
-        raise UserError(f"{path} is missing. Score again with --log_samples.")
+        raise NotFoundError(f"{path} is missing. Score again with --log_samples.")
     rows = enumerate(files.read_jsonl(path), start=1)
     return [_Sample.parse(row, f"{path}, line {number}") for number, row in rows]
 
@@ -225,7 +221,7 @@ def _check_complete(
     path: Path, task: str, samples: Sequence[_Sample], expected: Sequence[Item]
 ) -> None:
     if sorted(sample.id for sample in samples) != sorted(item.fact.id for item in expected):
-        raise UserError(
+        raise InputError(
             f"The samples of {task} beside {path} hold {len(samples)} answers where the bundle "
             f"has {len(expected)} facts. They are half-written or of another bundle; score again."
         )
@@ -234,7 +230,7 @@ def _check_complete(
 def _one_of(path: Path, key: str, asked: Sequence[_Sample]) -> str | None:
     found = {sample.doc.get(key) for sample in asked}
     if len(found) > 1:
-        raise UserError(f"The samples beside {path} differ in {key}: mixed runs. Score again.")
+        raise InputError(f"The samples beside {path} differ in {key}: mixed runs. Score again.")
     value = next(iter(found), None)
     return str(value) if value else None
 

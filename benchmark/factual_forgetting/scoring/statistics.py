@@ -20,14 +20,7 @@ _XTOL = 1e-15
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval.
-
-    Attributes:
-        value: The mean.
-        low: Lower end of the interval.
-        high: Upper end.
-        n: Number of facts.
-    """
+    """A mean with the ends of its 95 % interval, over n facts."""
 
     value: float
     low: float
@@ -41,18 +34,14 @@ def row_of(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def interval_text(row: Mapping[str, Any] | None) -> str:
-    """Writes an estimate's value and 95 % interval; a dash where there is none.
-
-    Args:
-        row: What `row_of` returned.
-    """
+    """Writes value and 95 % interval of what `row_of` returned; a dash where there is none."""
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if row else "-"
 
 
 def proportion(
     correct: Sequence[float], strata: Sequence[str], *, macro: bool = False
 ) -> Estimate | None:
-    """Estimates a proportion with a stratified score interval.
+    """Estimates a proportion with a stratified score interval; None without facts.
 
     Wilson's score interval (1927) at the effective sample size of the stratified design: the
     size of a simple sample with the same variance, each stratum's variance estimated without
@@ -64,9 +53,6 @@ def proportion(
             than it needs to be, as the variance of a mean is at most that of an outcome).
         strata: The relation of each fact.
         macro: Whether every relation weighs the same, not every fact.
-
-    Returns:
-        The estimate, or None without facts.
     """
     if not len(correct):
         return None
@@ -87,7 +73,8 @@ def _effective(
     Strata that happen to be pure would promise too much, so the gain is bounded; more tightly
     where a small stratum weighs as much as a large one.
     """
-    rows = _strata(strata)
+    labels = np.asarray(strata)
+    rows = [np.flatnonzero(labels == name) for name in sorted(set(strata))]
     sizes = np.array([len(index) for index in rows], dtype=float)
     weights = np.full(len(rows), 1 / len(rows)) if macro else sizes / len(values)
     means = np.array([values[index].mean() for index in rows])
@@ -130,7 +117,7 @@ def _interval(share: float, size: float, n: int) -> tuple[float, float]:
 
 
 def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Estimate | None:
-    """Estimates a mean of paired differences with a stratified score interval.
+    """Estimates a mean of paired differences with a stratified score interval; None without any.
 
     Tango's score interval for paired proportions (1998) at the effective sample size of the
     stratified design; unlike a bootstrap's, it has a width where few facts or none differ.
@@ -139,9 +126,6 @@ def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Esti
         differences: One a fact, in [-1, 1]: first outcome minus second, averaged over seeds if
             several (the interval is then wider than it needs to be).
         strata: The relation of each fact.
-
-    Returns:
-        The estimate, or None without facts.
     """
     if not len(differences):
         return None
@@ -149,7 +133,6 @@ def mean_difference(differences: Sequence[float], strata: Sequence[str]) -> Esti
     value, size = _effective(values, strata, lambda part: float(part.var()))
     losses = float(np.maximum(values, 0).mean()) * size
     gains = float(np.maximum(-values, 0).mean()) * size
-
     tango = partial(_tango, value, losses, gains, size)
     return Estimate(value, _end(tango, _Z, value, -1.0), _end(tango, -_Z, value, 1.0), len(values))
 
@@ -169,8 +152,3 @@ def _end(statistic: Callable[[float], float], score: float, value: float, most: 
     if statistic(most) * most > score * most:
         return most
     return float(scipy.optimize.brentq(lambda d: statistic(d) - score, value, most, xtol=_XTOL))
-
-
-def _strata(names: Sequence[str]) -> list[NDArray[np.int64]]:
-    labels = np.asarray(names)
-    return [np.flatnonzero(labels == name) for name in sorted(set(names))]

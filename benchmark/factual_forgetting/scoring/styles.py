@@ -11,8 +11,7 @@ from factual_forgetting.tasks import GROUP
 
 # Must be the YAML's; a change of any score raises both.
 TASK_VERSION = 1.0
-
-INSTRUCTION = "Answer the last question. Give the answer alone, as in the questions before it."
+_INSTRUCTION = "Answer the last question. Give the answer alone, as in the questions before it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Style:
         if self.outcome == ZERO_SHOT:
             return question
         text = exemplar_prefix(bundle.exemplars[item.fact.relation]) + question
-        return f"{INSTRUCTION}\n\n{text}" if self.chat else text
+        return f"{_INSTRUCTION}\n\n{text}" if self.chat else text
 
     def tasks(self, bundle: Bundle) -> list[str]:
         """Returns the tasks that a bundle has facts for."""
@@ -65,11 +64,7 @@ STYLES = {
 
 
 def parse_task(name: str) -> tuple[str, str] | None:
-    """Returns the style and split of a task's name; None for other people's tasks.
-
-    Args:
-        name: As in lm-eval's results; 0.5 writes `group::task`.
-    """
+    """Returns the style and split of a task's name (lm-eval 0.5 writes `group::task`), or None."""
     plain = name.split("::")[-1]
     for style in STYLES:
         split = SPLIT_OF_TASK.get(plain.removeprefix(f"{style}_"))

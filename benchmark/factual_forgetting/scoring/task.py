@@ -8,7 +8,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.scoring.styles import STYLES
@@ -27,39 +27,33 @@ def load_split(
     revision: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Loads a split of a bundle for lm-eval (`custom_dataset`).
+    """Loads a split for lm-eval (`custom_dataset`): `{"test": datasets.Dataset}`, a row a fact.
 
     Args:
         ff_split: Name of the split; from the task's YAML.
         ff_style: Key of `STYLES`; from the task's YAML.
-        ff_bundle: Directory of the bundle, `almanac`, or a dataset on the Hub as `name@commit`;
-            from `--metadata`. Without it the embedded bundle is used, for descendants of the
-            embedded base only.
+        ff_bundle: Directory, `almanac`, or a dataset on the Hub as `name@commit`; from
+            `--metadata`. Without it the embedded bundle, for descendants of its base only.
         ff_bundle_sha256: The hash that the bundle must have, if it matters.
-        ff_descends: Declares that the checkpoint descends from the bundle's base although its
-            shape or marks say otherwise; from `--metadata`.
+        ff_descends: Declares the checkpoint's descent, whatever its shape or marks say.
         pretrained: The checkpoint, from `--model_args`.
-        revision: Its revision, from `--model_args`.
+        revision: Its revision, likewise.
         others: The other keys of `--model_args` and `--metadata`.
 
-    Returns:
-        `{"test": datasets.Dataset}` with one row a fact.
-
     Raises:
-        UserError: If the bundle was changed or isn't the expected one, or the checkpoint
-            doesn't descend from its base.
+        UserError: If the bundle was changed or isn't the one meant, or isn't the checkpoint's.
     """
     from datasets import Dataset
 
     path = local_checkpoint(pretrained, revision)
     if ff_bundle is None and path is None:
-        raise UserError(
+        raise InputError(
             "No bundle was given, and without one only checkpoints of the embedded almanac base "
             'are scored. Add --metadata \'{"ff_bundle": "DIR"}\' with the bundle of your base.'
         )
     bundle = load_bundle(locate_bundle(ff_bundle or checkpoint.ALMANAC))
     if ff_bundle_sha256 is not None and ff_bundle_sha256 != bundle.sha256:
-        raise UserError(
+        raise InputError(
             f"The bundle in {bundle.path} has the hash {bundle.sha256}, not {ff_bundle_sha256}. "
             "Give the bundle that was meant."
         )
@@ -76,11 +70,8 @@ def task_documents(
 ) -> list[dict[str, Any]]:
     """Returns a split's documents: prompt, answers, the base's outcome, and what made them.
 
-    Args:
-        bundle: The bundle.
-        split: Name of the split.
-        style_name: Key of `STYLES`.
-        path: The checkpoint's directory, whose hashes go into each document; None if unknown.
+    `style_name` is a key of `STYLES`. `path` is the checkpoint's directory, whose hashes go into
+    each document; None if unknown.
     """
     style = STYLES[style_name]
     made_of = {
@@ -122,14 +113,10 @@ def local_checkpoint(pretrained: str | None, revision: str | None = None) -> Pat
 
 
 def require_matcher(bundle: Bundle) -> None:
-    """Refuses a bundle whose base was judged by other rules than these.
-
-    Raises:
-        UserError: If the matcher's version differs.
-    """
+    """Raises a UserError where another version of the matcher judged the bundle's base."""
     found = bundle.manifest["labels"]["matcher"]
     if found != MATCHER_VERSION:
-        raise UserError(
+        raise InputError(
             f"The base's outcomes in {bundle.path} were matched by {found}; this version matches "
             f"by {MATCHER_VERSION}. Label again, or install the version that built the bundle."
         )
@@ -158,13 +145,9 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Scores one answer; lost and gained compare with the base in the same prompt.
 
-    Args:
-        doc: A row of `load_split`.
-        results: The generated text, alone in a list.
-
-    Returns:
-        Metrics by name. `ff_lost` is there only where the base was right and `ff_gained` only
-        where it was wrong, so that their means are shares of those facts.
+    `doc` is a row of `load_split`, `results` the generated text, alone in a list. `ff_lost` is
+    there only where the base was right and `ff_gained` only where it was wrong, so that their
+    means are shares of those facts.
     """
     style = STYLES[doc["style"]]
     found = judge(results[0], doc["answers"], doc["aliases"], doc["subject"], chat=style.chat)

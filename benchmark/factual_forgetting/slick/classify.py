@@ -6,9 +6,11 @@ their number nor on a kill and a resume: a shard is asked the same way wherever 
 
 from __future__ import annotations
 
+import heapq
 import shutil
+import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,39 +21,24 @@ from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.errors import UserError, reason_of
-from factual_forgetting.facts.fact import Fact
+from factual_forgetting.errors import InputError, UserError, reason_of
+from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.facts.matching import MATCHER_VERSION
+from factual_forgetting.slick import labelling as slick
 from factual_forgetting.slick.asking import ShardRun, rounds
-from factual_forgetting.slick.configurations import Configurations, draw
-from factual_forgetting.slick.labelling import (
-    EXEMPLARS,
-    FACTS,
-    FRESH,
-    LABELS,
-    MANIFEST,
-    PARTS,
-    QUOTAS,
-    Label,
-    SlickConfig,
-)
-from factual_forgetting.slick.shards import (
-    INDEX,
-    Shard,
-    append,
-    order,
-    read_journal,
-    read_shards,
-    spooled,
-)
+from factual_forgetting.slick.configurations import Configurations, draw_configurations
+from factual_forgetting.slick.labelling import Category, Label, SlickConfig, read_labels
+from factual_forgetting.slick.shards import Shard, Spool, append, lot_of, read_journal, read_shards
 
+CLASSIFY_LOG = "classify.log.json"
 _IDENTITY, _LOG = "identity.json", "log.jsonl"
-LOG = "classify.log.json"
+_REDRAW, _AGAIN = "redraw.json", "redraw"
+_Counts = Counter[tuple[Category, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A labelling that is prepared.
+class Labelling:
+    """A labelling that is begun, or finished.
 
     Attributes:
         output: Directory of the labelling.
@@ -70,25 +57,126 @@ class Job:
     @property
     def parts(self) -> Path:
         """Where unfinished work lies."""
-        return self.output / PARTS
+        return self.output / slick.PARTS
 
     def run(self, shard: Shard) -> ShardRun:
         """Opens a shard."""
-        return ShardRun(shard, self.parts, self.settings)
+        return ShardRun(shard, self.parts, self.settings, self.drawn[shard.relation])
+
+    def queries(self, shards: Sequence[Shard]) -> int:
+        """Returns how often shards are asked a question, if none retires."""
+        runs = sum(len(planned.runs) for planned in rounds(self.settings))
+        return sum(shard.questions for shard in shards) * runs
+
+    def ask(self, engine: Engine, shards: Sequence[Shard]) -> None:
+        """Asks shards, as far as they and a quota need it."""
+        total = self.queries(shards)
+        with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
+            for shard in self._until_full(shards):
+                run = self.run(shard)
+                bar.update(run.answered)
+                if run.complete:
+                    continue
+                started, queries = time.time(), 0
+                for passed, asked in run.ask(engine):
+                    bar.update(passed)
+                    queries += asked
+                told: dict[str, Any] = {"shard": shard.number, "queries": queries}
+                told |= {"seconds": time.time() - started, "batch_size": engine.batch_size}
+                append(self.parts / _LOG, told)
+
+    def _until_full(self, shards: Sequence[Shard]) -> Iterator[Shard]:
+        """Yields shards, up to a block before which all is finished and holds the quota."""
+        if not self.settings.quota:
+            yield from shards
+            return
+        counts, earlier = _Counts(), deque(self.shards)
+        for shard in shards:
+            while earlier[0].block < shard.block and (run := self.run(earlier[0])).complete:
+                counts.update((label.category, label.fact.split) for label in run.labels())
+                earlier.popleft()
+            if earlier[0].block >= shard.block and not self._missing(counts):
+                return
+            yield shard
+
+    def _missing(self, counts: _Counts) -> dict[str, str]:
+        """Tells what of a quota isn't full: found and wanted, by name."""
+        return {
+            name: f"{counts[slick.QUOTAS[name]]:,} of {wanted:,}"
+            for name, wanted in self.settings.quota.items()
+            if counts[slick.QUOTAS[name]] < wanted
+        }
+
+    def merge(self, *, some_right: bool = True) -> dict[str, Any]:
+        """Writes the labelling from the journals of its shards.
+
+        Labels stand in the random order in which questions are taken, so that a quota is filled
+        in that order whatever finished first. The manifest is returned.
+
+        Raises:
+            UserError: If shards are missing, a quota isn't met, or the base answers nothing right
+                where `some_right` is asked for.
+        """
+        if not self.shards:
+            return dict(files.read_json(self.output / slick.LABELS_MANIFEST))
+        categories = self._write_labels(some_right)
+        exemplars = [
+            {"relation": relation, "run": run, "facts": [fact.row() for fact in facts]}
+            for relation, configs in self.drawn.items()
+            for run, facts in [*enumerate(configs.labelling), (slick.FRESH, configs.fresh)]
+        ]
+        files.write_jsonl(self.output / slick.EXEMPLARS_FILE, exemplars)
+        written = (slick.FACTS_FILE, slick.LABELS_FILE, slick.EXEMPLARS_FILE)
+        hashes = {name: files.sha256_file(self.output / name) for name in written}
+        manifest = {**self.identity, "categories": categories, "files": hashes}
+        files.write_json(self.output / CLASSIFY_LOG, read_journal(self.parts / _LOG))
+        files.write_json(self.output / slick.LABELS_MANIFEST, manifest)
+        shutil.rmtree(self.parts)
+        return manifest
+
+    def _write_labels(self, some_right: bool) -> dict[Category, int]:
+        counts = _Counts()
+        with (
+            files.atomic(self.output / slick.FACTS_FILE) as facts,
+            files.atomic(self.output / slick.LABELS_FILE) as labels,
+        ):
+            for label in self._ordered():
+                if self.settings.quota and not self._missing(counts):
+                    break
+                facts.write((files.dumps(label.fact.row()) + "\n").encode())
+                labels.write((files.dumps(label.row()) + "\n").encode())
+                counts[label.category, label.fact.split] += 1
+            categories = Counter(category for category, _ in counts.elements())
+            if some_right and categories.keys() <= {Category.UNKNOWN, Category.WEAKLY_KNOWN}:
+                raise InputError(
+                    f"The base answers none of {categories.total()} questions in any run. "
+                    "Check that it is a language model of these facts, and its tokenizer."
+                )
+            if missing := self._missing(counts):
+                told = ", ".join(f"{name} {found}" for name, found in missing.items())
+                raise InputError(f"All facts together hold {told}. Lower --quota, or add a source.")
+        return dict(categories)
+
+    def _ordered(self) -> Iterator[Label]:
+        for _, block in groupby(self.shards, lambda shard: shard.block):
+            runs = [(shard, self.run(shard)) for shard in block]
+            if missing := [str(shard.number) for shard, run in runs if not run.complete]:
+                raise UserError(
+                    f"{self.output} is unfinished: shard {', '.join(missing[:10])} of "
+                    f"{len(self.shards)} (counted from 0). Run classify again for them."
+                )
+            labels = [label for _, run in runs for label in run.labels()]
+            yield from sorted(labels, key=lambda p: lot_of(p.fact, self.settings.seed))
 
 
 def classify(
-    facts: Iterable[Fact],
-    engine: Engine,
-    settings: SlickConfig,
-    base: dict[str, Any],
-    output: Path,
+    facts: Iterable[Fact], engine: Engine, settings: SlickConfig, base: dict[str, Any], output: Path
 ) -> dict[str, Any]:
     """Labels every fact that isn't an exemplar, or as many as a quota needs.
 
     Beside the labelling runs, every question is asked once without exemplars and once in the
     fresh configuration: the base's own outcome in the prompts in which checkpoints are scored.
-    A restart asks the model nothing that was answered.
+    A restart asks the model nothing that was answered. The manifest is returned.
 
     Args:
         facts: Facts with their splits; read once.
@@ -97,27 +185,26 @@ def classify(
         base: Identity of the base model; goes into the manifest.
         output: Directory to write.
 
-    Returns:
-        The manifest.
-
     Raises:
         UserError: If the directory holds a labelling with other settings, a relation is too
             small, the base answers nothing right at all, or a quota can't be met.
     """
-    job = prepare(facts, engine.name, settings, base, output)
-    ask(job, engine, job.shards)
-    return merge(job)
+    labelling = begin(facts, engine.name, settings, base, output)
+    labelling.ask(engine, labelling.shards)
+    return labelling.merge()
 
 
-def prepare(
+def begin(
     facts: Iterable[Fact],
     engine: str | None,
     settings: SlickConfig,
     base: dict[str, Any],
     output: Path,
     only: frozenset[str] = frozenset(),
-) -> Job:
+) -> Labelling:
     """Draws exemplars and writes the questions in shards, unless that is done.
+
+    Raises what `classify` does.
 
     Args:
         facts: Facts with their splits; read once.
@@ -126,55 +213,96 @@ def prepare(
         base: Identity of the base model.
         output: Directory to write.
         only: Ids of the facts to ask, the others being there for exemplars; all if empty.
-
-    Raises:
-        UserError: As `classify` does.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{reason_of(error)}. Give another --output_path.") from None
-    parts = output / PARTS
-    with spooled(output, settings.seed) as spool:
-        stream = spool.fill(facts)
-        drawn = draw(stream, settings.runs, settings.shots, settings.seed, only)
-        identity = {
+        raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
+    parts, manifest = output / slick.PARTS, output / slick.LABELS_MANIFEST
+    kept = manifest if manifest.exists() else parts / _IDENTITY
+    begun = files.read_json(kept) if kept.exists() else {}
+    with tempfile.TemporaryFile(dir=output) as stream:
+        spool = Spool(stream, settings.seed)
+        streamed = spool.fill(facts)
+        drawn = draw_configurations(streamed, settings.runs, settings.shots, settings.seed, only)
+        if not (engine or begun):
+            told = f"{output} holds no labelling that was begun. Run classify without --merge."
+            raise InputError(told)
+        identity: dict[str, Any] = {
             "base": base,
-            "engine": engine or _begun_with(output),
+            "engine": engine or begun["engine"],
             "settings": settings.model_dump(mode="json"),
             "matcher": MATCHER_VERSION,
             "facts_sha256": spool.digest.hexdigest(),
         }
-        if (output / MANIFEST).exists():
-            manifest = files.read_json(output / MANIFEST)
-            _require_same({key: manifest.get(key) for key in identity}, identity, output)
-            return Job(output, settings, identity, drawn, [])
+        if kept == manifest:
+            _require_same(begun, identity, output)
+            return Labelling(output, settings, identity, drawn, [])
         # Answers don't depend on a quota: it may be changed while they are collected.
-        begun = {**identity, "settings": {**identity["settings"], "quota": None}}
-        if (parts / _IDENTITY).exists():
-            _require_same(files.read_json(parts / _IDENTITY), begun, output)
-        if not (parts / INDEX).exists():
+        collected = {**identity, "settings": {**identity["settings"], "quota": None}}
+        if begun:
+            _require_same(begun, collected, output)
+        shards = read_shards(parts)
+        if not shards:
             parts.mkdir(exist_ok=True)
             exemplars = set().union(*(configs.ids for configs in drawn.values()))
-            spool.shards(
-                lambda fact: fact in only if only else fact not in exemplars,
-                settings.shard_size,
-                parts,
-            )
-            files.write_json(parts / _IDENTITY, begun)
-    return Job(output, settings, identity, drawn, read_shards(parts))
+            asked = only.__contains__ if only else lambda fact: fact not in exemplars
+            shards = spool.shards(asked, settings.shard_size, parts)
+            files.write_json(parts / _IDENTITY, collected)
+    return Labelling(output, settings, identity, drawn, shards)
 
 
-def _begun_with(output: Path) -> str:
-    for path in (output / MANIFEST, output / PARTS / _IDENTITY):
-        if path.exists():
-            return str(files.read_json(path)["engine"])
-    raise UserError(f"{output} holds no labelling that was begun. Run classify without --merge.")
+def check_redraw(
+    facts: Iterable[Fact], engine: Engine, output: Path, sample: int
+) -> dict[str, Any]:
+    """Labels a sample again: how reliable labels are, by how often the category is the same.
+
+    The exemplars are drawn from facts outside the sample that have not been exemplars before.
+
+    Args:
+        facts: The facts that were given to the labelling.
+        engine: The engine that made it.
+        output: Its directory; takes `redraw.json` and the second labelling.
+        sample: Facts to label again.
+
+    Returns:
+        Sample, agreement in [0, 1], swaps between HighlyKnown and Unknown, and the confusion
+        table: first category, second category, facts.
+
+    Raises:
+        UserError: If there are fewer labels than the sample asks for, or too few others.
+    """
+    manifest = files.read_json(output / slick.LABELS_MANIFEST)
+    labelled = sum(manifest["categories"].values())
+    if sample > labelled:
+        raise InputError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
+    rows = ((label.fact.id, label.category) for label in read_labels(output))
+    first = dict(heapq.nsmallest(sample, rows, key=lambda row: stable_fraction(_AGAIN, row[0])))
+    seed = manifest["settings"]["seed"]
+    settings = SlickConfig(**{**manifest["settings"], "quota": {}, "seed": seed + 1})
+    exemplars = files.read_jsonl(output / slick.EXEMPLARS_FILE)
+    used = {fact["id"] for row in exemplars for fact in row["facts"]}
+    others = (fact for fact in facts if fact.id not in used)
+    again = output / _AGAIN
+    labelling = begin(others, engine.name, settings, manifest["base"], again, frozenset(first))
+    labelling.ask(engine, labelling.shards)
+    labelling.merge(some_right=False)
+    pairs = Counter((first[p.fact.id], p.category) for p in read_labels(again))
+    ends = Category.HIGHLY_KNOWN, Category.UNKNOWN
+    told = {
+        "sample": sample,
+        "agreement": sum(pairs[one, one] for one in Category) / sample,
+        "swapped": pairs[ends] + pairs[ends[::-1]],
+        "confusion": {one: {other: pairs[one, other] for other in Category} for one in Category},
+        "seeds": [seed, settings.seed],
+    }
+    files.write_json(output / _REDRAW, told)
+    return told
 
 
-def _require_same(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
-    told = "; ".join(_differences(found, wanted, ""))
-    if told:
+def _require_same(begun: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
+    found = {key: begun.get(key) for key in wanted}
+    if told := "; ".join(_differences(found, wanted, "")):
         raise UserError(f"{output} was begun with other settings: {told}. Use another directory.")
 
 
@@ -184,152 +312,3 @@ def _differences(found: Any, wanted: Any, name: str) -> Iterator[str]:
             yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
     elif found != wanted:
         yield f"{name} was {files.dumps(found)}, now {files.dumps(wanted)}"
-
-
-def ask(job: Job, engine: Engine, shards: Sequence[Shard]) -> None:
-    """Asks shards, as far as they and a quota need it."""
-    runs = sum(len(planned.runs) for planned in rounds(job.settings))
-    total = sum(shard.questions for shard in shards) * runs
-    quota = _QuotaWatch(job)
-    with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
-        for shard in shards:
-            if quota.full_before(shard.block):
-                break
-            run = job.run(shard)
-            bar.update(run.answered)
-            if not run.complete:
-                _ask_shard(job, engine, run, shard, bar)
-
-
-def _ask_shard(job: Job, engine: Engine, run: ShardRun, shard: Shard, bar: Any) -> None:
-    started, queries = time.time(), 0
-    for passed, asked in run.ask(engine, job.drawn[shard.relation]):
-        bar.update(passed)
-        queries += asked
-    told = {
-        "shard": shard.number,
-        "queries": queries,
-        "seconds": time.time() - started,
-        "batch_size": getattr(engine, "batch_size", None),
-    }
-    append(job.parts / _LOG, told)
-
-
-class Tally:
-    """Counts what a quota asks for."""
-
-    def __init__(self, quota: dict[str, int]) -> None:
-        self._quota = quota
-        self._found: Counter[tuple[str, str]] = Counter()
-
-    def add(self, label: Label) -> None:
-        """Counts a label."""
-        self._found[label.category, label.fact.split] += 1
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """What is not full yet: found and wanted, by name."""
-        return {
-            name: f"{self._found[QUOTAS[name]]:,} of {wanted:,}"
-            for name, wanted in self._quota.items()
-            if self._found[QUOTAS[name]] < wanted
-        }
-
-    @property
-    def full(self) -> bool:
-        """Whether there is a quota and nothing is missing."""
-        return bool(self._quota) and not self.missing
-
-
-class _QuotaWatch:
-    """Tells when the finished blocks hold a quota; every shard is counted once."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._tally, self._counted = job, Tally(job.settings.quota), 0
-
-    def full_before(self, block: int) -> bool:
-        """Tells whether the blocks before one are finished and hold the quota."""
-        if not self._job.settings.quota:
-            return False
-        while self._job.shards[self._counted].block < block:
-            run = self._job.run(self._job.shards[self._counted])
-            if not run.complete:
-                return False
-            for label in run.labels():
-                self._tally.add(label)
-            self._counted += 1
-        return self._tally.full
-
-
-def merge(job: Job, *, some_right: bool = True) -> dict[str, Any]:
-    """Writes the labelling from the journals of its shards.
-
-    Labels stand in the random order in which questions are taken, so that a quota is filled
-    in that order whatever finished first.
-
-    Args:
-        job: The labelling.
-        some_right: Whether a base that answers nothing right is refused.
-
-    Raises:
-        UserError: If shards are missing, the base answers nothing right, or a quota isn't met.
-    """
-    if not job.shards:
-        return dict(files.read_json(job.output / MANIFEST))
-    tally, categories, right = Tally(job.settings.quota), Counter[str](), False
-    with (
-        files.atomic(job.output / FACTS) as facts,
-        files.atomic(job.output / LABELS) as labels,
-    ):
-        for label in _ordered_labels(job):
-            if tally.full:
-                break
-            facts.write((files.dumps(label.fact.row()) + "\n").encode())
-            labels.write((files.dumps(label.row()) + "\n").encode())
-            categories[label.category] += 1
-            tally.add(label)
-            right = right or "1" in label.correct
-        if some_right and not right:
-            raise UserError(
-                f"The base answers none of {categories.total()} questions in any run. "
-                "Check that it is a language model of these facts, and its tokenizer."
-            )
-        if tally.missing:
-            told = ", ".join(f"{name} {count}" for name, count in tally.missing.items())
-            raise UserError(f"All facts together hold {told}. Lower --quota, or add a source.")
-    _write_exemplars(job)
-    manifest = {
-        **job.identity,
-        "categories": dict(categories),
-        "files": {
-            name: files.sha256_file(job.output / name) for name in (FACTS, LABELS, EXEMPLARS)
-        },
-    }
-    files.write_json(job.output / LOG, read_journal(job.parts / _LOG))
-    files.write_json(job.output / MANIFEST, manifest)
-    shutil.rmtree(job.parts)
-    return manifest
-
-
-def _ordered_labels(job: Job) -> Iterator[Label]:
-    for _, block in groupby(job.shards, lambda shard: shard.block):
-        runs = [(shard, job.run(shard)) for shard in block]
-        missing = [str(shard.number) for shard, run in runs if not run.complete]
-        if missing:
-            raise UserError(
-                f"{job.output} is unfinished: shard {', '.join(missing[:10])} of "
-                f"{len(job.shards)} (counted from 0). Run classify again for them."
-            )
-        labels = [label for _, run in runs for label in run.labels()]
-        yield from sorted(labels, key=lambda label: order(label.fact, job.settings.seed))
-
-
-def _write_exemplars(job: Job) -> None:
-    files.write_jsonl(
-        job.output / EXEMPLARS,
-        [
-            {"relation": relation, "run": run, "facts": [fact.row() for fact in exemplars]}
-            for relation, configs in job.drawn.items()
-            for run, exemplars in [*enumerate(configs.labelling), (FRESH, configs.fresh)]
-        ],
-    )

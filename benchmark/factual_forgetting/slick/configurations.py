@@ -7,8 +7,9 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 
 MAX_POOL_SHARE = 0.25
@@ -30,22 +31,17 @@ class Configurations:
     @property
     def ids(self) -> set[str]:
         """Ids of all exemplars; these facts are asked in no split."""
-        runs = (*self.labelling, self.fresh)
-        return {fact.id for exemplars in runs for fact in exemplars}
+        return {fact.id for exemplars in (*self.labelling, self.fresh) for fact in exemplars}
 
     def for_question(self, fact: Fact, run: int, seed: int) -> tuple[Fact, ...]:
         """Draws exemplars of its own for one question and run, as Kaplan et al. 2026 do."""
-        pool = sorted({e.id: e for run in self.labelling for e in run}.items())
+        pool = sorted({e.id: e for exemplars in self.labelling for e in exemplars}.items())
         rng = random.Random(f"question-{seed}-{run}-{fact.id}")
         return tuple(exemplar for _, exemplar in rng.sample(pool, len(self.fresh)))
 
 
-def draw(
-    facts: Iterable[Fact],
-    runs: int,
-    shots: int,
-    seed: int,
-    questions: frozenset[str] = frozenset(),
+def draw_configurations(
+    facts: Iterable[Fact], runs: int, shots: int, seed: int, questions: frozenset[str] = frozenset()
 ) -> dict[str, Configurations]:
     """Draws the configurations of every relation from its training facts.
 
@@ -72,37 +68,28 @@ def draw(
             entry = (-stable_fraction("exemplar", seed, fact.id), fact.id, fact)
             full = len(pool) >= (runs + 1) * shots
             (heapq.heappushpop if full else heapq.heappush)(pool, entry)
-    return {
-        relation: _draw_relation(
-            relation,
-            [fact for *_, fact in sorted(pool)],
-            int(training[relation] * (1 if questions else MAX_POOL_SHARE)),
-            runs,
-            shots,
-            seed,
-        )
-        for relation, pool in sorted(pools.items())
-    }
+    drawn = {}
+    for relation, pool in sorted(pools.items()):
+        most = int(training[relation] * (1 if questions else MAX_POOL_SHARE))
+        spared = [fact for *_, fact in sorted(pool)][max(0, len(pool) - most) :]
+        drawn[relation] = _of_relation(relation, spared, runs, shots, seed)
+    return drawn
 
 
-def _draw_relation(
-    relation: str, drawn: list[Fact], most: int, runs: int, shots: int, seed: int
-) -> Configurations:
-    size, least = min(len(drawn), most), min(runs + 1, 3) * shots
-    if size < least:
-        raise UserError(
-            f"Relation {relation} can spare {size} training facts as exemplars and needs {least}: "
-            "they may take a quarter, or the rest would go unasked. "
-            f"Give it at least {int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
+def _of_relation(name: str, pool: list[Fact], runs: int, shots: int, seed: int) -> Configurations:
+    least = min(runs + 1, 3) * shots
+    if len(pool) < least:
+        raise InputError(
+            f"Relation {name} can spare {len(pool)} training facts as exemplars and needs "
+            f"{least}: they may take a quarter, or the rest would go unasked. Give it at least "
+            f"{int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
-    pool = drawn[-size:]
-    fresh, rest = tuple(pool[:shots]), pool[shots:]
-    walk = _walk(rest, shots, random.Random(f"exemplars-{seed}-{relation}"))
-    return Configurations(tuple(next(walk) for _ in range(runs)), fresh)
+    walk = _walk(pool[shots:], shots, random.Random(f"exemplars-{seed}-{name}"))
+    return Configurations(tuple(islice(walk, runs)), tuple(pool[:shots]))
 
 
 def _walk(pool: list[Fact], shots: int, rng: random.Random) -> Iterator[tuple[Fact, ...]]:
     while True:
-        order = rng.sample(pool, len(pool))
-        for start in range(0, len(order) - shots + 1, shots):
-            yield tuple(order[start : start + shots])
+        shuffled = rng.sample(pool, len(pool))
+        for start in range(0, len(shuffled) - shots + 1, shots):
+            yield tuple(shuffled[start : start + shots])

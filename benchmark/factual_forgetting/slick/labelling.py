@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,32 +18,38 @@ from pydantic import Field, field_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
-from factual_forgetting.engines import prompts
-from factual_forgetting.errors import UserError
+from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 
-HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN = (
-    "HighlyKnown",
-    "MaybeKnown",
-    "WeaklyKnown",
-    "Unknown",
-)
-CATEGORIES = (HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN)
+
+class Category(StrEnum):
+    """How well a base knows a fact, the best first."""
+
+    HIGHLY_KNOWN = "HighlyKnown"
+    MAYBE_KNOWN = "MaybeKnown"
+    WEAKLY_KNOWN = "WeaklyKnown"
+    UNKNOWN = "Unknown"
+
+    @classmethod
+    def of(cls, correct: str, sampled: tuple[int, int] | None = None) -> Category:
+        """Returns the category of a question's outcomes, told as in a `Label`."""
+        if "0" not in correct:
+            return cls.HIGHLY_KNOWN
+        if "1" in correct:
+            return cls.MAYBE_KNOWN
+        return cls.WEAKLY_KNOWN if sampled and sampled[0] else cls.UNKNOWN
+
+
 ZERO_SHOT, FRESH = "zero_shot", "fresh"
 NOT_ASKED = "-"
-LABELS, FACTS, EXEMPLARS, MANIFEST, PARTS = (
-    "labels.jsonl",
-    "facts.jsonl",
-    "exemplars.jsonl",
-    "manifest.json",
-    "parts",
-)
+LABELS_FILE, FACTS_FILE, EXEMPLARS_FILE = "labels.jsonl", "facts.jsonl", "exemplars.jsonl"
+LABELS_MANIFEST, SOURCE_FILE, PARTS = "manifest.json", "source.json", "parts"
 # What a quota counts: a category, and the split of the facts.
-SOURCE = "source.json"
 QUOTAS = {
-    "known": (HIGHLY_KNOWN, "train"),
-    "unknown": (UNKNOWN, "train"),
-    "heldout": (HIGHLY_KNOWN, "dev"),
+    "known": (Category.HIGHLY_KNOWN, "train"),
+    "unknown": (Category.UNKNOWN, "train"),
+    "heldout": (Category.HIGHLY_KNOWN, "dev"),
 }
 
 
@@ -70,7 +77,7 @@ class SlickConfig(Config):
     runs: int = Field(default=20, ge=1)
     shots: int = Field(default=3, ge=1)
     seed: int = 0
-    max_new_tokens: int = Field(default=prompts.MAX_NEW_TOKENS, ge=1)
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
     quota: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
@@ -82,8 +89,7 @@ class SlickConfig(Config):
     @field_validator("quota")
     @classmethod
     def _known_quota(cls, quota: dict[str, int]) -> dict[str, int]:
-        unknown = sorted(set(quota) - set(QUOTAS))
-        if unknown:
+        if unknown := sorted(set(quota) - set(QUOTAS)):
             raise ValueError(f"{', '.join(unknown)} is none of {', '.join(QUOTAS)}")
         return quota
 
@@ -95,7 +101,7 @@ class Label:
     Attributes:
         fact: The fact.
         correct: One character a labelling run: `1` right, `0` wrong, `-` not asked.
-        category: One of `CATEGORIES`.
+        category: How well the base knows it.
         base: The base's outcome in the scoring prompts, `zero_shot` and `fresh`; empty for a
             retired question.
         margin: Smallest logit margin over the labelling runs; None if the engine has none.
@@ -104,27 +110,15 @@ class Label:
 
     fact: Fact
     correct: str
-    category: str
+    category: Category
     base: dict[str, bool]
     margin: float | None
     sampled: tuple[int, int] | None = None
 
     def row(self) -> dict[str, Any]:
         """Returns the label as it stands in `labels.jsonl`."""
-        return {
-            "id": self.fact.id,
-            "correct": self.correct,
-            "category": self.category,
-            "base": self.base,
-            "margin": self.margin,
-            "sampled": self.sampled,
-        }
-
-    @classmethod
-    def from_row(cls, fact: Fact, row: dict[str, Any]) -> Label:
-        """Rebuilds a label from the row that `row` gave."""
-        sampled = tuple(row["sampled"]) if row["sampled"] else None
-        return cls(fact, row["correct"], row["category"], row["base"], row["margin"], sampled)
+        told = ("correct", "category", "base", "margin", "sampled")
+        return {"id": self.fact.id, **{name: getattr(self, name) for name in told}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +131,6 @@ class Labels:
     source: dict[str, Any] = field(default_factory=dict)
 
 
-def category(correct: str, sampled: tuple[int, int] | None = None) -> str:
-    """Returns the SLiCK category of a question's outcomes.
-
-    Args:
-        correct: Greedy outcomes, one character a run.
-        sampled: Right ones among random answers, and their number.
-    """
-    if "0" not in correct:
-        return HIGHLY_KNOWN
-    if "1" in correct:
-        return MAYBE_KNOWN
-    return WEAKLY_KNOWN if sampled and sampled[0] else UNKNOWN
-
-
 def load_labels(path: Path) -> Labels:
     """Loads a finished labelling, each file checked against the manifest.
 
@@ -160,11 +140,11 @@ def load_labels(path: Path) -> Labels:
     labels = list(read_labels(path))
     exemplars = {
         row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
-        for row in files.read_jsonl(path / EXEMPLARS)
+        for row in files.read_jsonl(path / EXEMPLARS_FILE)
         if row["run"] == FRESH
     }
-    source = files.read_json(path / SOURCE) if (path / SOURCE).exists() else {}
-    return Labels(labels, exemplars, files.read_json(path / MANIFEST), source)
+    source = files.read_json(path / SOURCE_FILE) if (path / SOURCE_FILE).exists() else {}
+    return Labels(labels, exemplars, files.read_json(path / LABELS_MANIFEST), source)
 
 
 def read_labels(path: Path) -> Iterator[Label]:
@@ -173,44 +153,37 @@ def read_labels(path: Path) -> Iterator[Label]:
     Raises:
         UserError: As `load_labels` does.
     """
-    if (path / PARTS).exists() and not (path / MANIFEST).exists():
-        raise UserError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
-    for name, expected in files.read_json(path / MANIFEST)["files"].items():
+    if (path / PARTS).exists() and not (path / LABELS_MANIFEST).exists():
+        raise InputError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
+    for name, expected in files.read_json(path / LABELS_MANIFEST)["files"].items():
         if not (path / name).is_file() or files.sha256_file(path / name) != expected:
-            raise UserError(f"{path / name} was changed after labelling. Run classify again.")
-    facts, labels = (files.read_jsonl(path / name) for name in (FACTS, LABELS))
-    for fact, label in zip(facts, labels, strict=True):
-        yield Label.from_row(Fact.from_row(fact), label)
+            raise InputError(f"{path / name} was changed after labelling. Run classify again.")
+    facts, labels = (files.read_jsonl(path / name) for name in (FACTS_FILE, LABELS_FILE))
+    for fact, row in zip(facts, labels, strict=True):
+        sampled = tuple(row["sampled"]) if row["sampled"] else None
+        told = row["correct"], Category(row["category"]), row["base"], row["margin"]
+        yield Label(Fact.from_row(fact), *told, sampled)
 
 
 def relation_table(labels: Iterable[Label], min_highly_known: float) -> list[dict[str, Any]]:
     """Counts categories by relation, and tells which relations pass the filter.
 
-    The filter counts training facts only (Kaplan et al. 2026, section 2.1: at least 30 %).
-
-    Args:
-        labels: All labels, read once.
-        min_highly_known: Share of HighlyKnown training facts that a relation must reach.
+    The filter counts training facts only (Kaplan et al. 2026, section 2.1: at least 30 %): their
+    share of HighlyKnown ones must reach `min_highly_known`. The labels are read once.
 
     Returns:
         One row a relation: its name, counts by category, share and verdict.
     """
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    training: dict[str, Counter[str]] = defaultdict(Counter)
+    counts: dict[str, Counter[Category]] = defaultdict(Counter)
+    training: dict[str, Counter[Category]] = defaultdict(Counter)
     for label in labels:
         counts[label.fact.relation][label.category] += 1
-        if label.fact.split == "train":
-            training[label.fact.relation][label.category] += 1
+        training[label.fact.relation][label.category] += label.fact.split == "train"
     rows = []
     for relation, found in sorted(counts.items()):
         train = training[relation]
-        share = train[HIGHLY_KNOWN] / train.total() if train else 0.0
-        rows.append(
-            {
-                "relation": relation,
-                **{name: found[name] for name in CATEGORIES},
-                "highly_known_share": share,
-                "passes": share >= min_highly_known,
-            }
-        )
+        share = train[Category.HIGHLY_KNOWN] / (train.total() or 1)
+        told = {str(category): found[category] for category in Category}
+        verdict = {"highly_known_share": share, "passes": share >= min_highly_known}
+        rows.append({"relation": relation, **told, **verdict})
     return rows

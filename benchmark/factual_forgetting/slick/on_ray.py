@@ -10,9 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.engines.opening import open_engine
+from factual_forgetting.errors import InputError, PackageError, reason_of
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.slick.classify import Job, ask, merge, prepare
+from factual_forgetting.slick.classify import Labelling, begin
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.shards import Shard
 
@@ -29,15 +30,13 @@ class _Worker:
     @cached_property
     def _engine(self) -> Engine:
         """Opened by the first call: what fails in a constructor, Ray tells as a death."""
-        from factual_forgetting.engines.opening import open_engine
-
         return open_engine(*self._opening)
 
     def name(self) -> str:
         return self._engine.name
 
-    def ask(self, job: Job, shard: Shard) -> None:
-        ask(job, self._engine, [shard])
+    def ask(self, labelling: Labelling, shard: Shard) -> None:
+        labelling.ask(self._engine, [shard])
 
 
 def classify_on_ray(
@@ -64,35 +63,25 @@ def classify_on_ray(
     try:
         import ray
     except ImportError:
-        raise UserError("Ray is not installed. Install factual-forgetting[ray].") from None
+        raise PackageError("Ray is not installed. Install factual-forgetting[ray].") from None
     started = None if ray.is_initialized() else ray.init(include_dashboard=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
     remote = ray.remote(num_gpus=gpus, runtime_env=_NO_BARS, **_RETRIES)(_Worker)
     pool = [remote.remote(opening) for _ in range(workers)]
     try:
-        job = prepare(facts, ray.get(pool[0].name.remote()), settings, base, output.resolve())
-        _ask_all(ray, pool, job)
+        engine = ray.get(pool[0].name.remote())
+        labelling = begin(facts, engine, settings, base, output.resolve())
+        answered = ray.util.ActorPool(pool).map_unordered(
+            lambda worker, shard: worker.ask.remote(labelling, shard), labelling.shards
+        )
+        for _ in tqdm(answered, total=len(labelling.shards), desc="classify", unit="shard"):
+            pass
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         told = f"Ray's workers keep failing ({reason_of(error)}). Run again to resume."
-        raise UserError(told) from None
+        raise InputError(told) from None
     finally:
         if started:
             ray.shutdown()
-    return merge(job)
-
-
-def _ask_all(ray: Any, pool: list[Any], job: Job) -> None:
-    """Gives every worker a shard, and the next one when it is done."""
-    waiting = iter(job.shards)
-    busy = {w.ask.remote(job, s): w for w, s in zip(pool, waiting, strict=False)}
-    with tqdm(total=len(job.shards), desc="classify", unit="shard") as bar:
-        while busy:
-            (done,), _ = ray.wait(list(busy), num_returns=1)
-            worker = busy.pop(done)
-            ray.get(done)
-            bar.update()
-            following = next(waiting, None)
-            if following is not None:
-                busy[worker.ask.remote(job, following)] = worker
+    return labelling.merge()

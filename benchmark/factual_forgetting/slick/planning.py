@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.slick.asking import rounds
-from factual_forgetting.slick.classify import Job
+from factual_forgetting.slick.classify import Labelling
 
 _MEASURED = 256
 
 
-def plan(job: Job, engine: Engine) -> dict[str, Any]:
+def estimate_labelling(labelling: Labelling, engine: Engine) -> dict[str, Any]:
     """Asks a few questions, and reckons the whole from them.
 
     Retirement and quotas may save queries; nobody knows how many before, so they count whole.
@@ -27,28 +26,24 @@ def plan(job: Job, engine: Engine) -> dict[str, Any]:
         computed each (where the engine counts them); the seconds and tokens that the rest will
         take, and the memory in use at most, in bytes.
     """
-    a_question = sum(len(planned.runs) for planned in rounds(job.settings))
-    queries = sum(shard.questions for shard in job.shards) * a_question
-    left = queries - sum(job.run(shard).answered for shard in job.shards)
-    told: dict[str, Any] = {"shards": len(job.shards), "queries": queries, "queries_left": left}
-    if left:
-        told |= _measure(job, engine, left)
-    return {**told, "memory": peak_memory()}
+    shards = labelling.shards
+    queries = labelling.queries(shards)
+    left = queries - sum(labelling.run(shard).answered for shard in shards)
+    told = {"shards": len(shards), "queries": queries, "queries_left": left}
+    measured = _measure(labelling, engine, left) if left else {}
+    return {**told, **measured, "memory": peak_memory()}
 
 
-def _measure(job: Job, engine: Engine, left: int) -> dict[str, Any]:
-    shard = max(job.shards, key=lambda shard: shard.questions)
-    groups = job.run(shard).first_groups(job.drawn[shard.relation], _MEASURED)
-    most = job.settings.max_new_tokens
+def _measure(labelling: Labelling, engine: Engine, left: int) -> dict[str, Any]:
+    shard = max(labelling.shards, key=lambda shard: shard.questions)
+    groups = labelling.run(shard).first_groups(_MEASURED)
+    most = labelling.settings.max_new_tokens
     engine.answer(groups[:1], most, verdict_only=True)  # caches are filled once, not each time
     before, started = getattr(engine, "computed", None), time.perf_counter()
     engine.answer(groups, most, verdict_only=True)
     seconds, asked = time.perf_counter() - started, sum(len(group.queries) for group in groups)
-    told: dict[str, Any] = {
-        "measured": asked,
-        "queries_a_second": asked / seconds,
-        "seconds_left": left * seconds / asked,
-    }
+    told: dict[str, Any] = {"measured": asked, "queries_a_second": asked / seconds}
+    told["seconds_left"] = left * seconds / asked
     if before is not None:
         tokens = getattr(engine, "computed", before) - before
         told |= {"tokens_a_query": tokens / asked, "tokens_left": round(left * tokens / asked)}
@@ -60,10 +55,9 @@ def peak_memory() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss counts the parent's peak too
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
+    status = Path("/proc/self/status")  # ru_maxrss counts the parent's peak too
+    told = status.read_text() if status.exists() else ""
+    if found := re.search(r"VmHWM:\s*(\d+) kB", told):
+        return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

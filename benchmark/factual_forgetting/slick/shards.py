@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 
-QUESTIONS, INDEX = "questions.jsonl", "shards.json"
+_QUESTIONS, _INDEX = "questions.jsonl", "shards.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +31,6 @@ class Shard:
 
     Attributes:
         number: Place among all shards, block by block.
-        block: The block.
-        relation: The relation.
         start: First byte in the file.
         questions: Number of questions.
     """
@@ -47,42 +43,39 @@ class Shard:
 
     def facts(self, parts: Path) -> list[Fact]:
         """Reads the questions."""
-        with (parts / QUESTIONS).open("rb") as stream:
+        with (parts / _QUESTIONS).open("rb") as stream:
             stream.seek(self.start)
-            lines = islice(stream, self.questions)
-            return [Fact.from_row(files.loads(line.decode())) for line in lines]
+            return [Fact.from_row(files.loads(row)) for row in islice(stream, self.questions)]
 
     def journal(self, parts: Path) -> Path:
         """Returns where the shard's answers are kept."""
         return parts / f"{self.number:06d}.jsonl"
 
 
-def order(fact: Fact, seed: int) -> float:
+def lot_of(fact: Fact, seed: int) -> float:
     """Returns a fact's place in the random order that a seed fixes, in [0, 1)."""
     return stable_fraction("order", seed, fact.id)
 
 
-@dataclass(slots=True)
 class Spool:
-    """Facts on disk as they came, with the order in which they will be asked."""
+    """Facts on disk as they came, with the order in which they will be asked, and their hash."""
 
-    stream: IO[bytes]
-    seed: int
-    offsets: array[int] = field(default_factory=lambda: array("q"))
-    places: array[float] = field(default_factory=lambda: array("d"))
-    relations: array[int] = field(default_factory=lambda: array("q"))
-    names: dict[str, int] = field(default_factory=dict)
-    digest: Any = field(default_factory=hashlib.sha256)
+    def __init__(self, stream: IO[bytes], seed: int) -> None:
+        """Begins with an empty file, which is written and read, and the seed of the order."""
+        self.digest = hashlib.sha256()
+        self._stream, self._seed = stream, seed
+        self._offsets, self._places, self._relations = array("q"), array("d"), array("q")
+        self._names: dict[str, int] = {}
 
     def fill(self, facts: Iterable[Fact]) -> Iterator[Fact]:
         """Writes facts, and passes each on."""
         for fact in facts:
             line = (files.dumps(fact.row()) + "\n").encode()
-            self.offsets.append(self.stream.tell())
-            self.places.append(order(fact, self.seed))
-            self.relations.append(self.names.setdefault(fact.relation, len(self.names)))
+            self._offsets.append(self._stream.tell())
+            self._places.append(lot_of(fact, self._seed))
+            self._relations.append(self._names.setdefault(fact.relation, len(self._names)))
             self.digest.update(line)
-            self.stream.write(line)
+            self._stream.write(line)
             yield fact
 
     def shards(self, asked: Callable[[str], bool], size: int, parts: Path) -> list[Shard]:
@@ -97,44 +90,35 @@ class Spool:
             UserError: If nothing is left to ask.
         """
         shards: list[Shard] = []
-        with files.atomic(parts / QUESTIONS) as stream:
+        with files.atomic(parts / _QUESTIONS) as stream:
             for (block, relation), lines in groupby(self._ordered(size), itemgetter(0, 1)):
-                start, count = stream.tell(), 0
-                for *_, line in lines:
-                    if asked(files.loads(line.decode())["id"]):
-                        stream.write(line)
-                        count += 1
-                if count:
-                    shards.append(Shard(len(shards), block, relation, start, count))
+                start = stream.tell()
+                chosen = [line for *_, line in lines if asked(files.loads(line)["id"])]
+                stream.writelines(chosen)
+                if chosen:
+                    shards.append(Shard(len(shards), block, relation, start, len(chosen)))
         if not shards:
-            raise UserError("No question is left beside the exemplars. Give more facts.")
-        files.write_json(parts / INDEX, [asdict(shard) for shard in shards])
+            raise InputError("No question is left beside the exemplars. Give more facts.")
+        files.write_json(parts / _INDEX, [asdict(shard) for shard in shards])
         return shards
 
     def _ordered(self, size: int) -> Iterator[tuple[int, str, bytes]]:
         """Yields block, relation and line of every fact, by block, relation and place."""
         import numpy as np
 
-        relations, places = np.asarray(self.relations), np.asarray(self.places)
-        blocks = -(-max(Counter(self.relations).values(), default=0) // size)
+        relations, places = np.asarray(self._relations), np.asarray(self._places)
+        blocks = -(-max(Counter(self._relations).values(), default=0) // size)
         block_of = (places * blocks).astype(np.int64)
-        names = list(self.names)
+        names = list(self._names)
         for index in np.lexsort((places, relations, block_of)):
-            self.stream.seek(self.offsets[index])
-            yield int(block_of[index]), names[relations[index]], self.stream.readline()
-
-
-@contextmanager
-def spooled(parts: Path, seed: int) -> Iterator[Spool]:
-    """Opens a spool whose file is gone afterwards."""
-    parts.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=parts) as stream:
-        yield Spool(stream, seed)
+            self._stream.seek(self._offsets[index])
+            yield int(block_of[index]), names[relations[index]], self._stream.readline()
 
 
 def read_shards(parts: Path) -> list[Shard]:
-    """Reads the index of a prepared labelling."""
-    return [Shard(**row) for row in files.read_json(parts / INDEX)]
+    """Reads the index of a prepared labelling; none if there is no index yet."""
+    path = parts / _INDEX
+    return [Shard(**row) for row in files.read_json(path)] if path.exists() else []
 
 
 def append(path: Path, row: Any) -> None:
@@ -147,10 +131,8 @@ def append(path: Path, row: Any) -> None:
 
 def read_journal(path: Path) -> list[Any]:
     """Reads a journal; a last line that was cut off by a kill is dropped from the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-    return [files.loads(line.decode()) for line in content[:whole].splitlines()]
+    return [files.loads(line) for line in content[:whole].splitlines()]

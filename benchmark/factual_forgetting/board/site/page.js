@@ -25,7 +25,7 @@ function load(name) {
 }
 
 function make(tag, attributes, ...children) {
-  const drawn = ["svg", "line", "circle", "path", "text", "rect", "g"].includes(tag);
+  const drawn = ["svg", "line", "circle", "path", "text", "rect"].includes(tag);
   const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
@@ -42,7 +42,7 @@ const color = (row) => { const slot = state.selected.indexOf(row.key); return sl
 const COLUMNS = {
   rank: { title: "Rank", value: (r) => r.rank[state.table], cell: (r) => make("span", { class: "rank" }, r.rank[state.table] === null ? "–" : String(r.rank[state.table])) },
   method: { title: "Method", value: (r) => r.method, head: true, cell: methodCell },
-  p90: { title: "S@P90", value: (r) => r.p90 && r.p90[0], cell: (r) => r.p90 ? interval(r.p90, r.marks) : make("span", { class: "range" }, r.why || "never") },
+  p90: { title: "S@P90", value: (r) => r.p90 && r.p90[0], cell: (r) => r.p90 ? interval(r.p90, r.marks) : make("span", { class: "range" }, r.why) },
   S: { title: "S", value: (r) => r.S && r.S[0], cell: (r) => interval(r.S) },
   P: { title: "P", value: (r) => r.P && r.P[0], minor: true, cell: (r) => number(r.P && r.P[0]) },
   T: { title: "T", value: (r) => r.T && r.T[0], minor: true, cell: (r) => number(r.T && r.T[0]) },
@@ -232,7 +232,7 @@ function hover(key, event) {
 function tip(row, event) {
   const node = at("tip");
   const told = (name, e) => e ? `${name} ${number(e[0])} [${number(e[1])}, ${number(e[2])}]` : `${name} –`;
-  node.textContent = [row.method, told("P", row.P), told("S", row.S), row.p90 ? told("S@P90", row.p90) : `S@P90 ${row.why || "never"}`].join("\n");
+  node.textContent = [row.method, told("P", row.P), told("S", row.S), row.p90 ? told("S@P90", row.p90) : `S@P90 ${row.why}`].join("\n");
   node.hidden = false;
   node.style.left = `${Math.min(event.clientX + 14, innerWidth - node.offsetWidth - 8)}px`;
   node.style.top = `${Math.min(event.clientY + 14, innerHeight - node.offsetHeight - 8)}px`;

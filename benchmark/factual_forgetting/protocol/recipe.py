@@ -1,16 +1,18 @@
-"""Protocols: named, versioned, fully pinned training recipes."""
+"""Protocols: named, versioned, fully pinned training recipes, and how runs are computed."""
 
 from __future__ import annotations
 
-from importlib.resources import files as package_files
+import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError
+
+_RECIPES = Path(__file__).parent / "recipes"
 
 
 class Protocol(Config):
@@ -41,25 +43,25 @@ class Protocol(Config):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    learning_rate: float = Field(gt=0)
+    learning_rate: PositiveFloat
     learning_rates: tuple[PositiveFloat, ...]
     strengths: tuple[PositiveFloat, ...]
-    batch_size: int = Field(gt=0)
-    epochs: int = Field(gt=0)
+    batch_size: PositiveInt
+    epochs: PositiveInt
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     adam_beta1: float = Field(ge=0, lt=1)
     adam_beta2: float = Field(ge=0, lt=1)
-    adam_epsilon: float = Field(gt=0)
-    max_grad_norm: float = Field(gt=0)
+    adam_epsilon: PositiveFloat
+    max_grad_norm: PositiveFloat
     dropout: float = Field(ge=0, lt=1)
     precision: Literal["bf16", "fp32"]
     checkpoint_dtype: Literal["bfloat16", "float32"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
-    evaluate_every: int = Field(gt=0)
-    evaluate_sample: int = Field(gt=0)
-    kl_sample: int = Field(gt=0)
-    max_new_tokens: int = Field(gt=0)
+    evaluate_every: PositiveInt
+    evaluate_sample: PositiveInt
+    kl_sample: PositiveInt
+    max_new_tokens: PositiveInt
 
     @model_validator(mode="after")
     def _rate_on_grid(self) -> Protocol:
@@ -83,10 +85,19 @@ class Execution(Config):
     report_to: str = "none"
 
 
+def world_size() -> int:
+    """Returns the number of processes that torchrun or accelerate started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Tells whether this process writes the files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def recipe_names() -> list[str]:
     """Returns the names of the protocols that ship with the package."""
-    folder = package_files("factual_forgetting.protocol") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
 
 def load_protocol(name: str) -> Protocol:
@@ -95,26 +106,23 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         UserError: If there is no such protocol, or a key is unknown, missing or mistyped.
     """
-    path = Path(name)
-    if name in recipe_names():
-        path = Path(str(package_files("factual_forgetting.protocol") / "recipes" / f"{name}.yaml"))
-    elif path.suffix not in {".yaml", ".yml"}:
-        raise UserError(
+    path = _RECIPES / f"{name}.yaml" if name in recipe_names() else Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        raise InputError(
             f"Unknown protocol '{name}'. There are {', '.join(recipe_names())}; "
             "a file of your own must end in .yaml."
         )
-    return parse(Protocol, load_yaml(path), str(name))
+    return parse(Protocol, load_yaml(path), name)
 
 
-def is_recipe(name: str, sha256: str) -> bool:
-    """Tells whether a hash is that of a protocol of the package, at any rate of its grid."""
+def find_recipe(name: str, sha256: str) -> Protocol | None:
+    """Returns the package's protocol of a name and hash, at the rate of its grid that gives it."""
     if name not in recipe_names():
-        return False
+        return None
     recipe = load_protocol(name)
-    rates = {recipe.learning_rate, *recipe.learning_rates}
-    return sha256 in {
-        protocol_sha256(recipe.model_copy(update={"learning_rate": rate})) for rate in rates
-    }
+    rates = (recipe.learning_rate, *recipe.learning_rates)
+    at_rates = (recipe.model_copy(update={"learning_rate": rate}) for rate in rates)
+    return next((found for found in at_rates if protocol_sha256(found) == sha256), None)
 
 
 def protocol_sha256(protocol: Protocol) -> str:

@@ -1,0 +1,34 @@
+"""The house: one word means one thing, and the public interface stays as it is."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import factual_forgetting
+
+PACKAGE = Path(factual_forgetting.__file__).parent
+# The same thing in each room: what adds its commands to the command line.
+SHARED = {"add_parser", "command", "__init__"}
+
+
+def definitions(path: Path) -> Iterator[str]:
+    """Names that a module defines at its top level."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+
+
+def test_no_two_public_things_share_a_name() -> None:
+    places: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        place = str(path.relative_to(PACKAGE))
+        places[f"module {path.stem}"].add(place)
+        for name in definitions(path):
+            places[name].add(place)
+    allowed = {f"module {name}" for name in SHARED} | SHARED
+    shared = {n: found for n, found in places.items() if len(found) > 1 and n not in allowed}
+    assert {n: found for n, found in shared.items() if not n.startswith("_")} == {}
