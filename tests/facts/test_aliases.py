@@ -5,7 +5,7 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.aliases import (
     AliasTable,
-    _table,
+    names_table,
     builtin_aliases,
     read_aliases,
     with_aliases,
@@ -69,14 +69,14 @@ def test_the_builtin_table_does_not_overreach(relation, gold, text):
 @pytest.mark.parametrize("kind", ["countries", "languages"])
 def test_no_name_stands_for_two_things(kind):
     owners = {}
-    for row in _table(kind):
+    for row in names_table(kind):
         for name in {normalise(name) for name in (row["name"], *row["other names"])}:
             assert owners.setdefault(name, row["name"]) == row["name"]
 
 
 def test_codes_are_unique():
     for kind in ("countries", "languages"):
-        codes = [row["code"] for row in _table(kind) if row["code"] != "-"]
+        codes = [row["code"] for row in names_table(kind) if row["code"] != "-"]
         assert len(codes) == len(set(codes))
 
 

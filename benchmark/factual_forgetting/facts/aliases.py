@@ -92,13 +92,13 @@ def with_aliases(facts: Iterable[Fact], table: AliasTable) -> Iterator[Fact]:
 @cache
 def builtin_aliases() -> AliasTable:
     """Returns the package's own table of countries, languages and nationalities."""
-    countries = [[row["name"], *row["other names"]] for row in _table("countries")]
+    countries = [[row["name"], *row["other names"]] for row in names_table("countries")]
     nationalities = [
-        [row["name"], *row["other names"], *row["demonyms"]] for row in _table("countries")
+        [row["name"], *row["other names"], *row["demonyms"]] for row in names_table("countries")
     ]
     languages = [
         [*names, *(f"{name} language" for name in names if "language" not in name)]
-        for names in ([row["name"], *row["other names"]] for row in _table("languages"))
+        for names in ([row["name"], *row["other names"]] for row in names_table("languages"))
     ]
     return AliasTable(
         {
@@ -109,7 +109,9 @@ def builtin_aliases() -> AliasTable:
     )
 
 
-def _table(kind: str) -> list[dict[str, Any]]:
+@cache
+def names_table(kind: str) -> list[dict[str, Any]]:
+    """Returns the rows of a table that ships here, `countries` or `languages`; read only."""
     text = (resources.files(__package__) / "names" / f"{kind}.tsv").read_text(encoding="utf-8")
     head, *lines = text.splitlines()
     code, name, *lists = head.split("\t")

@@ -48,6 +48,11 @@ _MUSIC = re.compile(
 )
 
 
+# A part of a place ("Lyon 02", "Zürich (Kreis 9)") or several ("Biel/Bienne").
+_PLACE_RELATIONS = ("country", "state")
+_ODD_NAME = re.compile(r"[\d()/,–]")
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule of cleaning.
@@ -71,6 +76,7 @@ RULES = (
     Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
     Rule("shared_template", True, "another relation asks in the same words"),
     Rule("template_misfit", True, "the question doesn't fit the gold's kind"),
+    Rule("odd_name", True, "a place's name with digits, brackets, slashes, commas or dashes"),
     Rule("short_subject", True, f"a subject of fewer than {SHORTEST_SUBJECT} characters"),
     Rule("answer_in_subject", True, "the subject shows the answer"),
     Rule("several_golds", False, "more than one gold"),
@@ -225,7 +231,9 @@ def _merge(store: FactStore, rows: dict[int, Fact]) -> None:
         answers = _union(rows[number].answers for number in numbers)
         names = _union(rows[number].aliases for number in numbers)
         aliases = tuple(name for name in names if name not in answers)
-        store.merge(first, replace(rows[first], answers=answers, aliases=aliases))
+        known = [people for n in numbers if (people := rows[n].popularity) is not None]
+        told = {"answers": answers, "aliases": aliases, "popularity": max(known, default=None)}
+        store.merge(first, replace(rows[first], **told))
 
 
 def _precedence(row: Fact) -> tuple[Any, ...]:
@@ -275,6 +283,7 @@ def _judge_alone(active: Collection[str]) -> _Judge:
     """Judges a fact by itself, whatever is trained on."""
     tests: dict[str, Callable[[Fact], bool]] = {
         "template_misfit": template_misfit,
+        "odd_name": odd_name,
         "short_subject": short_subject,
         "answer_in_subject": answer_in_subject,
         "several_golds": lambda fact: len(fact.answers) > 1,
@@ -295,6 +304,15 @@ def template_misfit(fact: Fact) -> bool:
 def _is_not_music(genre: str) -> bool:
     words = normalise(genre)
     return bool(_NOT_MUSIC.search(words)) and not _MUSIC.search(words)
+
+
+def odd_name(fact: Fact) -> bool:
+    """Tells whether a place is asked about that is a part of one, or has several names.
+
+    "Which country is Lyon 02 located in?" and its like, as gazetteers list them.
+    """
+    asked = fact.relation in _PLACE_RELATIONS and fact.question.startswith("Which ")
+    return asked and bool(_ODD_NAME.search(fact.subject))
 
 
 def short_subject(fact: Fact) -> bool:

@@ -12,12 +12,19 @@ from factual_forgetting.config import parse
 from factual_forgetting.facts.account import account, dropped_ids, plot_account
 from factual_forgetting.facts.cleaning import RULES
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.sources import SourceOptions, chosen, chosen_facts, prepare
+from factual_forgetting.facts.rows import FIELDS
+from factual_forgetting.facts.sources import (
+    SourceOptions,
+    chosen,
+    chosen_facts,
+    prepare,
+    versions_of,
+)
 from factual_forgetting.facts.store import StoredFacts
 
 _SOURCES = (
-    "almanac, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
-    "EntityQuestions' layout, or a .jsonl, .json, .csv or .tsv file"
+    "almanac, atlas, entityquestions, popqa, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a "
+    "folder in EntityQuestions' layout, or a .jsonl, .json, .csv or .tsv file"
 )
 
 
@@ -52,8 +59,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
         default=(),
         type=_column,
         metavar="FIELD=NAME",
-        help="column of a field (question, answers, relation, subject, aliases, split); "
-        "FIELD==TEXT sets a constant",
+        help=f"column of a field ({', '.join(FIELDS)}); FIELD==TEXT sets a constant",
     )
 
 
@@ -89,8 +95,8 @@ def described_source(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, A
     """Finds the facts that `facts_from_arguments` loads, and says where they are from.
 
     Returns:
-        The facts as a stream that can be read again, and their source: the options, and how
-        many rows each rule dropped.
+        The facts as a stream that can be read again, and their source: the options, the
+        versions of packages that it is read from, and how many rows each rule dropped.
 
     Raises:
         UserError: As `chosen` does.
@@ -100,7 +106,9 @@ def described_source(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, A
     dropped = {rule: len(rows) for rule, rows in cleaned.dropped.items() if rows}
     # The name of a file is where it lies on one machine; its hash is in the manifest.
     told = {**options.model_dump(mode="json"), "facts": Path(options.facts).name}
-    return cleaned.facts, {**told, "dropped": dropped}
+    versions = versions_of(options.facts)
+    pinned = {"versions": versions} if versions else {}
+    return cleaned.facts, {**told, **pinned, "dropped": dropped}
 
 
 def add_parser(subparsers: Any) -> None:

@@ -23,6 +23,8 @@ class Fact:
         answers: The golds, as the source has them; the first is the one that is trained on.
         split: One of `train`, `dev`, `test`.
         aliases: Other names of the golds, accepted as well unless scoring is strict.
+        popularity: How many people live in the subject, or how often it is looked up; None
+            where the source doesn't tell.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Fact:
     answers: tuple[str, ...]
     split: str
     aliases: tuple[str, ...] = ()
+    popularity: int | None = None
 
     @classmethod
     def make(
@@ -42,11 +45,12 @@ class Fact:
         answers: tuple[str, ...],
         split: str | None = None,
         aliases: tuple[str, ...] = (),
+        popularity: int | None = None,
     ) -> Fact:
         """Builds a fact with its id; without a split, a hash of the subject decides."""
         identity = fact_id(relation, subject, question)
         place = split or split_of(subject)
-        return cls(identity, relation, subject, question, answers, place, aliases)
+        return cls(identity, relation, subject, question, answers, place, aliases, popularity)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Fact:
@@ -60,7 +64,8 @@ class Fact:
         return self.answers + self.aliases
 
     def row(self) -> dict[str, Any]:
-        """Returns the fact as it stands in a JSON Lines file."""
+        """Returns the fact as it stands in a JSON Lines file; what is unknown is left out."""
+        told = {} if self.popularity is None else {"popularity": self.popularity}
         return {
             "id": self.id,
             "relation": self.relation,
@@ -69,6 +74,7 @@ class Fact:
             "answers": list(self.answers),
             "aliases": list(self.aliases),
             "split": self.split,
+            **told,
         }
 
 

@@ -18,7 +18,7 @@ from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import SPLITS, Fact
 
-FIELDS = ("question", "answers", "relation", "subject", "aliases", "split")
+FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 LONGEST_ROW = 1 << 20
 SPLIT_NAMES = {**{split: split for split in SPLITS}, "validation": "dev", "valid": "dev"}
@@ -152,8 +152,8 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     """Builds a fact from a row.
 
     A column that `columns` doesn't name has its field's name; a name that starts with `=` is
-    a constant. `subject`, `aliases` and `split` may be missing: the subject is then the
-    question, and a hash of the subject decides the split.
+    a constant. `subject`, `aliases`, `split` and `popularity` may be missing: the subject is
+    then the question, and a hash of the subject decides the split.
 
     Args:
         row: Column names to values. Lists may also be written as JSON in a text.
@@ -181,11 +181,23 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
         texts(values["answers"], "answers", origin),
         split and SPLIT_NAMES[split],
         texts(values["aliases"] or (), "aliases", origin),
+        _number(values["popularity"], origin),
     )
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
     return column[1:] if column.startswith("=") else row.get(column)
+
+
+def _number(value: Any, origin: str) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not str(value).isdecimal():
+        raise UserError(
+            f"{origin}: popularity '{value}' is no whole number from 0. Write one, or leave the "
+            "column out with --column popularity==."
+        )
+    return int(value)
 
 
 def texts(value: Any, field: str, origin: str) -> tuple[str, ...]:

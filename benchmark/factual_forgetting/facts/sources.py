@@ -1,6 +1,6 @@
 """Where facts come from, and how they are made fit for testing.
 
-A source is `almanac`, `entityquestions`, `popqa`, `popqa:FILE`, `datasets:ID`, a folder in
+A source is `almanac`, `atlas`, `entityquestions`, `popqa`, `popqa:FILE`, `datasets:ID`, a folder in
 EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` too).
 """
 
@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from factual_forgetting.config import Config
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts import almanac
+from factual_forgetting.facts import almanac, atlas
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
 from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
 from factual_forgetting.facts.entityquestions import (
@@ -148,6 +148,11 @@ def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
         )
 
 
+def versions_of(source: str) -> dict[str, str]:
+    """Returns the versions of the packages that a source is read from; none for most."""
+    return dict(atlas.VERSIONS) if source == "atlas" else {}
+
+
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterator[Fact]:
     """Yields the facts of a source as they stand there; ids may repeat.
 
@@ -164,6 +169,8 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
         raise UserError(f"{source} has columns of its own. Leave --column out.")
     if source == "almanac":
         return iter(almanac.world())
+    if source == "atlas":
+        return atlas.read_atlas()
     if source == "entityquestions":
         return read_entity_questions(fetch_entity_questions(cache_folder()))
     if source == "popqa":
@@ -174,8 +181,8 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
     if path.is_dir():
         return read_entity_questions(path)
     raise UserError(
-        f"Unknown fact source '{source}'. Give almanac, entityquestions, popqa, popqa:FILE, "
-        "datasets:ID, a folder in EntityQuestions' layout, or a file "
+        f"Unknown fact source '{source}'. Give almanac, atlas, entityquestions, popqa, "
+        "popqa:FILE, datasets:ID, a folder in EntityQuestions' layout, or a file "
         f"({', '.join(SUFFIXES)})."
     )
 
