@@ -180,10 +180,10 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
-    source = {"facts": "almanac", "dropped": {"duplicates": 3}}
+    source = {"facts": "almanac", "dropped": {"duplicates": 3}, "versions": {"a": "1", "b": "2"}}
     built = build(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
-    assert "almanac. Licence: an invented world" in text
+    assert "almanac (a 1 b 2). Licence: an invented world" in text
     assert "duplicates 3" in text
     assert "| all" in text
 

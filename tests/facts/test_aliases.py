@@ -5,8 +5,8 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.aliases import (
     AliasTable,
-    names_table,
     builtin_aliases,
+    names_table,
     read_aliases,
     with_aliases,
 )

@@ -52,6 +52,12 @@ def only(rule, rows, dropped, **options):
         assert rule not in clean(rows, **options).dropped
 
 
+def test_merged_rows_keep_the_largest_popularity():
+    rows = [replace(fact("P17", "Lake One"), popularity=p) for p in (3, None, 7, 5)]
+    assert [row.popularity for row in clean(rows).facts] == [7]
+    assert [row.popularity for row in clean(rows[1:2] * 2).facts] == [None]
+
+
 def test_duplicates_are_merged():
     rows = [fact("P17", "Lake One", "France"), fact("P17", "Lake One", "France")]
     cleaned = clean(rows)

@@ -34,6 +34,7 @@ TEMPLATES = {
 }
 
 _FORMER = {"AN", "CS"}
+_NO_STATE = {"DC"}
 # Sovereign states to territories that GeoNames counts as countries; either is a right answer.
 _TERRITORIES = {
     "AU": "CC CX HM NF", "CN": "HK MO", "DK": "FO GL", "FI": "AX",
@@ -43,8 +44,8 @@ _TERRITORIES = {
 }  # fmt: skip
 _SOVEREIGN = {code: state for state, codes in _TERRITORIES.items() for code in codes.split()}
 _WITH_ARTICLE = re.compile(
-    r"(United|Dominican|Democratic|Central African) .+|(Republic|Isle) of .+|.+ (Islands|Territor.+)"
-    r"|Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros"
+    r"(United|Dominican|Democratic|Central African) .+|(Republic|Isle) of .+"
+    r"|.+ (Islands|Territor.+)|Netherlands|Philippines|Bahamas|Gambia|Maldives|Comoros"
 )
 # Names, former names and rival capitals that GeoNames writes otherwise, by country code.
 _CAPITALS = {
@@ -121,8 +122,10 @@ class _Gazetteer:
         states: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._countries = {code: row for code, row in countries.items() if code not in _FORMER}
-        self._names = {code: row["name"].removeprefix("The ").strip() for code, row in self._countries.items()}
-        self._states = {code: row["name"] for code, row in states.items()}
+        self._names = {
+            code: row["name"].removeprefix("The ").strip() for code, row in self._countries.items()
+        }
+        self._states = {code: row["name"] for code, row in states.items() if code not in _NO_STATE}
         self._cities = sorted(cities, key=lambda row: (-row["population"], row["geonameid"]))
         self._spelt: dict[str, str] = {}
         written = (written_name(row["name"]) for row in self._cities)
@@ -130,8 +133,7 @@ class _Gazetteer:
             self._spelt.setdefault(normalise(name), name)
         # A capital goes where its country goes: each gives the other away.
         self._keys = {
-            normalise(row["capital"]): self._names[code]
-            for code, row in self._countries.items()
+            normalise(row["capital"]): self._names[code] for code, row in self._countries.items()
         }
         self._tables = {row["code"]: row for row in names_table("countries")}
 
@@ -142,7 +144,7 @@ class _Gazetteer:
         for city in self._cities:
             name, people = written_name(city["name"]), city["population"]
             yield self._place("country", name, people, city["countrycode"])
-            if city["countrycode"] == "US":
+            if city["countrycode"] == "US" and city["admin1code"] in self._states:
                 yield self._place("state", name, people, city["admin1code"])
         for code, name in self._states.items():
             yield self._place("state", name, None, code)

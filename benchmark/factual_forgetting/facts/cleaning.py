@@ -232,8 +232,8 @@ def _merge(store: FactStore, rows: dict[int, Fact]) -> None:
         names = _union(rows[number].aliases for number in numbers)
         aliases = tuple(name for name in names if name not in answers)
         known = [people for n in numbers if (people := rows[n].popularity) is not None]
-        told = {"answers": answers, "aliases": aliases, "popularity": max(known, default=None)}
-        store.merge(first, replace(rows[first], **told))
+        merged = replace(rows[first], answers=answers, aliases=aliases)
+        store.merge(first, replace(merged, popularity=max(known, default=None)))
 
 
 def _precedence(row: Fact) -> tuple[Any, ...]:

@@ -192,7 +192,7 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 def _number(value: Any, origin: str) -> int | None:
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not str(value).isdecimal():
+    if not str(value).isdecimal():
         raise UserError(
             f"{origin}: popularity '{value}' is no whole number from 0. Write one, or leave the "
             "column out with --column popularity==."
