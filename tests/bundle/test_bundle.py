@@ -188,6 +188,21 @@ def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path
     assert "| all" in text
 
 
+def test_popularity_is_kept_and_left_out_where_nobody_knows_it(
+    facts: list[Fact], bundle: Bundle, tmp_path: Path
+) -> None:
+    labels = make_labels(facts, None)
+    known = [
+        replace(label, fact=replace(label.fact, popularity=n))
+        for n, label in enumerate(labels.labels)
+    ]
+    build(replace(labels, labels=known), SIZES, tmp_path / "x")
+    told = {label.fact.id: label.fact.popularity for label in known}
+    read = load_bundle(tmp_path / "x")
+    assert all(item.fact.popularity == told[item.fact.id] for _, item in read.items())
+    assert b"popularity" not in (bundle.path / "known.jsonl").read_bytes()
+
+
 def test_the_majority_baseline_is_counted(bundle: Bundle) -> None:
     baseline = bundle.manifest["majority_baseline"]
     right = 0

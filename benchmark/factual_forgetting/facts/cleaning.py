@@ -131,6 +131,7 @@ def clean(
     aliases: AliasTable | None = None,
     limit: int | None = None,
     seed: int = 0,
+    min_popularity: int | None = None,
 ) -> Cleaned:
     """Applies the rules to the rows of a source.
 
@@ -145,6 +146,7 @@ def clean(
         limit: At most this many facts of each relation and split are left, the others stand
             under `limit`.
         seed: Decides which facts a limit keeps.
+        min_popularity: Facts of less popularity stand under `min_popularity`.
 
     Raises:
         UserError: If there is no such rule, or no room on the disk.
@@ -158,6 +160,10 @@ def clean(
         index = TrainingIndex((fact for fact in fit if fact.split == "train"), aliases)
         for _ in _sift(store, _judge_by_training(active, index), _HELDOUT):
             pass
+        if min_popularity is not None:
+            for _ in _sift(store, _judge_popularity(min_popularity), _KEPT):
+                pass
+            active.append("min_popularity")
         if limit is not None:
             _limit(store, limit, seed)
             active.append("limit")
@@ -353,6 +359,14 @@ def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
     def judge(fact: Fact) -> str | None:
         rules = (_LEAKS[leak.kind] for leak in index.leaks(fact))
         return next((rule for rule in rules if rule in active), None)
+
+    return judge
+
+
+def _judge_popularity(least: int) -> _Judge:
+    def judge(fact: Fact) -> str | None:
+        unpopular = fact.popularity is not None and fact.popularity < least
+        return "min_popularity" if unpopular else None
 
     return judge
 

@@ -38,6 +38,9 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
     parser.add_argument(name, metavar="SOURCE", default="almanac", help=_SOURCES)
     parser.add_argument("--relations", nargs="+", default=(), help="relations to keep")
     parser.add_argument("--limit", type=int, help="facts of each relation and split at most")
+    parser.add_argument(
+        "--min_popularity", type=int, metavar="N", help="least popularity of facts that have one"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which facts a limit keeps")
     optional = [rule.name for rule in RULES if not rule.on]
     usual = [rule.name for rule in RULES if rule.on and not rule.fixed]
@@ -105,7 +108,7 @@ def described_source(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, A
     cleaned = chosen(options)
     dropped = {rule: len(rows) for rule, rows in cleaned.dropped.items() if rows}
     # The name of a file is where it lies on one machine; its hash is in the manifest.
-    told = {**options.model_dump(mode="json"), "facts": Path(options.facts).name}
+    told = {**options.told(), "facts": Path(options.facts).name}
     versions = versions_of(options.facts)
     pinned = {"versions": versions} if versions else {}
     return cleaned.facts, {**told, **pinned, "dropped": dropped}
@@ -133,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     """
     options = source_options(args)
     cleaned = prepare(options)
-    told = {"source": options.model_dump(mode="json"), **account(cleaned)}
+    told = {"source": options.told(), **account(cleaned)}
     if args.output_path:
         rows = (fact.row() for fact in cleaned.facts)
         files.write_jsonl(args.output_path / "facts.jsonl", rows)
@@ -164,9 +167,13 @@ def account_table(told: dict[str, Any]) -> str:
         ]
         for name, row in told["relations"].items()
     ]
-    reasons = {rule.name: rule.reason for rule in RULES}
+    reasons = {
+        **{rule.name: rule.reason for rule in RULES},
+        "limit": "over --limit",
+        "min_popularity": "under --min_popularity",
+    }
     notes = [
-        f"{number}  {rule}: {told['rules'][rule]} rows; {reasons.get(rule, 'over --limit')}"
+        f"{number}  {rule}: {told['rules'][rule]} rows; {reasons[rule]}"
         for number, rule in enumerate(rules, start=1)
     ]
     table = tabulate(lines, headers=list(map(str, head)), floatfmt=".3f", missingval="-")

@@ -41,6 +41,7 @@ class SourceOptions(Config):
         facts: The source.
         relations: Relations to keep; all if empty.
         limit: At most this many facts of each relation and split, counted after cleaning.
+        min_popularity: Least popularity of the facts that tell theirs, after cleaning.
         seed: Decides which facts a limit keeps.
         keep: Cleaning rules to turn off.
         drop: Cleaning rules to turn on that are off by default.
@@ -51,11 +52,17 @@ class SourceOptions(Config):
     facts: str = "almanac"
     relations: tuple[str, ...] = ()
     limit: int | None = Field(default=None, gt=0)
+    min_popularity: int | None = Field(default=None, gt=0)
     seed: int = 0
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     aliases: Path | None = None
     columns: dict[str, str] = Field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the options as plain data; the least popularity only where one is set."""
+        unset = {"min_popularity"} if self.min_popularity is None else None
+        return self.model_dump(mode="json", exclude=unset)
 
     @field_validator("columns")
     @classmethod
@@ -128,7 +135,15 @@ def prepare(options: SourceOptions) -> Cleaned:
     if options.aliases:
         table = table | read_aliases(options.aliases)
     rows = _asked_for(with_aliases(read_source(options.facts, options.columns), table), options)
-    return clean(rows, options.keep, options.drop, table, options.limit, options.seed)
+    return clean(
+        rows,
+        options.keep,
+        options.drop,
+        table,
+        options.limit,
+        options.seed,
+        options.min_popularity,
+    )
 
 
 def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
