@@ -12,6 +12,7 @@ from tabulate import tabulate
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
+from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.protocol import recipe
 from factual_forgetting.protocol.curve import CURVE
@@ -73,13 +74,13 @@ def _finetune(args: argparse.Namespace) -> None:
     protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
-    pretrained = parse_model_args(args.model_args)["pretrained"] if args.model_args else None
-    foreign = checkpoint.identity(pretrained) if args.allow_foreign_base and pretrained else None
+    base = _base_arguments(args)
+    foreign = checkpoint.identity(**base) if args.allow_foreign_base else None
     run = Run(bundle, protocol, args.method, settings, args.seed, foreign)
 
     from factual_forgetting.protocol.train import finetune
 
-    finetune(run, args.output_path, pretrained=pretrained, execution=_execution(args))
+    finetune(run, args.output_path, pretrained=base.get("pretrained"), execution=_execution(args))
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
@@ -87,6 +88,23 @@ def _finetune(args: argparse.Namespace) -> None:
     table = [[point[name] for name in columns] for point in points]
     sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f"))
     sys.stdout.write(f"\n\ncheckpoint: {args.output_path}\n")
+
+
+def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the base is; whatever else decides a run stands in its protocol."""
+    given = parse_model_args(args.model_args) if args.model_args else {}
+    known = ("pretrained", "revision") if args.allow_foreign_base else ("pretrained",)
+    if unknown := ", ".join(sorted(set(given) - set(known))):
+        raise InputError(
+            f"finetune takes no {unknown} in --model_args, only where the base is (pretrained=…, "
+            "and revision=… with --allow_foreign_base). How it trains is told by --protocol."
+        )
+    if "pretrained" not in given and (args.model_args or args.allow_foreign_base):
+        raise InputError(
+            "--model_args and --allow_foreign_base need the base's place. Give --model_args "
+            "pretrained=…"
+        )
+    return given
 
 
 def _sweep_runs(args: argparse.Namespace) -> list[SweepRun]:
