@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,14 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
     base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
-    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
-    rest = {key: value for key, value in arguments.items() if key not in told}
+    rest = other_arguments(arguments)
     return {**base, "model_args": rest} if rest else base
+
+
+def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that name its weights or say how a machine runs it."""
+    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
+    return {key: value for key, value in arguments.items() if key not in told}
 
 
 def lineage(path: Path) -> str | None:

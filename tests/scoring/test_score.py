@@ -102,6 +102,7 @@ def rewrite(change: Callable[[str], str]) -> Spoil:
         (edit(lambda found: found["config"].update(use_cache="answers.db")), "--use_cache"),
         (edit(lambda found: found["versions"].update({f"{TASK}_stability": 99})), "version 99"),
         (rewrite(lambda text: text.replace('toks": 16', 'toks": 4')), "generation settings"),
+        (rewrite(lambda text: text.replace('"max_gen', '"num_beams": 4, "max_gen')), "generation"),
         (rewrite(lambda text: re.sub(r'(bundle_sha256": ")\w', r"\1x", text)), "another bundle"),
         (rewrite(lambda text: re.sub(r'(weights_sha256": ")\w', r"\1x", text, count=1)), "mixed"),
         (rewrite(lambda text: "".join(text.splitlines(True)[:-3])), "13 answers where .* has 16"),

@@ -14,6 +14,7 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import InputError, NotFoundError, PackageError, UserError
 from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.scoring.reading import require_uncut
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
@@ -54,7 +55,7 @@ def run_lm_eval(
     arguments = _arguments(model, model_args, output, bundle, descends)
     # lm-eval adds the model arguments itself, but not to a task manager that it is given.
     metadata = {
-        **{key: arguments[key] for key in ("pretrained",) if key in arguments},
+        **({} if model.startswith("local-") else arguments),
         "ff_bundle": str(bundle.path),
         "ff_bundle_sha256": bundle.sha256,
         "ff_descends": descends,
@@ -80,6 +81,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """Resolves the checkpoint: found, merged, and of the bundle's base."""
     arguments = parse_model_args(text)
+    require_uncut(arguments)
     if model.startswith("local-"):
         # The server tokenises as its model needs it, BOS included; lm-eval would leave BOS out.
         return {"tokenized_requests": False, "tokenizer_backend": None, **arguments}
