@@ -144,8 +144,13 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a model's arguments but those that name its weights or say how a machine runs it."""
-    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
-    return {key: value for key, value in arguments.items() if key not in told}
+    told = {"pretrained", "revision", *_ADAPTERS}
+    return {k: v for k, v in without_machine(arguments).items() if k not in told}
+
+
+def without_machine(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that say how a machine runs it."""
+    return {key: value for key, value in arguments.items() if key not in _OF_THE_MACHINE}
 
 
 def lineage(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.modelargs import parse_model_args
@@ -116,6 +116,13 @@ def _instruction(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"system_instruction": found} if found else {}
 
 
+def asked_sha256(results: Mapping[str, Any]) -> str:
+    """Hashes what lm-eval asked: the model class and its arguments, but those of the machine."""
+    config = results.get("config", {})
+    arguments = checkpoint.without_machine(_arguments(config))
+    return files.sha256_json([config.get("model"), arguments])
+
+
 def find_results(paths: Sequence[Path]) -> list[Path]:
     """Returns the directories or files of single checkpoints under some paths, in order."""
     return [found for path in paths for found in (_folders(path) if path.is_dir() else [path])]
@@ -138,13 +145,23 @@ def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
                 f"{', '.join(map(str, folders[:5]))}. Name one of them."
             )
         found = sorted(folders[0].glob("results_*.json"), reverse=True)
-    for file in found:
-        results = files.read_json(file)
-        if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
-            raise InputError(f"{file} is no results file of lm-eval. Score again.")
+    read = {file: _read(file) for file in found}
+    if len(set(map(asked_sha256, read.values()))) > 1:
+        raise InputError(
+            f"{path} holds results of several checkpoints, or of one with other --model_args: "
+            f"{', '.join(file.name for file in found[:5])}. Name one of these files."
+        )
+    for file, results in read.items():
         if _splits(results, style):
             return file, results
     raise NotFoundError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    results = files.read_json(file)
+    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+        raise InputError(f"{file} is no results file of lm-eval. Score again.")
+    return results
 
 
 def _splits(results: dict[str, Any], style: str) -> dict[str, str]:

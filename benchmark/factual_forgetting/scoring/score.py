@@ -15,6 +15,7 @@ from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import InputError, NotFoundError, PackageError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.reading import require_uncut
+from factual_forgetting.scoring.results import asked_sha256
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
@@ -186,13 +187,26 @@ def _evaluate(
             ),
         )
     samples = results.pop("samples")
+    named = tracker.general_config_tracker
+    named.model_name_sanitized = _folder(output, str(named.model_name_sanitized), results)
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    written = output / str(tracker.general_config_tracker.model_name_sanitized)
+    written = output / str(named.model_name_sanitized)
     if not any(written.glob("results_*.json")):
         raise InputError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
+
+
+def _folder(output: Path, name: str, results: dict[str, Any]) -> str:
+    """Returns a folder of these results alone.
+
+    lm-eval names it by the checkpoint, and `a/b` as `a__b`; another one that was asked, or the
+    same with other arguments, would share it.
+    """
+    own = asked_sha256(results)
+    there = map(files.read_json, (output / name).glob("results_*.json"))
+    return name if all(asked_sha256(found) == own for found in there) else f"{name}__{own[:12]}"
 
 
 @contextmanager
