@@ -74,13 +74,17 @@ def _finetune(args: argparse.Namespace) -> None:
     protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
-    base = _base_arguments(args)
-    foreign = checkpoint.identity(**base) if args.allow_foreign_base else None
+    given = _base_arguments(args)
+    place, adapter = given.get("pretrained"), given.get("peft")
+    foreign = None
+    if place and args.allow_foreign_base:
+        foreign = checkpoint.identity(place, given.get("revision"), adapter)
     run = Run(bundle, protocol, args.method, settings, args.seed, foreign)
 
     from factual_forgetting.protocol.train import finetune
 
-    finetune(run, args.output_path, pretrained=base.get("pretrained"), execution=_execution(args))
+    execution = _execution(args)
+    finetune(run, args.output_path, pretrained=place, adapter=adapter, execution=execution)
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
@@ -93,11 +97,12 @@ def _finetune(args: argparse.Namespace) -> None:
 def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Where the base is; whatever else decides a run stands in its protocol."""
     given = parse_model_args(args.model_args) if args.model_args else {}
-    known = ("pretrained", "revision") if args.allow_foreign_base else ("pretrained",)
-    if unknown := ", ".join(sorted(set(given) - set(known))):
+    known = {"pretrained", "peft", *(["revision"] if args.allow_foreign_base else [])}
+    if unknown := ", ".join(sorted(set(given) - known)):
         raise InputError(
             f"finetune takes no {unknown} in --model_args, only where the base is (pretrained=…, "
-            "and revision=… with --allow_foreign_base). How it trains is told by --protocol."
+            "peft=…, and revision=… with --allow_foreign_base). How it trains is told by "
+            "--protocol."
         )
     if "pretrained" not in given and (args.model_args or args.allow_foreign_base):
         raise InputError(

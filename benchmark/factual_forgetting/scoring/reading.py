@@ -12,9 +12,7 @@ from factual_forgetting.errors import InputError
 _CUTS = ("truncation", "truncate")
 # They say where a model is and how to reach it; the precision is told by itself.
 _UNTOLD = {
-    "model", "dtype", "base_url", "auth_token", "header", "verify_certificate", "ca_cert_path",
-    "num_concurrent", "max_retries", "timeout", "tokenized_requests", "tokenizer_backend",
-    "trust_remote_code", "use_fast_tokenizer",
+    "model", "dtype", "base_url", "tokenized_requests", "tokenizer_backend", "trust_remote_code",
 }  # fmt: skip
 
 

@@ -210,6 +210,8 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
         notes.append("Its descent from the bundle's base was declared, not checked.")
     elif results.weights_sha256 is None:
         notes.append("lm-eval didn't see its weights: neither hashed nor checked for descent.")
+    elif bundle.manifest["base"]["shape"] is None:
+        notes.append("The bundle doesn't know its base's weights: descent isn't checked.")
     return notes + _reading_notes(bundle.manifest["base"], results)
 
 
