@@ -169,12 +169,27 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
-    source = {"facts": "almanac", "dropped": {"duplicates": 3}}
+    source = {"facts": "almanac", "dropped": {"duplicates": 3}, "versions": {"a": "1", "b": "2"}}
     built = build_bundle(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
-    assert "almanac. Licence: an invented world" in text
+    assert "almanac (a 1 b 2). Licence: an invented world" in text
     assert "duplicates 3" in text
     assert "| all" in text
+
+
+def test_popularity_is_kept_and_left_out_where_nobody_knows_it(
+    facts: list[Fact], bundle: Bundle, tmp_path: Path
+) -> None:
+    labels = make_labels(facts, None)
+    known = [
+        replace(label, fact=replace(label.fact, popularity=n))
+        for n, label in enumerate(labels.labels)
+    ]
+    build_bundle(replace(labels, labels=known), SIZES, tmp_path / "x")
+    told = {label.fact.id: label.fact.popularity for label in known}
+    read = load_bundle(tmp_path / "x")
+    assert all(item.fact.popularity == told[item.fact.id] for _, item in read.items())
+    assert b"popularity" not in (bundle.path / "known.jsonl").read_bytes()
 
 
 def test_the_majority_baseline_is_of_training_facts(bundle: Bundle) -> None:

@@ -278,6 +278,6 @@ def _environment(results: dict[str, Any]) -> dict[str, Any]:
         "transformers": results.get("transformers_version"),
         "model": config.get("model"),
         "dtype": str(config.get("model_dtype")) if config.get("model_dtype") else None,
-        "batch_size": str(config.get("batch_size")),
+        "batch_size": str(config["batch_size"]) if config.get("batch_size") else None,
         "device": config.get("device"),
     }
