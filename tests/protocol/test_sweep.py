@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,6 @@ def test_names_of_arms_are_their_own(sweep: Sweep, bundle: Bundle, tmp_path: Pat
     twice = sweep.model_copy(update={"arms": (sweep.arms[0], sweep.arms[0])})
     with pytest.raises(UserError, match="names of their own"):
         sweep_runs(twice, bundle, tmp_path)
-
-
-def test_a_sweep_without_validation_is_refused_before_it_trains(
-    sweep: Sweep, bundle: Bundle, tmp_path: Path
-) -> None:
-    lacking = dataclasses.replace(bundle, splits={**bundle.splits, "validation": []})
-    with pytest.raises(UserError, match="has none"):
-        sweep_runs(sweep, lacking, tmp_path)
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_skips_what_is_done(

@@ -9,7 +9,7 @@ import pytest
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.scoring.reading import require_whole
+from factual_forgetting.scoring.reading import require_room
 from factual_forgetting.scoring.report import make_report
 from factual_forgetting.scoring.results import Results, read_results
 from factual_forgetting.scoring.score import run_lm_eval
@@ -76,10 +76,10 @@ def test_results_of_cut_prompts_are_refused(
 def test_prompts_are_counted_in_tokens_where_bytes_do_not_tell(base: Path) -> None:
     prompts = ["Q: Which country is it?\nA:"]
     with pytest.raises(UserError, match="have up to 26 bytes"):
-        require_whole(prompts, 32, 16, None)
-    require_whole(prompts, 32, 16, base)
+        require_room(prompts, 32, 16, None)
+    require_room(prompts, 32, 16, base)
     with pytest.raises(UserError, match=r"have 1\d tokens"):
-        require_whole(prompts, 24, 16, base)
+        require_room(prompts, 24, 16, base)
 
 
 def test_another_tokenizer_is_hashed_as_used_and_told(

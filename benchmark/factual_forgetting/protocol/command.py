@@ -32,7 +32,9 @@ def add_parser(subparsers: Any) -> None:
     named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
     parser.add_argument("--protocol", default="paper-v1", help=named)
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
-    parser.add_argument("--model_args", help="pretrained=PATH, if not where the bundle says")
+    parser.add_argument(
+        "--model_args", help="pretrained=PATH (and peft=PATH), if not where the bundle says"
+    )
     parser.add_argument(
         "--allow_foreign_base",
         action="store_true",

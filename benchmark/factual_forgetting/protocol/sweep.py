@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat
 from tqdm import tqdm
 
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import VALIDATION, Bundle
+from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CURVE, selection_score
@@ -82,14 +82,8 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
     """Lists every run of a sweep, the first seed of everything first.
 
     Raises:
-        UserError: If a name occurs twice, a method or setting is unknown, or the bundle has no
-            validation facts to choose by.
+        UserError: If a name occurs twice, or a method or setting is unknown.
     """
-    if not bundle.splits[VALIDATION]:
-        raise InputError(
-            f"A sweep chooses by validation facts, and {bundle.path} has none. Build a bundle with "
-            "--validation N."
-        )
     names = [arm.name for arm in sweep.arms]
     if len(set(names)) != len(names):
         raise InputError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")

@@ -32,7 +32,7 @@ def told_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {k: rest[k] for k in sorted(rest) if k not in _UNTOLD and rest[k] is not None}
 
 
-def require_whole(
+def require_room(
     prompts: Iterable[str], context: int | None, answer: int, tokenizer: Path | None
 ) -> None:
     """Refuses prompts whose heads lm-eval cut, or would cut, to leave room for the answer.

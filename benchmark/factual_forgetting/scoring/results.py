@@ -12,7 +12,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, 
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
-from factual_forgetting.scoring.reading import require_uncut, require_whole, told_arguments
+from factual_forgetting.scoring.reading import require_room, require_uncut, told_arguments
 from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
 from factual_forgetting.scoring.task import local_checkpoint, require_matcher
 
@@ -81,7 +81,7 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     name, revision = arguments.get("pretrained"), arguments.get("revision")
     tokenizer = local_checkpoint(arguments.get("tokenizer") or name, revision)
     prompts = (sample.prompt for sample in asked)
-    require_whole(prompts, results.get("max_length"), STYLES[style].max_new_tokens, tokenizer)
+    require_room(prompts, results.get("max_length"), STYLES[style].max_new_tokens, tokenizer)
     judgements = {
         s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
         for s in asked

@@ -11,7 +11,7 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.scoring.judging import judge
-from factual_forgetting.scoring.reading import require_uncut, require_whole
+from factual_forgetting.scoring.reading import require_room, require_uncut
 from factual_forgetting.scoring.styles import STYLES
 
 # Arguments by which other weights answer than those in `pretrained`.
@@ -71,7 +71,7 @@ def load_split(
     reads = local_checkpoint(tokenizer, revision) if tokenizer else path
     documents = task_documents(bundle, ff_split, ff_style, hashed, reads)
     style, given = STYLES[ff_style], others.get("max_length") or others.get("max_model_len")
-    require_whole((row["prompt"] for row in documents), given, style.max_new_tokens, reads)
+    require_room((row["prompt"] for row in documents), given, style.max_new_tokens, reads)
     return {"test": Dataset.from_list(documents)}
 
 
