@@ -22,7 +22,7 @@ SIGNATURES = {
     "retire=False, quota=<factory>, samples=0, temperature=0.5, top_k=40, shard_size=512",
     "build_bundle": "labels, config, output",
     "classify": "facts, engine, settings, base, output",
-    "finetune": "run, output, pretrained=None, execution=None, progress=True",
+    "finetune": "run, output, pretrained=None, adapter=None, execution=None, progress=True",
     "load_bundle": "path",
     "load_facts": "source, relations=(), options",
     "load_labels": "path",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ _SHAPE_KEYS = {
 # Model classes of lm-eval that load a checkpoint's files, and their arguments for an adapter.
 LOCAL_MODELS = ("hf", "vllm")
 _ADAPTERS = ("peft", "lora_local_path")
-# Arguments of a model that say how a machine runs it, and may differ between shards.
+# Arguments of a model that say how a machine runs or reaches it, and may differ between shards.
 _OF_THE_MACHINE = {
     "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
     "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
-    "tensor_parallel_size", "data_parallel_size",
+    "tensor_parallel_size", "data_parallel_size", "num_concurrent", "max_retries", "timeout",
+    "auth_token", "header", "verify_certificate", "ca_cert_path",
 }  # fmt: skip
 
 LINEAGE_KEY = "factual_forgetting_base"
@@ -86,6 +88,12 @@ def shape(path: Path) -> dict[str, Any]:
     }
 
 
+def differing_shape(path: Path, base: Mapping[str, Any]) -> list[str]:
+    """Tells where a checkpoint's shape differs from that of a base, as far as that is known."""
+    found, expected = shape(path), base["shape"] or {}
+    return [f"{k} {found[k]} instead of {v}" for k, v in expected.items() if found[k] != v]
+
+
 def identity(
     pretrained: str, revision: str | None = None, adapter: str | None = None
 ) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def identity(
         "weights_sha256": weights,
         "shape": shape(path),
         "lineage": lineage(path),
+        **({"adapter": adapter} if adapter is not None else {}),
     }
 
 
@@ -132,14 +141,25 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if model not in LOCAL_MODELS:
         unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
         name = arguments.get("pretrained") or arguments.get("model")
-        return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
+        told = without_machine(arguments)
+        return {"pretrained": name, **unknown, "model": model, "model_args": told}
     if "pretrained" not in arguments:
         raise InputError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
     base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
-    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
-    rest = {key: value for key, value in arguments.items() if key not in told}
+    rest = other_arguments(arguments)
     return {**base, "model_args": rest} if rest else base
+
+
+def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that name its weights or say how a machine runs it."""
+    told = {"pretrained", "revision", *_ADAPTERS}
+    return {k: v for k, v in without_machine(arguments).items() if k not in told}
+
+
+def without_machine(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that say how a machine runs it."""
+    return {key: value for key, value in arguments.items() if key not in _OF_THE_MACHINE}
 
 
 def lineage(path: Path) -> str | None:
@@ -157,13 +177,12 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
 
     Args:
         path: Checkpoint directory.
-        base: The base, as `identity` describes it.
+        base: The base, as `describe_base` does; behind a server its shape isn't known.
 
     Raises:
         UserError: If the shape differs, or the base is marked and the checkpoint isn't.
     """
-    found, expected = shape(path), base["shape"]
-    told = [f"{k} {found[k]} instead of {expected[k]}" for k in found if found[k] != expected[k]]
+    told = differing_shape(path, base)
     if base.get("lineage") and lineage(path) != base["lineage"]:
         told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
     if told:

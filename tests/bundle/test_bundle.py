@@ -10,6 +10,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
@@ -95,6 +96,13 @@ def test_sizes_that_cannot_be_met_are_errors(
     with pytest.raises(UserError, match=message):
         build_bundle(make_labels(facts, None), SIZES.model_copy(update=sizes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("size", ["known", "unknown", "heldout"])
+def test_a_bundle_without_one_of_its_three_splits_is_refused(size: str) -> None:
+    values = {**SIZES.model_dump(), size: 0}
+    with pytest.raises(UserError, match=f"key '{size}': Input should be greater than 0"):
+        parse(BundleConfig, values, "bundle build")
 
 
 def test_relations_kept_out_of_training_become_heldout_other(
