@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,21 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
 def weights_sha256(path: Path) -> str:
     """Hashes all safetensors files of a checkpoint directory, names included."""
-    parts = [
-        f"{file.name}:{files.sha256_file(file)}" for file in sorted(path.glob("*.safetensors"))
-    ]
+    parts = [f"{file.name}:{_sha256_as_it_is(file)}" for file in sorted(path.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sha256_as_it_is(file: Path) -> str:
+    """Hashes a file once, as long as nothing touches it: all runs of a sweep have one base."""
+    found = file.stat()
+    return _sha256(
+        file.resolve(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, *state: int) -> str:
+    return files.sha256_file(file)
 
 
 def shape(path: Path) -> dict[str, Any]:

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from runs import altered, assert_same_bytes, curve, make_run, train, weights
 from sharded import VOCABULARY, work
+from transformers import TrainingArguments
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.recipe import Execution, Protocol
-from factual_forgetting.protocol.trainer import arguments
+from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from small import make_model
 
 SOURCE = str(Path(__file__).parents[2] / "benchmark")
@@ -79,6 +82,49 @@ def test_two_processes_follow_the_loss_of_one(
     run = files.read_json(tmp_path / "2" / "run.json")
     assert run["resolved"]["world_size"] == 2
     assert run["resolved"]["distributed"] == "MULTI_CPU"
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("self_distillation", "teacher=snapshot"),
+        pytest.param("lora", "", marks=pytest.mark.slow),
+        pytest.param("early_stop", "", marks=pytest.mark.slow),
+        pytest.param("wise_ft", "points=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_run_is_that_of_one_process(
+    bundle: Bundle, brief: Path, method: str, settings: str, tmp_path: Path
+) -> None:
+    """In bf16, so that weights that are held in bf16 on the way would show."""
+    half = yaml.safe_load(brief.read_text()) | {"precision": "bf16", "evaluate_every": 8}
+    files.write_json(tmp_path / "half.yaml", half)
+    sharding = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        str(Path(__file__).parent / "fsdp_cpu.py"),
+    ]
+    for name in ("one", "two"):
+        given = command(bundle, tmp_path / "half.yaml", tmp_path / name, method, settings)
+        if name == "two":
+            given = [*sharding, *given[2:]]
+        more = FSDP if name == "two" else {}
+        subprocess.run([sys.executable, *given], env={**environment(), **more}, check=True)
+    assert files.read_json(tmp_path / "two" / "run.json")["resolved"]["distributed"] == "FSDP"
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+    for key in ("loss", "kl_to_base"):
+        left, right = ([p[key] or 0.0 for p in curve(tmp_path / n)] for n in ("one", "two"))
+        assert left == pytest.approx(right, rel=1e-2, abs=1e-3), key
 
 
 def test_the_loss_and_its_gradient_are_the_same_under_fully_shard(tmp_path: Path) -> None:
@@ -204,12 +250,51 @@ def test_a_tracker_gets_loss_and_curve(
     assert [row["curve/step"] for row in logged if "curve/step" in row] == [3, 6]
 
 
-@pytest.mark.parametrize("name", ["fsdp.yaml", "deepspeed-zero2.yaml"])
-def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
+def test_accelerate_reads_the_shipped_configuration() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = package_files("factual_forgetting.protocol") / "accelerate" / name
+    path = package_files("factual_forgetting.protocol") / "accelerate" / "fsdp.yaml"
     loaded = load_config_from_file(str(path))
     written = yaml.safe_load(path.read_text())
     assert loaded.distributed_type == written["distributed_type"]
     assert loaded.mixed_precision == "no"
+
+
+def test_a_process_without_a_launcher_uses_one_of_many_gpus(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    assert TrainingArguments(str(tmp_path)).n_gpu == 4
+    found = arguments(protocol, 10, 0, tmp_path, Execution())
+    assert found.n_gpu == 1
+    assert found.train_batch_size * found.gradient_accumulation_steps == protocol.batch_size
+
+
+def small_trainer(protocol: Protocol, path: Path) -> ForgettingTrainer:
+    given = {"model": make_model("llama", VOCABULARY), "train_dataset": [{}]}
+    return ForgettingTrainer(8, args=arguments(protocol, 10, 0, path, Execution()), **given)
+
+
+def test_the_launcher_does_not_decide_the_precision(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small_trainer(protocol, tmp_path).accelerator.mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="mixed_precision bf16, and the protocol computes in fp32"):
+        small_trainer(protocol, tmp_path)
+    half = altered(protocol, precision="bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert small_trainer(half, tmp_path).accelerator.mixed_precision == "bf16"
+
+
+def test_deepspeed_is_refused(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UserError, match=r"keeps in bf16.*Shard by FSDP"):
+        small_trainer(protocol, tmp_path)

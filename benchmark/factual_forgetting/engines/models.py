@@ -50,15 +50,23 @@ def load_causal_lm(
 
 def context_length(model: Any) -> int | None:
     """Returns the most tokens that a model of transformers takes; None if it has no limit."""
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    found: int | None = getattr(text_config(model), "max_position_embeddings", None)
     return found
+
+
+def text_config(model: Any) -> Any:
+    """Returns the configuration of what reads text: a part, where a model reads images too."""
+    return model.config.get_text_config(decoder=True)
 
 
 def default_device() -> str:
     """Returns the GPU where there is one; lm-eval's own default fails where there is none."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    # A launcher gives each of its processes a GPU.
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def quiet() -> None:

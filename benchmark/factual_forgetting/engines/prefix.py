@@ -9,18 +9,21 @@ bf16 they differ from it as they do between batch sizes.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
 from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.models import context_length
+from factual_forgetting.engines.plain import generate_plainly
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
-from factual_forgetting.engines.tree import Branch, TreeModel
+from factual_forgetting.engines.tree import Branch, TreeModel, UnsupportedModelError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.facts.matching import first_line, is_correct
 
@@ -282,9 +285,13 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
 
     A newline is often merged into a token (full stop and newline): no one token is the stop.
     """
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    newlines = {token for token, text in enumerate(texts) if "\n" in text}
-    return frozenset(newlines | {tokenizer.eos_token_id})
+    return _newlines(tokenizer, len(tokenizer)) | {tokenizer.eos_token_id}
+
+
+@lru_cache(maxsize=2)  # a large vocabulary takes seconds, and a curve asks at every point
+def _newlines(tokenizer: Any, size: int) -> frozenset[int]:
+    texts = tokenizer.batch_decode([[token] for token in range(size)])
+    return frozenset(token for token, text in enumerate(texts) if "\n" in text)
 
 
 def ask_zero_shot(
@@ -305,6 +312,9 @@ def answer_zero_shot(
 ) -> list[str]:
     """Answers facts greedily in the protocol's zero-shot prompt, in their order.
 
+    Where the model can't be computed over trees, transformers generates the same answers, and
+    stderr tells so.
+
     Args:
         model: The model, in eval mode.
         tokenizer: Its tokenizer.
@@ -312,7 +322,18 @@ def answer_zero_shot(
         max_new_tokens: Most tokens of an answer.
         verdict_only: Whether a text may end once no accepted answer can be reached any more.
     """
-    engine = PrefixEngine(model, tokenizer)
+    try:
+        engine = PrefixEngine(model, tokenizer)
+    except UnsupportedModelError as error:
+        _tell(f"engine: transformers' generate (the prefix engine can't run this model: {error})\n")
+        prompts = [question_prompt(fact.question) for fact in facts]
+        return generate_plainly(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens)
     queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
     answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
     return [answer.text for answer in answers]
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once: a curve asks at every point."""
+    sys.stderr.write(line)

@@ -203,7 +203,8 @@ def _trainer(watch: _Watch, run: Run, base: Path, model: Any, work: Path, progre
     steps = watch.experiment.steps
     spaced = run.protocol.model_copy(update={"evaluate_every": watch.experiment.every})
     penalty = METHODS[run.method].penalty
-    context = Context(run.bundle, watch.tokenizer, model, base, work)
+    taught = spaced.teacher_autocast
+    context = Context(run.bundle, watch.tokenizer, model, base, work, teacher_autocast=taught)
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
         penalty=penalty(context, run.settings) if penalty else None,

@@ -65,6 +65,12 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--gradient_checkpointing", action="store_true", help="compute activations twice, keep none"
     )
     parser.add_argument("--report_to", default="none", help="trackers of transformers (none)")
+    parser.add_argument(
+        "--resume_every",
+        type=int,
+        default=1,
+        help="points of the curve between two states to resume from, of 12 bytes a parameter (1)",
+    )
 
 
 def _execution(args: argparse.Namespace) -> recipe.Execution:
