@@ -29,7 +29,7 @@ from transformers.trainer_utils import SaveStrategy
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
 from factual_forgetting.engines.models import quiet
-from factual_forgetting.engines.zero_shot import ask_zero_shot
+from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
 from factual_forgetting.protocol.methods import METHODS

@@ -6,7 +6,7 @@ CHECK = """
 import warnings
 warnings.simplefilter("error")
 import torch
-from factual_forgetting.engines.bf16 import widen_products
+from factual_forgetting.engines.models import widen_products
 
 torch.manual_seed(0)
 a, b, c = torch.randn(24, 40), torch.randn(40, 24), torch.randn(24, 24)

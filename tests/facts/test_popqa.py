@@ -6,8 +6,7 @@ import pytest
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import sources
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.popqa import POPQA_TEMPLATES
-from factual_forgetting.facts.sources import load_facts, read_source
+from factual_forgetting.facts.sources import POPQA_TEMPLATES, load_facts, read_source
 
 UPSTREAM = {
     "id": "1", "subj": "Ada Quill", "prop": "place of birth", "obj": "Lisbon", "subj_id": "2",

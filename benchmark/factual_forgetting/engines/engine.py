@@ -82,15 +82,12 @@ class Engine(ABC):
     def answer(
         self, groups: Sequence[Group], max_new_tokens: int, *, verdict_only: bool = False
     ) -> list[list[Answer]]:
-        """Generates greedily.
+        """Generates one greedy answer a question, in one list a group.
 
         Args:
             groups: Questions by shared prefix.
             max_new_tokens: Most tokens to generate.
             verdict_only: Whether an answer may be cut short once it can only be wrong.
-
-        Returns:
-            One list a group, one answer a question.
         """
         found = self._generate(groups, max_new_tokens, verdict_only, None)
         return [[answers[0] for answers in group] for group in found]
@@ -98,11 +95,7 @@ class Engine(ABC):
     def sample(
         self, groups: Sequence[Group], max_new_tokens: int, sampling: Sampling
     ) -> list[list[list[Answer]]]:
-        """Draws several answers a question; those that can only be wrong may be cut short.
-
-        Returns:
-            One list a group, one list a question, one answer a sample.
-        """
+        """Draws answers, `[group][question][sample]`; what can only be wrong may be cut short."""
         return self._generate(groups, max_new_tokens, True, sampling)
 
     @abstractmethod
@@ -111,11 +104,7 @@ class Engine(ABC):
     ) -> list[list[list[Answer]]]:
         """Does what `sample` does, the one thing that an engine has to do.
 
-        Args:
-            groups: Questions by shared prefix.
-            most: Most tokens to generate.
-            verdict_only: Whether an answer may be cut short once it can only be wrong.
-            sampling: How answers are drawn; None for one greedy answer a question.
+        Without `sampling` it gives one greedy answer a question, of `most` tokens at most.
         """
 
     @contextmanager
@@ -123,10 +112,7 @@ class Engine(ABC):
         """Halves the batch when memory runs out, so that the same work can be tried again.
 
         Args:
-            size: Questions in the batch that is tried.
-
-        Raises:
-            UserError: If there is no memory even for one question.
+            size: Questions in the batch that is tried; without memory even for 1, it is an error.
         """
         try:
             yield
@@ -145,24 +131,16 @@ class Engine(ABC):
         self.batch_size = size // 2
         gc.collect()
 
+    @staticmethod
+    def _require_room(tokens: int, context: float) -> None:
+        """Checks that a prompt and its longest answer, in tokens, fit into a model's context."""
+        if tokens > context:
+            raise InputError(
+                f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
+                f"{context}. Lower --shots, or leave the relation out with --relations."
+            )
+
 
 def seed_number(seed: str) -> int:
     """Turns a seed into the number that generators of other libraries take."""
     return int(stable_hash("sample", seed)[:8], 16)
-
-
-def require_room(tokens: int, context: float) -> None:
-    """Checks that a prompt with its answer fits.
-
-    Args:
-        tokens: Its tokens, with those of the longest answer.
-        context: Tokens that the model's context holds.
-
-    Raises:
-        UserError: If it doesn't.
-    """
-    if tokens > context:
-        raise InputError(
-            f"A prompt with its answer takes {tokens} tokens, and the model's context holds "
-            f"{context}. Lower --shots, or leave the relation out with --relations."
-        )

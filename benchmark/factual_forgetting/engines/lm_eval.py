@@ -6,16 +6,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.bf16 import hasten_bf16
-from factual_forgetting.engines.engine import (
-    Answer,
-    Engine,
-    Group,
-    Sampling,
-    require_room,
-    seed_number,
-)
-from factual_forgetting.engines.models import default_device
+from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
+from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.matching import first_line
 
@@ -27,16 +19,13 @@ class LMEvalEngine(Engine):
     """Any model class of lm-eval."""
 
     def __init__(self, model: str, model_args: str, batch_size: str, device: str | None) -> None:
-        """Loads the model.
+        """Loads the model, or raises a UserError if lm-eval can't.
 
         Args:
             model: lm-eval's name of the class, for example `hf` or `vllm`.
             model_args: Its arguments, `key=value` separated by commas.
             batch_size: A number or `auto`.
             device: For example `cuda:0`; None takes the GPU where there is one.
-
-        Raises:
-            UserError: If lm-eval can't load it.
         """
         from lm_eval.api.registry import get_model
 
@@ -86,7 +75,7 @@ class LMEvalEngine(Engine):
         from lm_eval.api.instance import Instance
 
         prompts = [group.prefix + query.text for group in groups for query in group.queries]
-        self._require_room(prompts, max_new_tokens)
+        self._check_room(prompts, max_new_tokens)
         settings["max_gen_toks"] = max_new_tokens
         requests = [
             Instance("generate_until", {}, (prompt, {"until": ["\n"], **settings}), index)
@@ -99,7 +88,7 @@ class LMEvalEngine(Engine):
         answers = (Answer(first_line(text)) for text in texts)
         return [list(islice(answers, len(group.queries))) for group in groups]
 
-    def _require_room(self, prompts: Sequence[str], max_new_tokens: int) -> None:
+    def _check_room(self, prompts: Sequence[str], max_new_tokens: int) -> None:
         """lm-eval would cut the head of a prompt that is too long, and say it in a log."""
         context = getattr(self._lm, "max_length", None)
         if context is None or not hasattr(self._lm, "tok_encode"):
@@ -107,4 +96,4 @@ class LMEvalEngine(Engine):
         for prompt in prompts:
             # No token is shorter than a byte: most prompts need not be counted.
             if len(prompt.encode()) + max_new_tokens >= context:
-                require_room(len(self._lm.tok_encode(prompt)) + max_new_tokens, context)
+                self._require_room(len(self._lm.tok_encode(prompt)) + max_new_tokens, context)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
-from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling, require_room
+from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.models import context_length
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel
-from factual_forgetting.facts.fact import stable_fraction
-from factual_forgetting.facts.matching import first_line
+from factual_forgetting.facts.fact import Fact, stable_fraction
+from factual_forgetting.facts.matching import first_line, is_correct
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
@@ -65,15 +66,12 @@ class PrefixEngine(Engine):
     batch_size: int
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 256) -> None:
-        """Wraps a loaded model in eval mode.
+        """Wraps a causal language model of transformers in eval mode, and its tokenizer.
 
         Args:
-            model: A causal language model of transformers.
-            tokenizer: Its tokenizer.
+            model: One that `TreeModel` can compute, or it raises its UnsupportedModelError.
+            tokenizer: The model's.
             batch_size: Questions in one forward pass.
-
-        Raises:
-            UnsupportedModelError: If the model can't be computed over trees.
         """
         self._tokenizer, self.batch_size = tokenizer, batch_size
         self._tree = TreeModel(model)
@@ -97,7 +95,7 @@ class PrefixEngine(Engine):
         if not group.queries:
             return []
         head, tails = self._encode(group)
-        require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens, self._context)
+        self._require_room(len(head) + max(map(len, tails)) + rules.max_new_tokens, self._context)
         common = _common_prefix(tails)
         self._tree.start(head + tails[0][:common])
         questions = [
@@ -150,12 +148,8 @@ class PrefixEngine(Engine):
     def _learn(self, queries: Sequence[Query]) -> Iterator[_Known]:
         """Tokenises questions, and the answers that they may get."""
         # With a newline too: a full stop and a newline may be one token, as after "Jr."
-        texts = [
-            f"{query.text} {answer}{end}"
-            for query in queries
-            for answer in query.accepted
-            for end in ("", "\n\n")
-        ]
+        answers = ((query.text, answer) for query in queries for answer in query.accepted)
+        texts = [f"{text} {answer}{end}" for text, answer in answers for end in ("", "\n\n")]
         guesses = iter(self._ids(texts, special=False))
         tails = self._ids([query.text for query in queries], special=False)
         for query, tail in zip(queries, tails, strict=True):
@@ -167,9 +161,9 @@ class PrefixEngine(Engine):
             yield _Known(tail, sorted(drafts), skeletons(query.accepted))
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        found: list[list[int]] = []
-        if texts:  # transformers' tokenizers fail on no text
-            found = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
+        if not texts:  # transformers' tokenizers fail on no text
+            return []
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
         return found
 
 
@@ -204,8 +198,8 @@ class _Rules:
         Answers that end are left with the walk's question; what goes on is returned.
         """
         branch, question, text = walk.branch, walk.question, walk.question.query.text
-        nodes = enumerate(zip(branch.parents, branch.tokens, strict=True))
-        children = {node: position for position, node in nodes}
+        nodes = zip(branch.parents, branch.tokens, strict=True)
+        children = {node: position for position, node in enumerate(nodes)}
         first = branch.wanted[0]
         path = branch.path + branch.columns[:first]
         reached = [(first, walk.samples, walk.tokens, walk.margin, path)]
@@ -222,8 +216,8 @@ class _Rules:
                     reached.append((children[position, token], drawn, grown, margin, path))
                 elif ended or self._hopeless(question.known, grown):
                     told = None if self.sampling else margin
-                    answer = Answer(self._text(grown), told, not ended)
-                    question.answers |= dict.fromkeys(drawn, answer)
+                    said = first_line(self.tokenizer.decode(grown, skip_special_tokens=True))
+                    question.answers |= dict.fromkeys(drawn, Answer(said, told, not ended))
                 else:
                     drafts = self.drafts(question.known, grown)
                     tree = _tree([token], drafts, branch.row, path)
@@ -236,8 +230,7 @@ class _Rules:
         """Pairs each chosen token with the samples that chose it."""
         if self.sampling is None:
             return [(tokens[0], samples)]
-        temperature = self.sampling.temperature
-        weights = [math.exp((logit - logits[0]) / temperature) for logit in logits]
+        weights = [math.exp((logit - logits[0]) / self.sampling.temperature) for logit in logits]
         sums = list(accumulate(weights))
         chosen: dict[int, list[int]] = defaultdict(list)
         for sample in samples:
@@ -248,14 +241,11 @@ class _Rules:
     def _hopeless(self, known: _Known, tokens: tuple[int, ...]) -> bool:
         if not self.verdict_only or self.drafts(known, tokens):
             return False
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        text = text.rstrip("\ufffd")  # bytes of a character that is not complete
+        # The bytes of a character that is not complete don't count.
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True).rstrip("\ufffd")
         if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
             text = text.rstrip(_REWRITTEN)
         return not reachable(text, known.accepted)
-
-    def _text(self, tokens: tuple[int, ...]) -> str:
-        return first_line(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _tree(
@@ -295,3 +285,34 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     newlines = {token for token, text in enumerate(texts) if "\n" in text}
     return frozenset(newlines | {tokenizer.eos_token_id})
+
+
+def ask_zero_shot(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
+) -> list[bool]:
+    """Tells which facts `answer_zero_shot` answers right: lm-eval's greedy verdicts."""
+    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=True)
+    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
+
+
+def answer_zero_shot(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    max_new_tokens: int,
+    *,
+    verdict_only: bool = False,
+) -> list[str]:
+    """Answers facts greedily in the protocol's zero-shot prompt, in their order.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
+        facts: Facts to ask.
+        max_new_tokens: Most tokens of an answer.
+        verdict_only: Whether a text may end once no accepted answer can be reached any more.
+    """
+    engine = PrefixEngine(model, tokenizer)
+    queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
+    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
+    return [answer.text for answer in answers]

@@ -14,7 +14,7 @@ from typing import Any
 
 from factual_forgetting.errors import reason_of
 
-ROW_TOKENS = 96
+_ROW_TOKENS = 96
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -91,8 +91,8 @@ class TreeModel:
         """Wraps a causal language model of transformers.
 
         Raises:
-            UnsupportedModelError: If its attention is neither full nor sliding, or if it
-                computes other logits over a tree than over a text.
+            UnsupportedModelError: If its attention is neither full nor sliding, or its logits
+                over a tree are others than over a text.
         """
         config = model.config.get_text_config(decoder=True)
         self._model, self._device = model, model.device
@@ -148,10 +148,8 @@ class TreeModel:
         shared = [[part.expand(len(rows), -1, -1, -1) for part in kv] for kv in self._shared]
         if start == self._prefix:
             return shared
-        where = _padded(
-            [torch.tensor(list(row.past), dtype=torch.long).reshape(-1, 2) for row in rows]
-        )
-        r, c = where.to(self._device).unbind(-1)
+        pasts = [torch.tensor(list(row.past), dtype=torch.long).reshape(-1, 2) for row in rows]
+        r, c = _padded(pasts).to(self._device).unbind(-1)
         paths = [[part[r, :, c].transpose(1, 2) for part in kv] for kv in self._last]
         if not shared:
             return paths
@@ -236,9 +234,9 @@ class TreeModel:
 
 
 def _spread(branches: Sequence[Branch]) -> list[_Row]:
-    """Spreads branches evenly over rows of about `ROW_TOKENS` columns, in their order."""
+    """Spreads branches evenly over rows of about `_ROW_TOKENS` columns, in their order."""
     ends = list(accumulate(len(branch.path) + len(branch.tokens) for branch in branches))
-    rows = [_Row() for _ in range(max(1, round(ends[-1] / ROW_TOKENS)))]
+    rows = [_Row() for _ in range(max(1, round(ends[-1] / _ROW_TOKENS)))]
     for branch, end in zip(branches, ends, strict=True):
         rows[(end - 1) * len(rows) // ends[-1]].branches.append(branch)
     return [row for row in rows if row.branches]

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from factual_forgetting.engines.engine import (
-    Answer,
-    Engine,
-    Group,
-    Sampling,
-    require_room,
-    seed_number,
-)
+from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
 from factual_forgetting.errors import PackageError, UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
@@ -31,13 +24,10 @@ class VLLMEngine(Engine):
     name = "vllm"
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        """Starts vLLM.
+        """Starts vLLM, or raises a UserError if it is not installed or can't run the model.
 
         Args:
             arguments: Those of `vllm.LLM`, with `pretrained` for its `model`.
-
-        Raises:
-            UserError: If vLLM is not installed, or can't run the model.
         """
         try:
             from vllm import LLM
@@ -54,12 +44,8 @@ class VLLMEngine(Engine):
             # The cache knows an adapter by its name: one name for two would mix their answers.
             self._lora = LoRARequest(stable_hash("adapter", adapter)[:12], 1, adapter)
         try:
-            self._llm = LLM(
-                model=arguments["pretrained"],
-                enable_prefix_caching=True,
-                enable_lora=self._lora is not None,
-                **rest,
-            )
+            fixed = {"enable_prefix_caching": True, "enable_lora": self._lora is not None}
+            self._llm = LLM(model=arguments["pretrained"], **fixed, **rest)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"vLLM does not open {arguments['pretrained']} ({reason_of(error)}). "
@@ -76,15 +62,14 @@ class VLLMEngine(Engine):
 
         # Explicit values: those of the checkpoint's generation_config don't apply then.
         settings = {"max_tokens": most, "stop": ["\n"], "repetition_penalty": 1.0}
-        if sampling is None:
-            settings["temperature"] = 0.0
-        else:
-            drawn = {"n": sampling.samples, "seed": seed_number(sampling.seed)}
-            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, **drawn}
+        settings["temperature"] = sampling.temperature if sampling else 0.0
+        if sampling:
+            seed = seed_number(sampling.seed)
+            settings |= {"top_k": sampling.top_k, "n": sampling.samples, "seed": seed}
         texts = [group.prefix + query.text for group in groups for query in group.queries]
         prompts = [{"prompt_token_ids": ids} for ids in self._tokenizer(texts)["input_ids"]]
         longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
-        require_room(longest + most, self._context)
+        self._require_room(longest + most, self._context)
         outputs = self._llm.generate(
             prompts, SamplingParams(**settings), use_tqdm=False, lora_request=self._lora
         )

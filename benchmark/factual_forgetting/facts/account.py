@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -13,18 +13,16 @@ from typing import Any
 from factual_forgetting.facts.cleaning import Cleaned, answer_in_subject
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct, normalise
-from factual_forgetting.facts.store import StoredFacts
 from factual_forgetting.plotting import new_figure, save_figure
 
 
 def profile(facts: Sequence[Fact]) -> dict[str, Any]:
     """Describes the answers of facts of one relation; without facts, what isn't a count is None.
 
-    Returns:
-        `facts` and `answers`, the number of facts and of distinct first golds in normal form;
-        `majority`, the most frequent first gold, and `majority_share`, the share of facts with
-        it; `characters` and `words`, the first gold's mean length; `in_subject`, the share of
-        facts whose subject shows an accepted answer. Shares are in [0, 1].
+    `facts` and `answers` are the number of facts and of distinct first golds in normal form,
+    `majority` is the most frequent first gold, `majority_share` the share of facts with it,
+    `characters` and `words` are the first gold's mean length, `in_subject` is the share of facts
+    whose subject shows an accepted answer. Shares are in [0, 1].
     """
     if not facts:
         measured = ("majority", "majority_share", "characters", "words", "in_subject")
@@ -44,10 +42,7 @@ def profile(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def majority_answer(facts: Iterable[Fact]) -> str:
-    """Returns the most frequent first gold of at least one fact, in its most frequent spelling.
-
-    Ties go to the answer that sorts first.
-    """
+    """Returns the most frequent first gold in its usual spelling; of ties the first by name."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for fact in facts:
         spellings[normalise(fact.answers[0])][fact.answers[0]] += 1
@@ -66,24 +61,22 @@ def by_relation(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
 def account(cleaned: Cleaned) -> dict[str, Any]:
     """Accounts for a source as plain data; one relation at a time is held in memory.
 
-    Returns:
-        `rules`: rows dropped by each rule that was on. `relations`: by relation `splits` (kept
-        facts by split), `dropped` (rows by rule; with the kept facts they sum to the rows
-        read), `read` and `kept` (a `profile` each). `rows` and `facts`: totals.
+    `rules` are rows dropped by each rule that was on, `relations` by relation `splits` (kept
+    facts by split), `dropped` (rows by rule; with the kept facts they sum to the rows read),
+    `read` and `kept` (a `profile` each), `rows` and `facts` totals.
     """
-    dropped = {
-        rule: Counter(row.relation for row in rows) for rule, rows in cleaned.dropped.items()
-    }
+    dropped = {rule: Counter(f.relation for f in facts) for rule, facts in cleaned.dropped.items()}
     relations = {
         relation: {
             "splits": {},
             "dropped": {rule: counts[relation] for rule, counts in dropped.items()},
-            "read": profile(rows),
+            "read": profile(list(rows)),
             "kept": profile([]),
         }
-        for relation, rows in _relation_by_relation(cleaned.read)
+        for relation, rows in groupby(cleaned.read, attrgetter("relation"))
     }
-    for relation, facts in _relation_by_relation(cleaned.facts):
+    for relation, group in groupby(cleaned.facts, attrgetter("relation")):
+        facts = list(group)
         relations[relation]["splits"] = dict(sorted(Counter(f.split for f in facts).items()))
         relations[relation]["kept"] = profile(facts)
     return {
@@ -92,11 +85,6 @@ def account(cleaned: Cleaned) -> dict[str, Any]:
         "rules": {rule: len(rows) for rule, rows in cleaned.dropped.items()},
         "relations": relations,
     }
-
-
-def _relation_by_relation(facts: StoredFacts) -> Iterator[tuple[str, list[Fact]]]:
-    for relation, group in groupby(facts, attrgetter("relation")):
-        yield relation, list(group)
 
 
 def majority_answers(train: Iterable[Fact]) -> dict[str, str]:
@@ -113,9 +101,7 @@ def has_majority_answer(fact: Fact, majority: Mapping[str, str]) -> bool:
 def majority_baseline(train: Iterable[Fact], heldout: Iterable[Fact]) -> dict[str, Any]:
     """Scores the constant answer: of each relation the most frequent gold in training.
 
-    Args:
-        train: Facts that the majority answers are taken from.
-        heldout: Facts to answer; a relation without training facts is answered wrongly.
+    A relation without training facts is answered wrongly.
 
     Returns:
         `relations` (relation to `answer`, `facts` and `accuracy` in [0, 1], aliases accepted),

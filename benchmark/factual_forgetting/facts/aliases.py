@@ -32,12 +32,10 @@ class AliasTable:
 
     A name that stands in several sets of a relation ("Congolese") has the names of all of
     them; sets are never joined, or Dominica would be the Dominican Republic.
-
-    Args:
-        groups: Relation, or `*` for any, to the sets of names.
     """
 
     def __init__(self, groups: Mapping[str, Iterable[Sequence[str]]]) -> None:
+        """Takes the sets of names by relation, or `*` for any."""
         self._groups = {relation: list(sets) for relation, sets in groups.items()}
         self._names = {relation: _index(sets) for relation, sets in self._groups.items()}
         everywhere = {tuple(names) for sets in self._groups.values() for names in sets}
@@ -101,10 +99,7 @@ def builtin_aliases() -> AliasTable:
 
 
 def names_table(kind: str) -> list[dict[str, Any]]:
-    """Returns the rows of a table that ships here, `countries` or `languages`.
-
-    Columns are `code` and `name`, which are texts, and lists of other names.
-    """
+    """Returns the rows of `countries` or `languages`: texts `code` and `name`, lists of others."""
     text = (resources.files(__package__) / "names" / f"{kind}.tsv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     return [

@@ -109,17 +109,10 @@ def _assign(objects: list[str], facts: int, rng: random.Random) -> list[str]:
 
 
 def world(seed: int = 1, facts_per_relation: int = 460) -> list[Fact]:
-    """Generates the facts of the invented world.
+    """Generates the facts of the invented world, ordered by relation; another seed is another one.
 
     Subjects of one kind are shared by relations (a person is born, married and educated), and
-    no name serves in two roles, so a fact has no mirror image.
-
-    Args:
-        seed: The world's seed; another seed is another world.
-        facts_per_relation: Number of facts of each relation.
-
-    Returns:
-        Facts ordered by relation, with the split decided by the subject.
+    no name serves in two roles, so a fact has no mirror image. The subject decides the split.
     """
     rng = random.Random(f"almanac-{seed}")
     taken: set[str] = set()

@@ -46,7 +46,7 @@ def answer_in_subject(fact: Fact) -> bool:
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     """One rule of cleaning.
 
     Attributes:
@@ -65,17 +65,17 @@ class Rule:
 
 
 RULES = (
-    Rule("duplicates", True, "the same row again in its split, merged", fixed=True),
-    Rule("conflicting_golds", True, "the same question with other golds"),
-    Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
-    Rule("shared_template", True, "another relation asks in the same words"),
-    Rule("template_misfit", True, "the question doesn't fit the gold's kind", template_misfit),
-    Rule("short_subject", True, f"a subject of fewer than {_SHORTEST} characters", short_subject),
-    Rule("answer_in_subject", True, "the subject shows the answer", answer_in_subject),
-    Rule("several_golds", False, "more than one gold", lambda fact: len(fact.answers) > 1),
-    Rule("heldout_subject", True, "a held-out subject is a training subject"),
-    Rule("heldout_object", True, "a held-out subject is an answer of the (inverse) relation"),
-    Rule("heldout_any_object", False, "a held-out subject is an answer in training"),
+    _Rule("duplicates", True, "the same row again in its split, merged", fixed=True),
+    _Rule("conflicting_golds", True, "the same question with other golds"),
+    _Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
+    _Rule("shared_template", True, "another relation asks in the same words"),
+    _Rule("template_misfit", True, "the question doesn't fit the gold's kind", template_misfit),
+    _Rule("short_subject", True, f"a subject of fewer than {_SHORTEST} characters", short_subject),
+    _Rule("answer_in_subject", True, "the subject shows the answer", answer_in_subject),
+    _Rule("several_golds", False, "more than one gold", lambda fact: len(fact.answers) > 1),
+    _Rule("heldout_subject", True, "a held-out subject is a training subject"),
+    _Rule("heldout_object", True, "a held-out subject is an answer of the (inverse) relation"),
+    _Rule("heldout_any_object", False, "a held-out subject is an answer in training"),
 )
 
 
@@ -95,25 +95,18 @@ class Cleaned:
 
 
 def active_rules(keep: Iterable[str] = (), drop: Iterable[str] = ()) -> list[str]:
-    """Returns the names of the rules that apply.
-
-    Args:
-        keep: Rules to turn off.
-        drop: Rules to turn on that are off by default.
+    """Returns the names of the rules that apply: `keep` turns rules off, `drop` optional ones on.
 
     Raises:
         UserError: If a name is unknown, or a rule can't be turned off.
     """
     keep, drop = set(keep), set(drop)
-    unknown = sorted((keep | drop) - {rule.name for rule in RULES})
-    if unknown:
+    if unknown := sorted((keep | drop) - {rule.name for rule in RULES}):
         names = ", ".join(rule.name for rule in RULES)
         raise InputError(f"No cleaning rule {', '.join(unknown)}. The rules are: {names}.")
-    fixed = sorted(keep & {rule.name for rule in RULES if rule.fixed})
-    if fixed:
-        raise InputError(
-            f"--keep {' '.join(fixed)} is impossible: an id stands for one fact. Leave it out."
-        )
+    if fixed := sorted(keep & {rule.name for rule in RULES if rule.fixed}):
+        told = f"--keep {' '.join(fixed)} is impossible: an id stands for one fact"
+        raise InputError(f"{told}. Leave it out.")
     return [rule.name for rule in RULES if rule.name not in keep and (rule.on or rule.name in drop)]
 
 
@@ -135,8 +128,7 @@ def clean(
         keep: Rules to turn off.
         drop: Optional rules to turn on.
         aliases: Names of one thing, to know a subject by; None for the built-in table.
-        limit: At most this many facts of each relation and split are left, the others stand
-            under `limit`.
+        limit: Most facts left of each relation and split; the others stand under `limit`.
         seed: Decides which facts a limit keeps.
 
     Raises:
@@ -152,7 +144,8 @@ def clean(
         for _ in _sift(store, _judge_by_training(active, index), _HELDOUT):
             pass
         if limit is not None:
-            _limit(store, limit, seed)
+            store.db.create_function("lot", 1, lambda key: stable_hash("limit", seed, key))
+            store.db.execute(_OVER_LIMIT, (limit,))
             active.append("limit")
         return _outcome(store, active)
 
@@ -277,12 +270,9 @@ _LEAKS = dict.fromkeys(("id", "question", "subject"), "heldout_subject") | {
 
 def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
     """Judges a held-out fact by what training facts give away."""
-
-    def judge(fact: Fact) -> str | None:
-        rules = (_LEAKS[leak.kind] for leak in index.leaks(fact))
-        return next((rule for rule in rules if rule in active), None)
-
-    return judge
+    return lambda fact: next(
+        (rule for leak in index.leaks(fact) if (rule := _LEAKS[leak.kind]) in active), None
+    )
 
 
 _OVER_LIMIT = """
@@ -293,8 +283,3 @@ UPDATE rows SET rule = 'limit' WHERE number IN (
     ) WHERE place > ?
 )
 """
-
-
-def _limit(store: FactStore, limit: int, seed: int) -> None:
-    store.db.create_function("lot", 1, lambda identity: stable_hash("limit", seed, identity))
-    store.db.execute(_OVER_LIMIT, (limit,))

@@ -25,9 +25,7 @@ _SOURCES = (
 def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts") -> None:
     """Adds the arguments that choose a source and its cleaning.
 
-    Args:
-        parser: The parser of a command.
-        name: `--facts`, or `facts` for a command whose only operand is the source.
+    The `name` is `facts` in a command whose only operand is the source.
     """
     parser.add_argument(name, metavar="SOURCE", default="almanac", help=_SOURCES)
     parser.add_argument("--relations", nargs="+", default=(), help="relations to keep")
@@ -38,26 +36,19 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
     for flag, effect in (("--keep", f"turn off: {usual}"), ("--drop", f"turn on: {optional}")):
         parser.add_argument(flag, nargs="+", default=(), metavar="RULE", help=effect)
     parser.add_argument(
-        "--aliases",
-        type=Path,
-        metavar="FILE",
+        "--aliases", type=Path, metavar="FILE",
         help="JSON, relation or * to lists of names of one thing; joins the built-in table",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--column",
-        dest="columns",
-        nargs="+",
-        default=(),
-        type=_column,
-        metavar="FIELD=NAME",
+        "--column", dest="columns", nargs="+", default=(), type=_column, metavar="FIELD=NAME",
         help="column of a field (question, answers, relation, subject, aliases, split); "
         "FIELD==TEXT sets a constant",
-    )
+    )  # fmt: skip
 
 
 def _column(text: str) -> tuple[str, str]:
-    field, sign, column = text.partition("=")
-    if not (field and sign and column):
+    field, _, column = text.partition("=")
+    if not (field and column):
         raise argparse.ArgumentTypeError(f"'{text}' is not FIELD=NAME")
     return field, column
 
@@ -70,9 +61,8 @@ def _options(args: argparse.Namespace) -> SourceOptions:
 def facts_from_arguments(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, Any]]:
     """Finds the cleaned facts that the arguments of `add_source_arguments` choose.
 
-    Returns:
-        The facts as a stream that can be read again, and their source: the options, and how
-        many rows each rule dropped.
+    Returns the facts as a stream that can be read again, and their source: the options, and how
+    many rows each rule dropped.
 
     Raises:
         UserError: If a value is out of range or a field is unknown, and as `clean_source` does.
@@ -91,11 +81,9 @@ def add_parser(subparsers: Any) -> None:
     add_source_arguments(parser, "facts")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument(
-        "--output_path",
-        type=Path,
-        metavar="DIR",
+        "--output_path", type=Path, metavar="DIR",
         help="write facts.jsonl, account.json, dropped.json and account.png there",
-    )
+    )  # fmt: skip
     parser.set_defaults(run=_run)
 
 

@@ -23,9 +23,9 @@ from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.facts.rows import fact_from_row, read_rows
 
-REPOSITORY = "princeton-nlp/EntityQuestions"
+_REPOSITORY = "princeton-nlp/EntityQuestions"
 COMMIT = "096c261f327431b30af7ff718670f4bd13214908"
-URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/dataset"
+_URL = f"https://raw.githubusercontent.com/{_REPOSITORY}/{COMMIT}/dataset"
 _TIMEOUT_SECONDS = 60
 _LARGEST_FILE = 1 << 24
 
@@ -57,7 +57,6 @@ ENTITYQUESTIONS_TEMPLATES = {
     "P800": "What is [X] famous for?",
 }
 
-
 # What isn't music among genres, unless the last word says that it is ("film score").
 _NOT_MUSIC = re.compile(
     r"\b(?:films?|movies?|cinema|blaxploitation|exploitation|noir|giallo|mockbuster|bollywood"
@@ -87,9 +86,8 @@ def read_entity_questions(root: Path) -> Iterator[Fact]:
     """
     paths = sorted(path for split in FACT_SPLITS for path in (root / split).glob(f"*.{split}.json"))
     if not paths:
-        raise NotFoundError(
-            f"{root} holds no train/*.train.json. Give the folder `dataset/` of EntityQuestions."
-        )
+        told = f"{root} holds no train/*.train.json"
+        raise NotFoundError(f"{told}. Give the folder `dataset/` of EntityQuestions.")
     for path in paths:
         relation, split = path.name.split(".")[:2]
         columns = {"relation": f"={relation}", "split": f"={split}"}
@@ -125,15 +123,12 @@ def cache_folder() -> Path:
     return root / f"entityquestions-{COMMIT[:12]}"
 
 
-def fetch_entity_questions(folder: Path, url: str = URL) -> Path:
+def fetch_entity_questions(folder: Path, url: str = _URL) -> Path:
     """Brings every data file into a folder and checks its sha256; what is there stays.
 
     Args:
-        folder: Where the files are kept, in the data's own layout.
+        folder: Where the files are kept, in the data's own layout; it is returned.
         url: Address of the `dataset/` folder, the public repository's or a mirror's.
-
-    Returns:
-        The folder, complete.
 
     Raises:
         UserError: If a file can't be fetched or isn't the one of the commit.
@@ -160,12 +155,10 @@ def _download(url: str, sha256: str, folder: Path) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"EntityQuestions could not be fetched from {url} ({error}). Run again, or put "
-            f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {REPOSITORY} into "
+            f"train/, dev/ and test/ of dataset/ at commit {COMMIT} of {_REPOSITORY} into "
             f"{folder}, or give their folder as the source."
         ) from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise InputError(
-            f"{url} has another sha256 than at commit {COMMIT}. Run again, or give a folder "
-            "with the data as the source."
-        )
+        told = f"{url} has another sha256 than at commit {COMMIT}"
+        raise InputError(f"{told}. Run again, or give a folder with the data as the source.")
     return content

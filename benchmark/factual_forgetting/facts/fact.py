@@ -16,8 +16,7 @@ class Fact:
     """One question with its accepted answers.
 
     Attributes:
-        id: 16 hexadecimal digits of a hash of relation, subject and question: the same wherever
-            the fact is read from.
+        id: 16 hexadecimal digits of a hash of relation, subject and question, whatever the source.
         relation: Name of the relation, for example `P17`.
         subject: The entity asked about, as it stands in the question.
         question: The question in natural language.

@@ -26,8 +26,6 @@ _INVERSE_PAIRS = (
     (("P127",), ("P1830",)),
     (("P131",), ("P150",)),
 )
-
-
 _INVERSES: dict[str, set[str]] = defaultdict(set)
 for _pair in _INVERSE_PAIRS:
     for _one, _other in chain(product(*_pair), product(*reversed(_pair))):
@@ -58,14 +56,10 @@ class Leak:
 
 
 class TrainingIndex:
-    """What training facts say, in normal form, to look held-out facts up in.
-
-    Args:
-        facts: The facts trained on.
-        aliases: Names of one thing; None for the built-in table.
-    """
+    """What training facts say, in normal form, to look held-out facts up in."""
 
     def __init__(self, facts: Iterable[Fact], aliases: AliasTable | None = None) -> None:
+        """Reads the facts trained on; `aliases` None is the built-in table."""
         self._aliases = aliases or builtin_aliases()
         self._db = scratch(_SAID)
         self._db.executemany(_INSERT, (row for fact in facts for row in _said(fact)))
@@ -101,7 +95,7 @@ def _said(fact: Fact) -> Iterator[tuple[str, ...]]:
 def find_leaks(
     train: Iterable[Fact], heldout: Iterable[Fact], aliases: AliasTable | None = None
 ) -> list[Leak]:
-    """Finds what held-out facts share with training facts.
+    """Finds what held-out facts share with training facts: one leak a fact and kind, in order.
 
     Case, accents, punctuation, articles, white space, Unicode form and known aliases make no
     difference. Objects of unrelated relations don't count as leaks.
@@ -110,9 +104,6 @@ def find_leaks(
         train: Facts whose text is trained on.
         heldout: Facts that must be untouched by training.
         aliases: Names of one thing; None for the built-in table.
-
-    Returns:
-        One leak for each held-out fact and kind, in the order of `heldout`.
     """
     index = TrainingIndex(train, aliases)
     return [leak for fact in heldout for leak in index.leaks(fact) if leak.kind != "any_object"]

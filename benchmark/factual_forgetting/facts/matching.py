@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MATCHER_VERSION = "exact-2"
-
 _CACHED_TEXTS = 1 << 16  # a model repeats itself over runs, and golds repeat over facts
 
 # Dropped without leaving a space: apostrophes and their lookalikes, and the full stop.
@@ -27,7 +26,6 @@ _LOOKALIKES = str.maketrans("асеорхуіјѕԁοανικρτυχ", "aceopxy
 _MARKS = re.compile(
     "[\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]"
 )
-
 _INITIAL = re.compile(r"(?<![^\W_])([^\W\d_])\.")
 _SPACED_INITIALS = re.compile(r"(?<!\S)([^\W\d_]) (?=[^\W\d_](?: |$))")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -41,19 +39,16 @@ class _Plain(dict[int, str]):
     """What each character of a folded text turns into, worked out when first met."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = plain = _plain(chr(code))
-        return plain
-
-
-def _plain(char: str) -> str:
-    category = unicodedata.category(char)
-    if char in _SPELT:
-        return _SPELT[char]
-    if char in _GLUED or category == "Cf":
-        return ""
-    if category == "Nd":
-        return str(unicodedata.digit(char))
-    return " " if category[0] in "PSZC" else char
+        char, category = chr(code), unicodedata.category(chr(code))
+        if char in _SPELT:
+            plain = _SPELT[char]
+        elif char in _GLUED or category == "Cf":
+            plain = ""
+        elif category == "Nd":
+            plain = str(unicodedata.digit(char))
+        else:
+            plain = " " if category[0] in "PSZC" else char
+        return self.setdefault(code, plain)
 
 
 _PLAIN = _Plain()
@@ -98,16 +93,12 @@ def first_line(text: str) -> str:
 
 
 class AnswerKey:
-    """The accepted answers of one question, normalised once for many generations.
-
-    Args:
-        answers: Accepted answers: `fact.answers` for strict accuracy, `fact.accepted` for
-            alias accuracy.
-    """
+    """The accepted answers of one question, normalised once for many generations."""
 
     __slots__ = ("_accepted",)
 
     def __init__(self, answers: Iterable[str]) -> None:
+        """Takes `fact.answers` for strict accuracy, `fact.accepted` for alias accuracy."""
         self._accepted = frozenset(map(normalise, answers)) - {""}
 
     def accepts(self, text: str) -> bool:

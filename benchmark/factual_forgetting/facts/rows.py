@@ -39,9 +39,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each row after its file and the number of the line it starts on, for messages.
 
     Raises:
-        UserError: If the file is missing, unreadable or of no known format, or a row isn't an
-            object: not JSON, not UTF-8, with a NUL byte, or longer than 1 MiB. Names file and
-            line.
+        UserError: If the file is missing, unreadable or of no known format; with file and line, if
+            a row isn't an object: not JSON, not UTF-8, with a NUL byte, or longer than 1 MiB.
     """
     kind = kind_of(path)
     if kind not in SUFFIXES:
@@ -137,9 +136,8 @@ def _table(path: Path) -> Iterator[tuple[int, Any]]:
         line = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(head):
-                raise InputError(
-                    f"{path}, line {line}: {len(cells)} cells for {len(head)} columns. Mend it."
-                )
+                told = f"{len(cells)} cells for {len(head)} columns. Mend it."
+                raise InputError(f"{path}, line {line}: {told}")
             if cells:
                 yield line, dict(zip(head, cells, strict=True))
             line = reader.line_num + 1
@@ -166,8 +164,7 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     values = {
         field: name[1:] if name.startswith("=") else row.get(name) for field, name in named.items()
     }
-    missing = [field for field in ("question", "answers", "relation") if not values[field]]
-    if missing:
+    if missing := [field for field in ("question", "answers", "relation") if not values[field]]:
         raise InputError(
             f"{origin}: no {', '.join(missing)}. The columns are {', '.join(row)}; "
             "name the right one with --column, as in --column answers=NAME."
@@ -204,7 +201,6 @@ def _text(value: Any, field: str, origin: str) -> str:
         raise InputError(f"{origin}: {field} is empty or not a text. Write a text.")
     text = value.strip()
     if not text.isprintable() and _CONTROL.search(text):
-        raise InputError(
-            f"{origin}: {field} has a line break or another control character. Write one line."
-        )
+        told = f"{origin}: {field} has a line break or another control character. Write one line."
+        raise InputError(told)
     return text

@@ -14,24 +14,33 @@ from pydantic import Field, field_validator
 
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import InputError, NotFoundError
+from factual_forgetting.facts import entityquestions as eq
+from factual_forgetting.facts import rows as r
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
 from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
-from factual_forgetting.facts.entityquestions import (
-    cache_folder,
-    fetch_entity_questions,
-    read_entity_questions,
-)
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.facts.popqa import DATASET, popqa_fact
-from factual_forgetting.facts.rows import (
-    FIELDS,
-    SPLIT_NAMES,
-    SUFFIXES,
-    fact_from_row,
-    kind_of,
-    read_rows,
-)
+
+DATASET = "akariasai/PopQA"
+# PopQA (Mallen, Asai, Zhong, Das, Khashabi and Hajishirzi 2023): its templates by property.
+POPQA_TEMPLATES = {
+    "author": "Who is the author of [X]?",
+    "capital": "What is the capital of [X]?",
+    "capital_of": "What is [X] the capital of?",
+    "color": "What color is [X]?",
+    "composer": "Who was the composer of [X]?",
+    "country": "In what country is [X]?",
+    "director": "Who was the director of [X]?",
+    "father": "Who is the father of [X]?",
+    "genre": "What genre is [X]?",
+    "mother": "Who is the mother of [X]?",
+    "occupation": "What is [X]'s occupation?",
+    "place_of_birth": "In what city was [X] born?",
+    "producer": "Who was the producer of [X]?",
+    "religion": "What is the religion of [X]?",
+    "screenwriter": "Who was the screenwriter for [X]?",
+    "sport": "What sport does [X] play?",
+}
 
 
 class SourceOptions(Config):
@@ -60,9 +69,8 @@ class SourceOptions(Config):
     @field_validator("columns")
     @classmethod
     def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
-        unknown = sorted(set(columns) - set(FIELDS))
-        if unknown:
-            raise ValueError(f"no field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
+        if unknown := sorted(set(columns) - set(r.FIELDS)):
+            raise ValueError(f"no field {', '.join(unknown)}; the fields are {', '.join(r.FIELDS)}")
         return columns
 
 
@@ -75,7 +83,7 @@ def load_facts(source: str, relations: Sequence[str] = (), **options: Any) -> li
         **options: The other fields of `SourceOptions`.
 
     Raises:
-        UserError: If there is no such option, or it has a wrong value; and as `clean_source` does.
+        UserError: If an option is unknown or has a wrong value; and as `clean_source` does.
     """
     values = {"facts": source, "relations": relations, **options}
     return list(clean_source(parse(SourceOptions, values, "load_facts")).facts)
@@ -84,13 +92,9 @@ def load_facts(source: str, relations: Sequence[str] = (), **options: Any) -> li
 def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Cleaned:
     """Reads a source, adds aliases, cleans, and applies the limit; nothing is held in memory.
 
-    Args:
-        options: Which facts, and what to do to them.
-        may_be_empty: Whether cleaning may leave no fact.
-
     Raises:
         UserError: If the source is unknown, malformed or empty, a relation, a rule or the alias
-            table isn't there, or cleaning leaves no fact.
+            table isn't there, or cleaning leaves no fact, unless it `may_be_empty`.
     """
     active_rules(options.keep, options.drop)  # complains before anything is fetched
     table = builtin_aliases()
@@ -100,10 +104,8 @@ def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Clean
     cleaned = clean(rows, options.keep, options.drop, table, options.limit, options.seed)
     if not (cleaned.facts or may_be_empty):
         counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
-        raise InputError(
-            f"{options.facts}: cleaning drops every row ({counts}). Give other facts, "
-            "or --keep a rule."
-        )
+        told = f"{options.facts}: cleaning drops every row ({counts})"
+        raise InputError(f"{told}. Give other facts, or --keep a rule.")
     return cleaned
 
 
@@ -116,19 +118,46 @@ def _asked_for(rows: Iterable[Fact], options: SourceOptions) -> Iterator[Fact]:
             yield row
     if not known:
         raise NotFoundError(f"{options.facts} holds no facts. Give a source with at least one.")
-    unknown = sorted(set(options.relations) - known)
-    if unknown:
-        raise InputError(
-            f"{options.facts} has no relation {', '.join(unknown)}. "
-            f"It has: {', '.join(sorted(known))}."
-        )
+    if unknown := sorted(set(options.relations) - known):
+        told = f"{options.facts} has no relation {', '.join(unknown)}"
+        raise InputError(f"{told}. It has: {', '.join(sorted(known))}.")
+
+
+def _popqa_fact(row: Mapping[str, Any], origin: str) -> Fact:
+    """Builds a fact from a row of PopQA, in upstream's columns.
+
+    The object is the gold, `possible_answers` are aliases: they mix the names of several
+    objects, so that strict accuracy can't rest on them. The relation is the property, with
+    `_` for spaces. PopQA has one split; a hash of the subject decides. Copies that kept only
+    the question and its answers are read as well: it tells the relation and the subject.
+    """
+    full = {"subj", "prop", "obj"} <= row.keys()
+    gold, names = ("obj", "possible_answers") if full else ("answer", "aliases")
+    columns = {"answers": gold, "aliases": names, "split": "=", "subject": "=", "relation": "=?"}
+    if full:
+        columns |= {"subject": "subj", "relation": "prop"}
+    fact = r.fact_from_row(row, columns, origin)
+    relation, subject = fact.relation.replace(" ", "_"), fact.subject if row.get("subj") else ""
+    if not full:
+        relation, subject = _from_template(fact.question, origin)
+    aliases = tuple(name for name in fact.aliases if name not in fact.answers)
+    return Fact.make(relation, subject, fact.question, fact.answers, None, aliases)
+
+
+def _from_template(question: str, origin: str) -> tuple[str, str]:
+    for relation, template in POPQA_TEMPLATES.items():
+        if (subject := eq.subject_of(question, template)) is not None:
+            return relation, subject
+    raise InputError(f"{origin}: not a question of PopQA. Give its own file, or use --column.")
 
 
 # What a source's name stands for. Its rows may repeat ids, and are read when they are needed.
 NAMED_SOURCES: dict[str, Callable[[], Iterator[Fact]]] = {
     "almanac": lambda: iter(world()),
-    "entityquestions": lambda: read_entity_questions(fetch_entity_questions(cache_folder())),
-    "popqa": lambda: (popqa_fact(row, origin) for origin, row in _dataset_rows(DATASET)),
+    "entityquestions": lambda: eq.read_entity_questions(
+        eq.fetch_entity_questions(eq.cache_folder())
+    ),
+    "popqa": lambda: (_popqa_fact(row, origin) for origin, row in _dataset_rows(DATASET)),
 }
 
 
@@ -141,21 +170,21 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
     kind, _, rest = source.partition(":")
     path = Path(source)
     if kind == "datasets" and rest:
-        return (fact_from_row(row, columns or {}, origin) for origin, row in _dataset_rows(rest))
-    if path.is_file() or (kind_of(path) in SUFFIXES and kind != "popqa"):
-        return (fact_from_row(row, columns or {}, origin) for origin, row in read_rows(path))
+        return (r.fact_from_row(row, columns or {}, origin) for origin, row in _dataset_rows(rest))
+    if path.is_file() or (r.kind_of(path) in r.SUFFIXES and kind != "popqa"):
+        return (r.fact_from_row(row, columns or {}, origin) for origin, row in r.read_rows(path))
     if columns:
         raise InputError(f"{source} has columns of its own. Leave --column out.")
     if source in NAMED_SOURCES:
         return NAMED_SOURCES[source]()
     if kind == "popqa":
-        return (popqa_fact(row, origin) for origin, row in read_rows(Path(rest)))
+        return (_popqa_fact(row, origin) for origin, row in r.read_rows(Path(rest)))
     if path.is_dir():
-        return read_entity_questions(path)
+        return eq.read_entity_questions(path)
     raise InputError(
         f"Unknown fact source '{source}'. Give {', '.join(NAMED_SOURCES)}, popqa:FILE, "
         "datasets:ID, a folder in EntityQuestions' layout, or a file "
-        f"({', '.join(SUFFIXES)})."
+        f"({', '.join(r.SUFFIXES)})."
     )
 
 
@@ -172,11 +201,9 @@ def _dataset_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
         loaded = datasets.load_dataset(name, config or None, revision=revision or None)
     except Exception as error:  # the library's errors have no base class of their own
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"Dataset {spec} could not be loaded ({reason}). Check its id and the network, or "
-            "give a file."
-        ) from None
+        told = f"Dataset {spec} could not be loaded ({reason})"
+        raise InputError(f"{told}. Check its id and the network, or give a file.") from None
     for split, rows in loaded.items():
-        place = SPLIT_NAMES.get(split) if len(loaded) > 1 else None
+        place = r.SPLIT_NAMES.get(split) if len(loaded) > 1 else None
         for number, row in enumerate(rows, start=1):
             yield f"{spec}, split {split}, row {number}", {"split": place, **row}

@@ -30,17 +30,17 @@ _KIBIBYTES = 8 << 10
 _decode = json.JSONDecoder().raw_decode
 
 
-class Scratch(sqlite3.Connection):
+class _Scratch(sqlite3.Connection):
     """A database in a file without a name, which is gone when nobody holds the database."""
 
     def __del__(self) -> None:
         self.close()
 
 
-def scratch(schema: str) -> Scratch:
+def scratch(schema: str) -> sqlite3.Connection:
     """Opens an empty database; it keeps 8 MiB in memory and the rest in the temporary folder."""
     # An iterator that was left unfinished may be collected by another thread.
-    db = sqlite3.connect("", factory=Scratch, check_same_thread=False)
+    db = sqlite3.connect("", factory=_Scratch, check_same_thread=False)
     db.execute("PRAGMA journal_mode = OFF")
     db.execute(f"PRAGMA cache_size = -{_KIBIBYTES}")
     db.executescript(schema)
@@ -64,12 +64,10 @@ class FactStore:
 
     `rows` has a number in the order of reading for each, and `rule`, the rule that dropped it,
     null while it is kept; `facts` shows the same with merged golds and aliases.
-
-    Args:
-        facts: Facts as read, ids may repeat.
     """
 
     def __init__(self, facts: Iterable[Fact]) -> None:
+        """Stores facts as read, whose ids may repeat."""
         self.db = scratch(_ROWS)
         self.db.executemany(_INSERT, map(_cells, facts))
 
@@ -77,11 +75,8 @@ class FactStore:
         """Yields number and fact of the rows that a query finds in `rows` or `facts`."""
         for cells in self.db.execute(query, values):
             number, key, relation, subject, question, split, names = cells[:7]
-            (golds, aliases), _ = _decode(names)
-            yield (
-                number,
-                Fact(key, relation, subject, question, tuple(golds), split, tuple(aliases)),
-            )
+            golds, aliases = map(tuple, _decode(names)[0])
+            yield number, Fact(key, relation, subject, question, golds, split, aliases)
 
     def drop(self, rule: str, number: int) -> None:
         """Marks a row as dropped by a rule."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import Config
-from factual_forgetting.engines.bf16 import hasten_bf16
+from factual_forgetting.engines.models import hasten_bf16
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.corpus import exposures, training_texts

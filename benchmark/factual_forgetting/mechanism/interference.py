@@ -24,7 +24,7 @@ import numpy as np
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import context_length, load_causal_lm, quiet
-from factual_forgetting.engines.zero_shot import answer_zero_shot
+from factual_forgetting.engines.prefix import answer_zero_shot
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact

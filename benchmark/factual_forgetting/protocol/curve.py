@@ -10,7 +10,7 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
-from factual_forgetting.engines.zero_shot import ask_zero_shot
+from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.protocol.recipe import Protocol
 from factual_forgetting.slick.labelling import NOT_ASKED

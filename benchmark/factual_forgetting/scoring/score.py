@@ -11,8 +11,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.engines.bf16 import hasten_bf16
-from factual_forgetting.engines.models import default_device
+from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import InputError, NotFoundError, PackageError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK

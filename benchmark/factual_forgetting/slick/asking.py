@@ -13,15 +13,9 @@ from factual_forgetting.engines.engine import Engine, Group, Query, Sampling
 from factual_forgetting.engines.prompts import exemplar_prefix, question_prompt
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import AnswerKey
+from factual_forgetting.slick import labelling as slick
 from factual_forgetting.slick.configurations import Configurations
-from factual_forgetting.slick.labelling import (
-    FRESH,
-    NOT_ASKED,
-    ZERO_SHOT,
-    Category,
-    Label,
-    SlickConfig,
-)
+from factual_forgetting.slick.labelling import Category, Label, SlickConfig
 from factual_forgetting.slick.shards import Shard, append, read_journal
 
 _GREEDY, _SCORING, _SAMPLED = "greedy", "scoring", "sampled"
@@ -40,7 +34,7 @@ class _Asked:
     sampled: tuple[int, int] | None = None
 
     def label(self, runs: int) -> Label:
-        correct = self.correct.ljust(runs, NOT_ASKED)
+        correct = self.correct.ljust(runs, slick.NOT_ASKED)
         category = Category.of(self.correct, self.sampled)
         return Label(self.fact, correct, category, self.base, self.margin, self.sampled)
 
@@ -57,7 +51,7 @@ def rounds(settings: SlickConfig) -> list[_Round]:
     """Returns the rounds of a shard; between rounds, questions may retire."""
     bounds = [0, *(end for end in _ROUND_ENDS if end < settings.runs), settings.runs]
     planned = [_Round(_GREEDY, tuple(range(start, end))) for start, end in pairwise(bounds)]
-    planned.append(_Round(_SCORING, (FRESH, ZERO_SHOT)))
+    planned.append(_Round(_SCORING, (slick.FRESH, slick.ZERO_SHOT)))
     if settings.samples:
         planned.append(_Round(_SAMPLED, tuple(range(settings.runs))))
     return planned
@@ -69,14 +63,7 @@ class ShardRun:
     def __init__(
         self, shard: Shard, parts: Path, settings: SlickConfig, drawn: Configurations
     ) -> None:
-        """Reads the shard's questions and the finished rounds.
-
-        Args:
-            shard: The shard.
-            parts: Directory of its questions and its journal.
-            settings: What decides the labels.
-            drawn: Exemplars of its relation.
-        """
+        """Reads the shard's questions and finished rounds in `parts`; `drawn` are its exemplars."""
         self._settings, self._drawn = settings, drawn
         self._journal, self._rounds, self._done = shard.journal(parts), rounds(settings), 0
         self._questions = [_Asked(fact, AnswerKey(fact.accepted)) for fact in shard.facts(parts)]
@@ -145,7 +132,7 @@ class ShardRun:
 
     def _group(self, run: int | str, asked: Sequence[_Asked]) -> Group:
         """The questions of one run; exemplars of their own stand in their texts."""
-        shared = self._drawn.fresh if run == FRESH else ()
+        shared = self._drawn.fresh if run == slick.FRESH else ()
         own = isinstance(run, int) and self._settings.exemplars == "question"
         if isinstance(run, int) and not own:
             shared = self._drawn.labelling[run]
@@ -163,11 +150,10 @@ class ShardRun:
         for place, index in enumerate(row["asked"]):
             question = self._questions[index]
             if planned.kind == _SAMPLED:
-                total = self._settings.samples * len(planned.runs)
-                question.sampled = (row["right"][place], total)
+                question.sampled = row["right"][place], self._settings.samples * len(planned.runs)
             elif planned.kind == _SCORING:
                 outcomes = (mark == "1" for mark in row["correct"][place])
-                question.base = dict(zip((FRESH, ZERO_SHOT), outcomes, strict=True))
+                question.base = dict(zip((slick.FRESH, slick.ZERO_SHOT), outcomes, strict=True))
             else:
                 question.correct += row["correct"][place]
                 question.margin = _least([question.margin, row["margins"][place]])

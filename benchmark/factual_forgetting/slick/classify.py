@@ -6,6 +6,7 @@ their number nor on a kill and a resume: a shard is asked the same way wherever 
 
 from __future__ import annotations
 
+import heapq
 import shutil
 import tempfile
 import time
@@ -21,33 +22,17 @@ from tqdm import tqdm
 from factual_forgetting import files
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.errors import InputError, UserError, reason_of
-from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.facts.matching import MATCHER_VERSION
+from factual_forgetting.slick import labelling as slick
 from factual_forgetting.slick.asking import ShardRun, rounds
 from factual_forgetting.slick.configurations import Configurations, draw_configurations
-from factual_forgetting.slick.labelling import (
-    EXEMPLARS_FILE,
-    FACTS_FILE,
-    FRESH,
-    LABELS_FILE,
-    LABELS_MANIFEST,
-    PARTS,
-    QUOTAS,
-    Category,
-    Label,
-    SlickConfig,
-)
-from factual_forgetting.slick.shards import (
-    Shard,
-    Spool,
-    append,
-    random_place,
-    read_journal,
-    read_shards,
-)
+from factual_forgetting.slick.labelling import Category, Label, SlickConfig, read_labels
+from factual_forgetting.slick.shards import Shard, Spool, append, lot_of, read_journal, read_shards
 
 CLASSIFY_LOG = "classify.log.json"
 _IDENTITY, _LOG = "identity.json", "log.jsonl"
+_REDRAW, _AGAIN = "redraw.json", "redraw"
 _Counts = Counter[tuple[Category, str]]
 
 
@@ -72,7 +57,7 @@ class Labelling:
     @property
     def parts(self) -> Path:
         """Where unfinished work lies."""
-        return self.output / PARTS
+        return self.output / slick.PARTS
 
     def run(self, shard: Shard) -> ShardRun:
         """Opens a shard."""
@@ -85,9 +70,8 @@ class Labelling:
 
     def ask(self, engine: Engine, shards: Sequence[Shard]) -> None:
         """Asks shards, as far as they and a quota need it."""
-        with tqdm(
-            total=self.queries(shards), desc="classify", unit="question", smoothing=0.1
-        ) as bar:
+        total = self.queries(shards)
+        with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
             for shard in self._until_full(shards):
                 run = self.run(shard)
                 bar.update(run.answered)
@@ -97,12 +81,8 @@ class Labelling:
                 for passed, asked in run.ask(engine):
                     bar.update(passed)
                     queries += asked
-                told = {
-                    "shard": shard.number,
-                    "queries": queries,
-                    "seconds": time.time() - started,
-                    "batch_size": engine.batch_size,
-                }
+                told: dict[str, Any] = {"shard": shard.number, "queries": queries}
+                told |= {"seconds": time.time() - started, "batch_size": engine.batch_size}
                 append(self.parts / _LOG, told)
 
     def _until_full(self, shards: Sequence[Shard]) -> Iterator[Shard]:
@@ -122,49 +102,43 @@ class Labelling:
     def _missing(self, counts: _Counts) -> dict[str, str]:
         """Tells what of a quota isn't full: found and wanted, by name."""
         return {
-            name: f"{counts[QUOTAS[name]]:,} of {wanted:,}"
+            name: f"{counts[slick.QUOTAS[name]]:,} of {wanted:,}"
             for name, wanted in self.settings.quota.items()
-            if counts[QUOTAS[name]] < wanted
+            if counts[slick.QUOTAS[name]] < wanted
         }
 
     def merge(self, *, some_right: bool = True) -> dict[str, Any]:
         """Writes the labelling from the journals of its shards.
 
         Labels stand in the random order in which questions are taken, so that a quota is filled
-        in that order whatever finished first.
-
-        Args:
-            some_right: Whether a base that answers nothing right is refused.
-
-        Returns:
-            The manifest.
+        in that order whatever finished first. The manifest is returned.
 
         Raises:
-            UserError: If shards are missing, the base answers nothing right, or a quota isn't
-                met.
+            UserError: If shards are missing, a quota isn't met, or the base answers nothing right
+                where `some_right` is asked for.
         """
         if not self.shards:
-            return dict(files.read_json(self.output / LABELS_MANIFEST))
+            return dict(files.read_json(self.output / slick.LABELS_MANIFEST))
         categories = self._write_labels(some_right)
         exemplars = [
             {"relation": relation, "run": run, "facts": [fact.row() for fact in facts]}
             for relation, configs in self.drawn.items()
-            for run, facts in [*enumerate(configs.labelling), (FRESH, configs.fresh)]
+            for run, facts in [*enumerate(configs.labelling), (slick.FRESH, configs.fresh)]
         ]
-        files.write_jsonl(self.output / EXEMPLARS_FILE, exemplars)
-        written = (FACTS_FILE, LABELS_FILE, EXEMPLARS_FILE)
+        files.write_jsonl(self.output / slick.EXEMPLARS_FILE, exemplars)
+        written = (slick.FACTS_FILE, slick.LABELS_FILE, slick.EXEMPLARS_FILE)
         hashes = {name: files.sha256_file(self.output / name) for name in written}
         manifest = {**self.identity, "categories": categories, "files": hashes}
         files.write_json(self.output / CLASSIFY_LOG, read_journal(self.parts / _LOG))
-        files.write_json(self.output / LABELS_MANIFEST, manifest)
+        files.write_json(self.output / slick.LABELS_MANIFEST, manifest)
         shutil.rmtree(self.parts)
         return manifest
 
     def _write_labels(self, some_right: bool) -> dict[Category, int]:
         counts = _Counts()
         with (
-            files.atomic(self.output / FACTS_FILE) as facts,
-            files.atomic(self.output / LABELS_FILE) as labels,
+            files.atomic(self.output / slick.FACTS_FILE) as facts,
+            files.atomic(self.output / slick.LABELS_FILE) as labels,
         ):
             for label in self._ordered():
                 if self.settings.quota and not self._missing(counts):
@@ -172,9 +146,7 @@ class Labelling:
                 facts.write((files.dumps(label.fact.row()) + "\n").encode())
                 labels.write((files.dumps(label.row()) + "\n").encode())
                 counts[label.category, label.fact.split] += 1
-            categories = Counter[Category]()
-            for (category, _), count in counts.items():
-                categories[category] += count
+            categories = Counter(category for category, _ in counts.elements())
             if some_right and categories.keys() <= {Category.UNKNOWN, Category.WEAKLY_KNOWN}:
                 raise InputError(
                     f"The base answers none of {categories.total()} questions in any run. "
@@ -188,14 +160,13 @@ class Labelling:
     def _ordered(self) -> Iterator[Label]:
         for _, block in groupby(self.shards, lambda shard: shard.block):
             runs = [(shard, self.run(shard)) for shard in block]
-            missing = [str(shard.number) for shard, run in runs if not run.complete]
-            if missing:
+            if missing := [str(shard.number) for shard, run in runs if not run.complete]:
                 raise UserError(
                     f"{self.output} is unfinished: shard {', '.join(missing[:10])} of "
                     f"{len(self.shards)} (counted from 0). Run classify again for them."
                 )
             labels = [label for _, run in runs for label in run.labels()]
-            yield from sorted(labels, key=lambda p: random_place(p.fact, self.settings.seed))
+            yield from sorted(labels, key=lambda p: lot_of(p.fact, self.settings.seed))
 
 
 def classify(
@@ -205,7 +176,7 @@ def classify(
 
     Beside the labelling runs, every question is asked once without exemplars and once in the
     fresh configuration: the base's own outcome in the prompts in which checkpoints are scored.
-    A restart asks the model nothing that was answered.
+    A restart asks the model nothing that was answered. The manifest is returned.
 
     Args:
         facts: Facts with their splits; read once.
@@ -213,9 +184,6 @@ def classify(
         settings: What decides the labels.
         base: Identity of the base model; goes into the manifest.
         output: Directory to write.
-
-    Returns:
-        The manifest.
 
     Raises:
         UserError: If the directory holds a labelling with other settings, a relation is too
@@ -236,6 +204,8 @@ def begin(
 ) -> Labelling:
     """Draws exemplars and writes the questions in shards, unless that is done.
 
+    Raises what `classify` does.
+
     Args:
         facts: Facts with their splits; read once.
         engine: Name of the engine; None for the one that it was begun with.
@@ -243,15 +213,12 @@ def begin(
         base: Identity of the base model.
         output: Directory to write.
         only: Ids of the facts to ask, the others being there for exemplars; all if empty.
-
-    Raises:
-        UserError: As `classify` does.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
-    parts, manifest = output / PARTS, output / LABELS_MANIFEST
+    parts, manifest = output / slick.PARTS, output / slick.LABELS_MANIFEST
     kept = manifest if manifest.exists() else parts / _IDENTITY
     begun = files.read_json(kept) if kept.exists() else {}
     with tempfile.TemporaryFile(dir=output) as stream:
@@ -283,6 +250,54 @@ def begin(
             shards = spool.shards(asked, settings.shard_size, parts)
             files.write_json(parts / _IDENTITY, collected)
     return Labelling(output, settings, identity, drawn, shards)
+
+
+def check_redraw(
+    facts: Iterable[Fact], engine: Engine, output: Path, sample: int
+) -> dict[str, Any]:
+    """Labels a sample again: how reliable labels are, by how often the category is the same.
+
+    The exemplars are drawn from facts outside the sample that have not been exemplars before.
+
+    Args:
+        facts: The facts that were given to the labelling.
+        engine: The engine that made it.
+        output: Its directory; takes `redraw.json` and the second labelling.
+        sample: Facts to label again.
+
+    Returns:
+        Sample, agreement in [0, 1], swaps between HighlyKnown and Unknown, and the confusion
+        table: first category, second category, facts.
+
+    Raises:
+        UserError: If there are fewer labels than the sample asks for, or too few others.
+    """
+    manifest = files.read_json(output / slick.LABELS_MANIFEST)
+    labelled = sum(manifest["categories"].values())
+    if sample > labelled:
+        raise InputError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
+    rows = ((label.fact.id, label.category) for label in read_labels(output))
+    first = dict(heapq.nsmallest(sample, rows, key=lambda row: stable_fraction(_AGAIN, row[0])))
+    seed = manifest["settings"]["seed"]
+    settings = SlickConfig(**{**manifest["settings"], "quota": {}, "seed": seed + 1})
+    exemplars = files.read_jsonl(output / slick.EXEMPLARS_FILE)
+    used = {fact["id"] for row in exemplars for fact in row["facts"]}
+    others = (fact for fact in facts if fact.id not in used)
+    again = output / _AGAIN
+    labelling = begin(others, engine.name, settings, manifest["base"], again, frozenset(first))
+    labelling.ask(engine, labelling.shards)
+    labelling.merge(some_right=False)
+    pairs = Counter((first[p.fact.id], p.category) for p in read_labels(again))
+    ends = Category.HIGHLY_KNOWN, Category.UNKNOWN
+    told = {
+        "sample": sample,
+        "agreement": sum(pairs[one, one] for one in Category) / sample,
+        "swapped": pairs[ends] + pairs[ends[::-1]],
+        "confusion": {one: {other: pairs[one, other] for other in Category} for one in Category},
+        "seeds": [seed, settings.seed],
+    }
+    files.write_json(output / _REDRAW, told)
+    return told
 
 
 def _require_same(begun: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:

@@ -21,18 +21,11 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
-from factual_forgetting.slick.classify import begin
-from factual_forgetting.slick.labelling import (
-    PARTS,
-    QUOTAS,
-    SOURCE_FILE,
-    SlickConfig,
-    read_labels,
-    relation_table,
-)
+from factual_forgetting.slick import labelling
+from factual_forgetting.slick.classify import begin, check_redraw
+from factual_forgetting.slick.labelling import SlickConfig, read_labels, relation_table
 from factual_forgetting.slick.on_ray import classify_on_ray
 from factual_forgetting.slick.planning import estimate_labelling
-from factual_forgetting.slick.redraw import check_redraw
 
 _ALL, _ENDS = "all", "highly_known,unknown"
 _QUOTA_SHARD = 128
@@ -61,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     slick.add_argument(
         "--quota", default="", metavar="NAME=N,...",
-        help=f"stop when enough are found: {', '.join(QUOTAS)}; retires questions too",
+        help=f"stop when enough are found: {', '.join(labelling.QUOTAS)}; retires questions too",
     )  # fmt: skip
     slick.add_argument("--samples", type=int, default=0, help="random answers a run (0)")
     slick.add_argument("--temperature", type=float, default=0.5)
@@ -123,8 +116,8 @@ def _run(args: argparse.Namespace) -> None:
             index, count = launched.process_index, launched.num_processes
             device = device or str(launched.device)
         engine = open_engine(*opening[:-1], device)
-        labelling = begin(facts, engine.name, settings, base, args.output_path)
-        labelling.ask(engine, labelling.shards[index::count])
+        begun = begin(facts, engine.name, settings, base, args.output_path)
+        begun.ask(engine, begun.shards[index::count])
         if args.shard:
             sys.stderr.write("This part is asked. When all are, run again with --merge.\n")
             return
@@ -132,8 +125,8 @@ def _run(args: argparse.Namespace) -> None:
             launched.wait_for_everyone()
             if not launched.is_main_process:
                 return
-        labelling.merge()
-    files.write_json(args.output_path / SOURCE_FILE, source)
+        begun.merge()
+    files.write_json(args.output_path / labelling.SOURCE_FILE, source)
     if args.check_redraw:
         _print_redraw(facts, engine or open_engine(*opening), args.output_path, args.check_redraw)
     table = relation_table(read_labels(args.output_path), args.min_highly_known)
@@ -163,7 +156,7 @@ def _print_plan(
     facts: Iterable[Fact], settings: SlickConfig, base: dict[str, Any], engine: Engine, output: Path
 ) -> None:
     with tempfile.TemporaryDirectory() as elsewhere:
-        where = output if (output / PARTS).exists() else Path(elsewhere)
+        where = output if (output / labelling.PARTS).exists() else Path(elsewhere)
         told = estimate_labelling(begin(facts, engine.name, settings, base, where), engine)
     sys.stdout.write(files.dumps(told, indent=2) + "\n")
 

@@ -72,21 +72,19 @@ def draw_configurations(
     for relation, pool in sorted(pools.items()):
         most = int(training[relation] * (1 if questions else MAX_POOL_SHARE))
         spared = [fact for *_, fact in sorted(pool)][max(0, len(pool) - most) :]
-        drawn[relation] = _draw_relation(relation, spared, runs, shots, seed)
+        drawn[relation] = _of_relation(relation, spared, runs, shots, seed)
     return drawn
 
 
-def _draw_relation(
-    relation: str, pool: list[Fact], runs: int, shots: int, seed: int
-) -> Configurations:
+def _of_relation(name: str, pool: list[Fact], runs: int, shots: int, seed: int) -> Configurations:
     least = min(runs + 1, 3) * shots
     if len(pool) < least:
         raise InputError(
-            f"Relation {relation} can spare {len(pool)} training facts as exemplars and needs "
+            f"Relation {name} can spare {len(pool)} training facts as exemplars and needs "
             f"{least}: they may take a quarter, or the rest would go unasked. Give it at least "
             f"{int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
         )
-    walk = _walk(pool[shots:], shots, random.Random(f"exemplars-{seed}-{relation}"))
+    walk = _walk(pool[shots:], shots, random.Random(f"exemplars-{seed}-{name}"))
     return Configurations(tuple(islice(walk, runs)), tuple(pool[:shots]))
 
 

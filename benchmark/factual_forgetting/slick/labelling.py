@@ -33,12 +33,7 @@ class Category(StrEnum):
 
     @classmethod
     def of(cls, correct: str, sampled: tuple[int, int] | None = None) -> Category:
-        """Returns the category of a question's outcomes.
-
-        Args:
-            correct: Greedy outcomes, one character a run.
-            sampled: Right ones among random answers, and their number.
-        """
+        """Returns the category of a question's outcomes, told as in a `Label`."""
         if "0" not in correct:
             return cls.HIGHLY_KNOWN
         if "1" in correct:
@@ -122,14 +117,8 @@ class Label:
 
     def row(self) -> dict[str, Any]:
         """Returns the label as it stands in `labels.jsonl`."""
-        return {
-            "id": self.fact.id,
-            "correct": self.correct,
-            "category": self.category,
-            "base": self.base,
-            "margin": self.margin,
-            "sampled": self.sampled,
-        }
+        told = ("correct", "category", "base", "margin", "sampled")
+        return {"id": self.fact.id, **{name: getattr(self, name) for name in told}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +161,15 @@ def read_labels(path: Path) -> Iterator[Label]:
     facts, labels = (files.read_jsonl(path / name) for name in (FACTS_FILE, LABELS_FILE))
     for fact, row in zip(facts, labels, strict=True):
         sampled = tuple(row["sampled"]) if row["sampled"] else None
-        category = Category(row["category"])
-        yield Label(
-            Fact.from_row(fact), row["correct"], category, row["base"], row["margin"], sampled
-        )
+        told = row["correct"], Category(row["category"]), row["base"], row["margin"]
+        yield Label(Fact.from_row(fact), *told, sampled)
 
 
 def relation_table(labels: Iterable[Label], min_highly_known: float) -> list[dict[str, Any]]:
     """Counts categories by relation, and tells which relations pass the filter.
 
-    The filter counts training facts only (Kaplan et al. 2026, section 2.1: at least 30 %).
-
-    Args:
-        labels: All labels, read once.
-        min_highly_known: Share of HighlyKnown training facts that a relation must reach.
+    The filter counts training facts only (Kaplan et al. 2026, section 2.1: at least 30 %): their
+    share of HighlyKnown ones must reach `min_highly_known`. The labels are read once.
 
     Returns:
         One row a relation: its name, counts by category, share and verdict.
@@ -194,8 +178,7 @@ def relation_table(labels: Iterable[Label], min_highly_known: float) -> list[dic
     training: dict[str, Counter[Category]] = defaultdict(Counter)
     for label in labels:
         counts[label.fact.relation][label.category] += 1
-        if label.fact.split == "train":
-            training[label.fact.relation][label.category] += 1
+        training[label.fact.relation][label.category] += label.fact.split == "train"
     rows = []
     for relation, found in sorted(counts.items()):
         train = training[relation]

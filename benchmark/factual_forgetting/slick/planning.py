@@ -42,11 +42,8 @@ def _measure(labelling: Labelling, engine: Engine, left: int) -> dict[str, Any]:
     before, started = getattr(engine, "computed", None), time.perf_counter()
     engine.answer(groups, most, verdict_only=True)
     seconds, asked = time.perf_counter() - started, sum(len(group.queries) for group in groups)
-    told: dict[str, Any] = {
-        "measured": asked,
-        "queries_a_second": asked / seconds,
-        "seconds_left": left * seconds / asked,
-    }
+    told: dict[str, Any] = {"measured": asked, "queries_a_second": asked / seconds}
+    told["seconds_left"] = left * seconds / asked
     if before is not None:
         tokens = getattr(engine, "computed", before) - before
         told |= {"tokens_a_query": tokens / asked, "tokens_left": round(left * tokens / asked)}
@@ -58,10 +55,9 @@ def peak_memory() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss counts the parent's peak too
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
+    status = Path("/proc/self/status")  # ru_maxrss counts the parent's peak too
+    told = status.read_text() if status.exists() else ""
+    if found := re.search(r"VmHWM:\s*(\d+) kB", told):
+        return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -31,8 +31,6 @@ class Shard:
 
     Attributes:
         number: Place among all shards, block by block.
-        block: The block.
-        relation: The relation.
         start: First byte in the file.
         questions: Number of questions.
     """
@@ -47,25 +45,20 @@ class Shard:
         """Reads the questions."""
         with (parts / _QUESTIONS).open("rb") as stream:
             stream.seek(self.start)
-            lines = islice(stream, self.questions)
-            return [Fact.from_row(files.loads(line)) for line in lines]
+            return [Fact.from_row(files.loads(row)) for row in islice(stream, self.questions)]
 
     def journal(self, parts: Path) -> Path:
         """Returns where the shard's answers are kept."""
         return parts / f"{self.number:06d}.jsonl"
 
 
-def random_place(fact: Fact, seed: int) -> float:
+def lot_of(fact: Fact, seed: int) -> float:
     """Returns a fact's place in the random order that a seed fixes, in [0, 1)."""
     return stable_fraction("order", seed, fact.id)
 
 
 class Spool:
-    """Facts on disk as they came, with the order in which they will be asked.
-
-    Attributes:
-        digest: Hash of the facts so far.
-    """
+    """Facts on disk as they came, with the order in which they will be asked, and their hash."""
 
     def __init__(self, stream: IO[bytes], seed: int) -> None:
         """Begins with an empty file, which is written and read, and the seed of the order."""
@@ -79,7 +72,7 @@ class Spool:
         for fact in facts:
             line = (files.dumps(fact.row()) + "\n").encode()
             self._offsets.append(self._stream.tell())
-            self._places.append(random_place(fact, self._seed))
+            self._places.append(lot_of(fact, self._seed))
             self._relations.append(self._names.setdefault(fact.relation, len(self._names)))
             self.digest.update(line)
             self._stream.write(line)
@@ -99,13 +92,11 @@ class Spool:
         shards: list[Shard] = []
         with files.atomic(parts / _QUESTIONS) as stream:
             for (block, relation), lines in groupby(self._ordered(size), itemgetter(0, 1)):
-                start, count = stream.tell(), 0
-                for *_, line in lines:
-                    if asked(files.loads(line)["id"]):
-                        stream.write(line)
-                        count += 1
-                if count:
-                    shards.append(Shard(len(shards), block, relation, start, count))
+                start = stream.tell()
+                chosen = [line for *_, line in lines if asked(files.loads(line)["id"])]
+                stream.writelines(chosen)
+                if chosen:
+                    shards.append(Shard(len(shards), block, relation, start, len(chosen)))
         if not shards:
             raise InputError("No question is left beside the exemplars. Give more facts.")
         files.write_json(parts / _INDEX, [asdict(shard) for shard in shards])
@@ -140,9 +131,7 @@ def append(path: Path, row: Any) -> None:
 
 def read_journal(path: Path) -> list[Any]:
     """Reads a journal; a last line that was cut off by a kill is dropped from the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
