@@ -26,6 +26,19 @@ _OF_THE_MACHINE = {
     "tensor_parallel_size", "data_parallel_size",
 }  # fmt: skip
 
+# What generation_config.json may ask for that changes greedy answers, and where it changes nothing.
+_DECODING: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("min_new_tokens", "penalty_alpha", "diversity_penalty"), 0),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "constraints", "stop_strings"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "dola_layers"), None),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config"), None),
+    **dict.fromkeys(("token_healing", "max_time"), None),
+}
+
 LINEAGE_KEY = "factual_forgetting_base"
 ALMANAC = "almanac"
 _EMBEDDED = Path(__file__).parent / "embedded"
@@ -78,12 +91,32 @@ def weights_sha256(path: Path) -> str:
 
 def shape(path: Path) -> dict[str, Any]:
     """Returns number of layers, hidden size and attention heads from `config.json`."""
-    config = files.read_json(path / "config.json")
+    config = _read(path / "config.json")
     text = config.get("text_config", config)
     return {
         name: next((text[key] for key in keys if key in text), None)
         for name, keys in _SHAPE_KEYS.items()
     }
+
+
+def ignored_settings(path: Path) -> list[str]:
+    """Tells what a checkpoint's files ask of decoding that the protocol, which is greedy, ignores.
+
+    Settings of earlier versions of transformers stand in config.json.
+    """
+    names = ("config.json", "generation_config.json")
+    asked = {key: value for name in names for key, value in _read(path / name).items()}
+    found = {key: asked[key] for key in sorted(_DECODING.keys() & asked.keys())}
+    return [
+        f"{key} {value}" if isinstance(value, int | float | str) else key
+        for key, value in found.items()
+        if value is not False and value not in (None, [], {}, _DECODING[key])
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a file of a model's, which need not be there."""
+    return dict(files.read_json(path, ours=False)) if path.exists() else {}
 
 
 def identity(
@@ -107,12 +140,14 @@ def identity(
                 f"{adapter} holds no *.safetensors. Give the directory of an adapter."
             )
         weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
+    ignored = ignored_settings(path)
     return {
         "pretrained": pretrained,
         "revision": revision,
         "weights_sha256": weights,
         "shape": shape(path),
         "lineage": lineage(path),
+        **({"decoding_ignored": ignored} if ignored else {}),
     }
 
 
@@ -148,7 +183,7 @@ def lineage(path: Path) -> str | None:
     transformers keeps unknown keys of a configuration when it saves a model, so the mark of
     a base survives fine-tuning with any trainer built on it.
     """
-    found = files.read_json(path / "config.json").get(LINEAGE_KEY)
+    found = _read(path / "config.json").get(LINEAGE_KEY)
     return found if isinstance(found, str) else None
 
 

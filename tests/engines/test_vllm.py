@@ -194,7 +194,8 @@ def test_vllm_answers_for_an_adapter_as_the_merged_model_does(tmp_path: Path) ->
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "merged")
     groups = groups_of(1, 20)
-    merged = LMEvalEngine("hf", f"pretrained={tmp_path / 'merged'},dtype=float32", "64", "cpu")
+    whole = {"pretrained": str(tmp_path / "merged"), "dtype": "float32"}
+    merged = LMEvalEngine("hf", whole, "64", "cpu")
     arguments = {"pretrained": str(path), "lora_local_path": str(tmp_path / "adapter"), **CPU}
     found = texts(VLLMEngine(arguments).answer(groups, 16))
     assert found == texts(merged.answer(groups, 16))

@@ -50,7 +50,8 @@ def load_causal_lm(
 
 def context_length(model: Any) -> int | None:
     """Returns the most tokens that a model of transformers takes; None if it has no limit."""
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config(decoder=True)
+    found: int | None = getattr(config, "max_position_embeddings", None)
     return found
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
+from factual_forgetting.engines.decoding import stop_ids
 from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.models import context_length
 from factual_forgetting.engines.prompts import question_prompt
@@ -75,7 +76,7 @@ class PrefixEngine(Engine):
         """
         self._tokenizer, self.batch_size = tokenizer, batch_size
         self._tree = TreeModel(model)
-        self._stops = stop_ids(tokenizer)
+        self._stops = stop_ids(model, tokenizer)
         self._context = context_length(model) or math.inf
         self._known: dict[Query, _Known] = {}
         self._separable = True
@@ -275,16 +276,6 @@ def _common_prefix(ids: list[list[int]]) -> int:
     first, last = min(ids), max(ids)
     limit = min(map(len, ids)) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
-
-
-def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """Returns every token that ends an answer: those with a newline in their text, and EOS.
-
-    A newline is often merged into a token (full stop and newline): no one token is the stop.
-    """
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    newlines = {token for token, text in enumerate(texts) if "\n" in text}
-    return frozenset(newlines | {tokenizer.eos_token_id})
 
 
 def ask_zero_shot(
