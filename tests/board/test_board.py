@@ -11,10 +11,9 @@ from synthetic import drawn, make_bundle, publish
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.diff import diff, diff_text
 from factual_forgetting.board.ranking import ranks, resample_counts
 from factual_forgetting.board.record import load_records
-from factual_forgetting.board.tables import latex, markdown, render_board
+from factual_forgetting.board.tables import diff, diff_text, latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError

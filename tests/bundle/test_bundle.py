@@ -8,7 +8,7 @@ import pytest
 
 from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
-from factual_forgetting.bundle.export import export_training_data
+from factual_forgetting.bundle.command import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact

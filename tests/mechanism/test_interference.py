@@ -15,10 +15,9 @@ from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
-from factual_forgetting.mechanism.figures import draw_all
 from factual_forgetting.mechanism.findings import findings
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
-from factual_forgetting.mechanism.interference_report import arms_table, write_report
+from factual_forgetting.mechanism.interference_report import arms_table, draw_all, write_report
 from factual_forgetting.protocol.recipe import Protocol
 
 NAMES = Condition(keys="name", facts=20)

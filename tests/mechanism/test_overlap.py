@@ -7,7 +7,8 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 from factual_forgetting.errors import UserError
-from factual_forgetting.mechanism.overlap import Slope, nearness, regress
+from factual_forgetting.mechanism.drift import nearness
+from factual_forgetting.mechanism.findings import Slope, regress
 from memory import peak_memory
 
 Floats = NDArray[np.float64]

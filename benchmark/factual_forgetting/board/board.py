@@ -24,10 +24,9 @@ from factual_forgetting.scoring.metrics import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, proportion, row_of
 
 Entry = tuple[Record, list[Outcome]]
-KNOWN_ONLY, SFT = "known_only", "sft"
-LEARNED_TASK = 0.95
+_KNOWN_ONLY, _SFT = "known_only", "sft"
+_LEARNED_TASK = 0.95
 LEARNS, KEEPS = "learns", "keeps"
-NO_PROTOCOL = "open"
 
 
 def make_board(
@@ -40,31 +39,29 @@ def make_board(
         references: What is known of bundles beside their records, by hash.
 
     Returns:
-        `bundles`: for each bundle its hash, base, reference and `rows`, one for each method and
-        protocol; `tables` names the rows of *learns* (by S@P90) and *keeps* (by final S, for
-        those who need not learn) in order. Ranks are of the whole table and stand in the rows.
+        `bundles`: of each its hash, base, reference and `rows`, one for each method and protocol,
+        with ranks of the whole table; `tables` names the rows of *learns* (by S@P90) and *keeps*
+        (by final S, for those who need not learn) in order.
 
     Raises:
         UserError: If records of a bundle have other facts than the rest.
     """
     bundles: dict[str, _Bundle] = {}
+    known = references or {}
     # One record at a time: the outcomes of thousands don't fit into memory.
     for record, outcomes in entries:
         if record.bundle_sha256 not in bundles:
             bundles[record.bundle_sha256] = _Bundle.of(record, outcomes)
         bundles[record.bundle_sha256].add(record, outcomes)
-    known = references or {}
     return {
         "format": "board-1",
         "records": sum(len(bundle.seeds) for bundle in bundles.values()),
-        "bundles": [
-            _bundle(sha256, bundle, known.get(sha256)) for sha256, bundle in sorted(bundles.items())
-        ],
+        "bundles": [_bundle(key, one, known.get(key)) for key, one in sorted(bundles.items())],
     }
 
 
 def curves_of(bundle: Mapping[str, Any]) -> list[tuple[str, list[SeedCurve]]]:
-    """Returns the methods of one entry of a board's `bundles`, with the curves of their seeds."""
+    """Returns the methods of one of a board's `bundles`, with the curves of their seeds."""
     return [
         (row["method"], list(zip(*(point["seeds"] for point in row["curve"]), strict=True)))
         for row in bundle["rows"]
@@ -73,23 +70,16 @@ def curves_of(bundle: Mapping[str, Any]) -> list[tuple[str, list[SeedCurve]]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _AtP90:
-    """What a run keeps where its plasticity first reaches .90."""
-
-    stability: Floats  # First the estimate, then its resamples; NaN where it is never reached.
-    outcomes: Floats  # Of each fact of D_Held, interpolated.
-    first_point: bool
-    coarse: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Seed:
-    """One run of an arm."""
+    """One run of an arm, and what it keeps where its plasticity first reaches .90."""
 
     record: Record
     final: dict[str, Floats]  # Outcome of each fact by split.
     curve: dict[int, dict[str, float | None]]  # Share right by step and metric.
-    at_p90: _AtP90
+    at_p90: Floats  # S there, first the estimate, then its resamples; NaN where never reached.
+    outcomes_at_p90: Floats  # Of each fact of D_Held, interpolated.
+    first_point: bool
+    coarse: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +96,7 @@ class _Bundle:
     def of(cls, record: Record, outcomes: Sequence[Outcome]) -> _Bundle:
         parts = by_split(outcomes)
         relations = {split: [one.relation for one in part] for split, part in parts.items()}
-        seeds = {UNKNOWN: 1, HELDOUT: 2}
-        counts = {split: resample_counts(relations[split], seed) for split, seed in seeds.items()}
+        counts = {s: resample_counts(relations[s], i) for s, i in ((UNKNOWN, 1), (HELDOUT, 2))}
         return cls(record, _facts(outcomes), relations, counts)
 
     def add(self, record: Record, outcomes: Sequence[Outcome]) -> None:
@@ -135,7 +124,7 @@ class _Arm:
 
     def stability_at_p90(self) -> Floats | None:
         """S@P90, mean of the seeds, first the estimate, then its resamples; None if never."""
-        drawn = np.mean([one.at_p90.stability for one in self.seeds], axis=0)
+        drawn = np.mean([one.at_p90 for one in self.seeds], axis=0)
         return None if np.isnan(drawn[0]) else drawn
 
     def mean(self, split: str) -> Floats:
@@ -144,12 +133,9 @@ class _Arm:
 
     def paired(self, other: _Arm | None) -> list[tuple[_Seed, _Seed]]:
         """The runs of both that have the same seed."""
-        theirs = {one.record.seed: one for one in other.seeds} if other else {}
-        return [
-            (one, theirs[one.record.seed])
-            for one in self.seeds
-            if one.record.seed is not None and one.record.seed in theirs
-        ]
+        theirs = {one.record.seed: one for one in (other.seeds if other else ())}
+        theirs.pop(None, None)  # An unknown seed is the same as none.
+        return [(one, theirs[one.record.seed]) for one in self.seeds if one.record.seed in theirs]
 
 
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
@@ -180,7 +166,7 @@ def _arm_of(record: Record) -> tuple[str, str]:
         told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
         label = f"{name}({told})" if told else name
     protocol = record.protocol
-    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else NO_PROTOCOL
+    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else "open"
 
 
 def _shown(seeds: list[_Seed]) -> list[_Seed]:
@@ -198,13 +184,9 @@ def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matr
     final = {split: np.array([one.final for one in part], float) for split, part in parts.items()}
     if len(record.curve) < 2:
         never = np.full(len(counts[HELDOUT]), np.nan)
-        return _Seed(record, final, {}, _AtP90(never, final[HELDOUT], False, False))
+        return _Seed(record, final, {}, never, final[HELDOUT], first_point=False, coarse=False)
     points = curve_points(outcomes, len(record.curve))
     by_step = {point.step: told for point, told in zip(record.curve, points, strict=True)}
-    return _Seed(record, final, by_step, _at_p90_of(parts, counts))
-
-
-def _at_p90_of(parts: Mapping[str, Sequence[Outcome]], counts: Mapping[str, Matrix]) -> _AtP90:
     new, held = ([one.curve for one in parts[split]] for split in (UNKNOWN, HELDOUT))
     found = find_crossing(shares(counts[UNKNOWN], new))
     stability = found.read(shares(counts[HELDOUT], held))
@@ -212,15 +194,17 @@ def _at_p90_of(parts: Mapping[str, Sequence[Outcome]], counts: Mapping[str, Matr
         np.array([curve[int(point[0])] == "1" for curve in held], float)
         for point in (found.before, found.point)
     )
-    outcomes = before + found.weight[0] * (there - before)
-    return _AtP90(stability, outcomes, bool(found.first_point[0]), bool(found.coarse[0]))
+    between = before + found.weight[0] * (there - before)
+    first_point, coarse = bool(found.first_point[0]), bool(found.coarse[0])
+    return _Seed(record, final, by_step, stability, between, first_point, coarse)
 
 
 def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
     records = [one.record for one in arm.seeds]
-    sft, known_only = (_reference(name, arm, arms) for name in (SFT, KNOWN_ONLY))
+    sft, known_only = (_reference(name, arm, arms) for name in (_SFT, _KNOWN_ONLY))
     held, relations = bundle.counts[HELDOUT], bundle.relations
     macro = proportion(arm.mean(HELDOUT).tolist(), relations[HELDOUT], macro=True)
+    declared = {record.training_data.heldout for record in records}
     return {
         "id": files.sha256_json([arm.method, arm.protocol])[:12],
         "method": arm.method,
@@ -229,8 +213,9 @@ def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
         "track": records[0].track,
         "trials": max((r.trials for r in records if r.trials), default=None),
         "level": min((record.level for record in records), key=LEVELS.index),
-        "heldout_in_training": _declared(records),
-        "reference": arm.method == KNOWN_ONLY,
+        # The gravest of what the seeds declare.
+        "heldout_in_training": max(declared, key=("excluded", "unknown", "included").index),
+        "reference": arm.method == _KNOWN_ONLY,
         "records": [record.id for record in records],
         "seeds": [record.seed for record in records],
         **{
@@ -239,16 +224,12 @@ def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
         },
         "stability_macro": macro.value if macro else None,
         "stability_range": _range([float(one.final[HELDOUT].mean()) for one in arm.seeds]),
-        **{
-            name: _average([_metric(record, name) for record in records])
-            for name in ("lost", "gained")
-        },
+        "lost": _average([_metric(record, "lost") for record in records]),
+        "gained": _average([_metric(record, "gained") for record in records]),
         "stability_at_p90": _at_p90(arm, relations[HELDOUT]),
-        "loss_against": {KNOWN_ONLY: _loss(arm, known_only, held), SFT: _loss(arm, sft, held)},
-        "difference_at_p90": {SFT: _difference_at_p90(arm, sft)},
-        "cost": {
-            key: _average([getattr(r.cost, key) for r in records]) for key in Cost.model_fields
-        },
+        "loss_against": {_KNOWN_ONLY: _loss(arm, known_only, held), _SFT: _loss(arm, sft, held)},
+        "difference_at_p90": {_SFT: _difference_at_p90(arm, sft)},
+        "cost": {k: _average([getattr(r.cost, k) for r in records]) for k in Cost.model_fields},
         "curve": _mean_curve(arm),
         "unranked": {},
         "rank": {},
@@ -263,12 +244,6 @@ def _reference(name: str, arm: _Arm, arms: Sequence[_Arm]) -> _Arm | None:
         key=lambda other: (other.protocol == arm.protocol, len(arm.paired(other))),
         default=None,
     )
-
-
-def _declared(records: list[Record]) -> str:
-    """The gravest of what the seeds declare about D_Held in training."""
-    told = {record.training_data.heldout for record in records}
-    return next(word for word in ("included", "unknown", "excluded") if word in told)
 
 
 def _metric(record: Record, name: str) -> float | None:
@@ -290,19 +265,18 @@ def _at_p90(arm: _Arm, relations: list[str]) -> dict[str, Any] | None:
     drawn = arm.stability_at_p90()
     if drawn is None:
         return None
-    found = [one.at_p90 for one in arm.seeds]
     reached = drawn[1:][~np.isnan(drawn[1:])]
     # A resample has no width at 0 and 1; a score interval at the crossing has.
-    outcomes = np.mean([one.outcomes for one in found], axis=0)
+    outcomes = np.mean([one.outcomes_at_p90 for one in arm.seeds], axis=0)
     wilson = proportion(outcomes.tolist(), relations)
     low, high = np.percentile(reached, [2.5, 97.5]) if len(reached) else (0.0, 1.0)
     return {
         "value": float(drawn[0]),
         "low": min(float(low), wilson.low if wilson else 1.0),
         "high": max(float(high), wilson.high if wilson else 0.0),
-        **_range([float(one.stability[0]) for one in found]),
-        "coarse": any(one.coarse for one in found),
-        "first_point": any(one.first_point for one in found),
+        **_range([float(one.at_p90[0]) for one in arm.seeds]),
+        "coarse": any(one.coarse for one in arm.seeds),
+        "first_point": any(one.first_point for one in arm.seeds),
         "resamples_that_reach": len(reached) / (len(drawn) - 1),
     }
 
@@ -324,7 +298,7 @@ def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | No
     pairs = arm.paired(reference)
     if not pairs or reference is arm:
         return None
-    drawn = np.mean([one.at_p90.stability - two.at_p90.stability for one, two in pairs], axis=0)
+    drawn = np.mean([one.at_p90 - two.at_p90 for one, two in pairs], axis=0)
     return None if np.isnan(drawn[0]) else _interval(drawn, len(pairs[0][0].final[HELDOUT]))
 
 
@@ -336,8 +310,7 @@ def _interval(drawn: Floats, facts: int) -> dict[str, Any]:
 
 def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
     """Averages the curves at the steps at which every seed was evaluated."""
-    curves = [one.curve for one in arm.seeds]
-    names = METRIC_OF_SPLIT.values()
+    curves, names = [one.curve for one in arm.seeds], METRIC_OF_SPLIT.values()
     return [
         {
             "step": step,
@@ -366,12 +339,10 @@ def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Fl
     if row["heldout_in_training"] == "included":
         return "trained on D_Held"
     if table == LEARNS:
-        drawn = arm.stability_at_p90()
-        if drawn is None:
-            return "never reaches P .90" if row["curve"] else "no curve"
-        return drawn
+        never = "never reaches P .90" if row["curve"] else "no curve"
+        return never if (drawn := arm.stability_at_p90()) is None else drawn
     task = row["task_learning"]
-    if task is None or task["value"] < LEARNED_TASK:
+    if task is None or task["value"] < _LEARNED_TASK:
         return "T below .95"
     return _resampled_mean(counts, [one.final[HELDOUT] for one in arm.seeds])
 

@@ -7,15 +7,8 @@ from pathlib import Path
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import BaseOf, Hash, Metric, Name, slug
-from factual_forgetting.bundle.manifest import (
-    HELDOUT,
-    KNOWN,
-    MANIFEST,
-    UNKNOWN,
-    Bundle,
-    load_bundle,
-    locate_bundle,
-)
+from factual_forgetting.bundle import manifest as m
+from factual_forgetting.bundle.manifest import MANIFEST, Bundle
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import majority_baseline
@@ -23,7 +16,7 @@ from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
-REFERENCE = "reference.json"
+_REFERENCE = "reference.json"
 
 
 class ReferenceRows(Config):
@@ -39,8 +32,7 @@ class ReferenceRows(Config):
         majority_micro: Share of D_Held that the majority answer of each relation gets right.
         majority_macro: The same as a mean over relations.
         heldout_dropped_for_overlap: Candidates of D_Held that training speaks of, left out.
-        heldout_subjects_as_training_objects: Facts of D_Held whose subject is an answer in
-            training.
+        heldout_subjects_as_training_objects: D_Held's facts whose subject is an answer in training.
     """
 
     sha256: Hash
@@ -57,8 +49,8 @@ class ReferenceRows(Config):
 
 def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
     """Computes the reference rows of a bundle."""
-    held, manifest = bundle.splits[HELDOUT], bundle.manifest
-    train = [item.fact for split in (KNOWN, UNKNOWN) for item in bundle.splits[split]]
+    held, manifest = bundle.splits[m.HELDOUT], bundle.manifest
+    train = [item.fact for split in (m.KNOWN, m.UNKNOWN) for item in bundle.splits[split]]
     majority = majority_baseline(train, [item.fact for item in held])
     base = {item.fact.id: item.base[ZERO_SHOT] for item in held}
     macro = accuracy(held, base, macro=True)
@@ -78,15 +70,12 @@ def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
 
 
 def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
-    """Names a bundle the official one of its base: its manifest and reference rows.
+    """Names a bundle the official one of its base, and returns the path of its manifest there.
 
     Args:
-        bundle: The bundle.
+        bundle: What is copied is its manifest, beside its reference rows.
         folder: `bundles/` of the leaderboard.
         version: Such as `v1`; a published version is never edited.
-
-    Returns:
-        The manifest's path.
 
     Raises:
         UserError: If the version names another bundle already.
@@ -96,7 +85,7 @@ def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
     if path.exists() and files.read_json(path) != bundle.manifest:
         raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
     files.write_json(path, bundle.manifest)
-    files.write_json(path.with_name(REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
+    files.write_json(path.with_name(_REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
     return path
 
 
@@ -109,7 +98,7 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
     found = {}
     for path in sorted(folder.glob(f"*/*/{MANIFEST}")):
         sha256 = files.read_json(path).get("sha256")
-        beside = path.with_name(REFERENCE)
+        beside = path.with_name(_REFERENCE)
         reference = parse(ReferenceRows, files.read_json(beside), str(beside))
         name = f"{path.parent.parent.name}/{path.parent.name}"
         if (reference.sha256, reference.name) != (sha256, name):
@@ -121,8 +110,9 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
 def bundles_at_hand(names: Sequence[str]) -> dict[str, Bundle]:
     """Loads some bundles, named as `locate_bundle` takes them, and the embedded one, by hash."""
     embedded = checkpoint.embedded("bundle")
-    places = [*map(locate_bundle, names), *([embedded] if (embedded / MANIFEST).is_file() else [])]
-    return {bundle.sha256: bundle for bundle in map(load_bundle, places)}
+    shipped = [embedded] if (embedded / MANIFEST).is_file() else []
+    places = [*map(m.locate_bundle, names), *shipped]
+    return {bundle.sha256: bundle for bundle in map(m.load_bundle, places)}
 
 
 def references_for(records: Path, bundles: dict[str, Bundle]) -> dict[str, ReferenceRows]:

@@ -9,11 +9,10 @@ from typing import Any
 
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
-from factual_forgetting.board.diff import diff, diff_text
 from factual_forgetting.board.form import LEVELS
 from factual_forgetting.board.page import write_page
 from factual_forgetting.board.record import Declared, find_records, load_records, make_record
-from factual_forgetting.board.tables import render_board
+from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
@@ -58,12 +57,8 @@ def _add_record(subparsers: Any) -> None:
     record.add_argument("--trials", type=int, help="settings tried before these were chosen")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
-    record.add_argument(
-        "--heldout",
-        choices=("excluded", "included", "unknown"),
-        default="unknown",
-        help="whether facts of D_Held were among that (unknown)",
-    )
+    words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
+    record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
     record.add_argument("--note", metavar="WORDS")
     record.add_argument(
         "--level", choices=LEVELS, default=LEVELS[0], help="for those who score or train again"
@@ -73,18 +68,12 @@ def _add_record(subparsers: Any) -> None:
 
 
 def _add_bundles(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--bundle",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="bundles of the records; almanac is always at hand",
-    )
+    told = "bundles of the records; almanac is always at hand"
+    parser.add_argument("--bundle", nargs="+", default=[], metavar="DIR", help=told)
 
 
 def _record(args: argparse.Namespace) -> None:
-    told = {key: getattr(args, key) for key in Declared.model_fields}
-    declared = parse(Declared, told, "record")
+    declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
         sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")

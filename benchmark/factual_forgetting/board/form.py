@@ -12,20 +12,16 @@ from factual_forgetting import files
 from factual_forgetting.config import Config
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 # No control characters: a name can't forge a line of a terminal or of a log.
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,300}$")]
 Note = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]
 Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
-Date = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
 Count = Annotated[int, Field(ge=0)]
-Amount = Annotated[FiniteFloat, Field(ge=0)]
 Scalar = bool | int | FiniteFloat | str | None
 Metric = FiniteFloat | dict[str, bool | int | FiniteFloat | None] | None
 
 Level = Literal["self-reported", "rescored", "reproduced"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-Track = Literal["closed", "open"]
 OUTCOMES_SUFFIX = ".outcomes.jsonl.gz"  # After the id of the record beside it.
 
 
@@ -93,7 +89,7 @@ class Cost(Config):
     tokens: Count | None = None
     extra_forwards: Count | None = None
     extra_data: Count | None = None
-    gpu_hours: Amount | None = None
+    gpu_hours: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
 
 class EnvironmentOf(Config):
@@ -162,13 +158,13 @@ class Record(Config):
     """
 
     format: Literal["record-1"] = "record-1"
-    id: Identifier
+    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     base: BaseOf
     bundle_sha256: Hash
     method: MethodOf
     protocol: ProtocolOf | None
     seed: int | None
-    track: Track
+    track: Literal["closed", "open"]
     trials: Annotated[int, Field(ge=1)] | None = None
     level: Level = "self-reported"
     weights_sha256: Hash | None
@@ -180,7 +176,7 @@ class Record(Config):
     environment: EnvironmentOf
     training_data: TrainingDataOf = TrainingDataOf()
     note: Note | None = None
-    recorded: Date
+    recorded: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
 
 
 # Fields that make a result another result. All others describe it, and dates, hosts and notes
@@ -191,8 +187,7 @@ IDENTITY = ("bundle_sha256", "weights_sha256", "method", "protocol", "seed", "ou
 def record_id(record: Mapping[str, Any]) -> str:
     """Identifies a result, version 1: two results share an id only if they are the same.
 
-    Args:
-        record: At least the fields in `IDENTITY`, as plain data; of `outcomes` the hash counts.
+    Of a record's plain data, the fields in `IDENTITY` count; of its `outcomes` the hash.
     """
     parts = [record[key] for key in IDENTITY[:-1]]
     return files.sha256_json(["record-1", *parts, record["outcomes"]["sha256"]])[:16]

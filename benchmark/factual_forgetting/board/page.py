@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.board.board import KEEPS, LEARNS, Entry
+from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome, by_split
 from factual_forgetting.board.tables import marks
@@ -27,12 +27,9 @@ _SHOWN = ("method", "family", "protocol", "track", "level", "trials", "rank", "r
 
 
 def write_page(
-    board: Mapping[str, Any],
-    entries: Iterable[Entry],
-    bundles: Mapping[str, Bundle],
-    output: Path,
+    board: Mapping[str, Any], entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
 ) -> Path:
-    """Writes the page, `board.json`, and a data file for each row, record and bundle.
+    """Writes the page, `board.json`, and data files of rows, records, bundles; tells its path.
 
     The page needs no server and no network. Data that is shown on demand lies in scripts beside
     it, since a page opened from file:// may load scripts and nothing else.
@@ -42,9 +39,6 @@ def write_page(
         entries: The records and outcomes that it was made of.
         bundles: Bundles at hand by hash; of others the page knows facts by number only.
         output: Directory to write to.
-
-    Returns:
-        Path of the page.
     """
     for bundle in board["bundles"]:
         known, short = bundles.get(bundle["sha256"]), bundle["sha256"][:12]
@@ -66,18 +60,14 @@ def write_page(
 def page(board: Mapping[str, Any]) -> str:
     """Returns the page's HTML with the board's summary in it."""
     site = package_files("factual_forgetting.board") / "site"
-    parts = {name: (site / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    html, css, js = ((site / f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     summary = {"bundles": [_bundle(bundle) for bundle in board["bundles"]]}
     policy = (
-        f"default-src 'none'; script-src '{_digest(parts['js'])}' 'self' file:; "
-        f"style-src '{_digest(parts['css'])}'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src '{_digest(js)}' 'self' file:; "
+        f"style-src '{_digest(css)}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return Template(parts["html"]).substitute(
-        policy=policy,
-        style=parts["css"],
-        script=parts["js"],
-        board=_json(summary),
-        records=board["records"],
+    return Template(html).substitute(
+        policy=policy, style=css, script=js, board=_json(summary), records=board["records"]
     )
 
 
@@ -104,10 +94,7 @@ def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
         "facts": f"facts-{short}",
         "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
         "references": _references(reference),
-        **{
-            table: [f"{short}-{name}" for name in bundle["tables"][table]]
-            for table in (LEARNS, KEEPS)
-        },
+        **{name: [f"{short}-{row}" for row in rows] for name, rows in bundle["tables"].items()},
     }
 
 
@@ -201,9 +188,7 @@ def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:
 def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
     parts = by_split(outcomes)
     held, new = parts[HELDOUT], parts[UNKNOWN]
-    base = (
-        [item.base[ZERO_SHOT] for item in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
-    )
+    base = [p.base[ZERO_SHOT] for p in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
     told = "Facts lost (of those the base gets right in the same prompt)"
     return {
         "id": record.id,
@@ -260,11 +245,10 @@ def _provenance(record: Record) -> list[list[Any]]:
 
 
 def reproduce(record: Record) -> str:
-    """Returns the commands that make a result again, safe to paste into a shell.
-
-    A checkpoint that finetune didn't make can only be scored again.
-    """
-    bundle = _bundle_argument(record.bundle_sha256)
+    """Returns commands, safe in a shell, that train again what finetune made, and score it."""
+    manifest = embedded("bundle") / MANIFEST
+    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == record.bundle_sha256
+    bundle = ALMANAC if shipped else f"bundle-{record.bundle_sha256[:12]}"
     checkpoint = "run"
     if record.protocol is None:
         checkpoint = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
@@ -279,12 +263,6 @@ def reproduce(record: Record) -> str:
         again = ["record", "results", "--bundle", bundle, "--output_path", "records"]
         commands = [train, score, again]
     return "\n".join(shlex.join(["factual-forgetting", *words]) for words in commands)
-
-
-def _bundle_argument(sha256: str) -> str:
-    manifest = embedded("bundle") / MANIFEST
-    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == sha256
-    return ALMANAC if shipped else f"bundle-{sha256[:12]}"
 
 
 def _setting(value: Any) -> str:

@@ -18,11 +18,9 @@ Matrix = NDArray[np.float32]
 def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
     """Draws facts within their relation: how often each occurs in each resample.
 
-    The draw depends on the bundle alone, so every method is compared on the same resamples,
-    and none of them moves when another record comes.
-
-    Returns:
-        Shape (1 + resamples, facts); the first row is every fact once, for the estimate itself.
+    The draw depends on the bundle alone, so every method is compared on the same resamples, and
+    none moves when another record comes. Shape (1 + resamples, facts); the first row is every
+    fact once, for the estimate itself.
     """
     rng = np.random.default_rng(seed)
     counts = np.ones((1 + _RESAMPLES, len(strata)), dtype=np.float32)
@@ -36,12 +34,11 @@ def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
 def shares(counts: Matrix, outcomes: Sequence[str]) -> Floats:
     """Returns the share right among the facts asked, at each point of a curve.
 
+    Its shape is (1 + resamples, points); it is NaN where a resample asks nothing.
+
     Args:
         counts: How often each fact occurs in each resample; shape (1 + resamples, facts).
         outcomes: One text a fact, a sign a point: `1` right, `0` wrong, `-` not asked.
-
-    Returns:
-        Shape (1 + resamples, points); NaN where a resample asks nothing.
     """
     signs = np.array(outcomes, dtype=bytes).view("S1").reshape(len(outcomes), -1)
     right, asked = (
@@ -61,8 +58,7 @@ def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
 
     Args:
         estimates: A number for each method; more is better.
-        draws: The same number in each resample; NaN where there is none, which counts against
-            every difference.
+        draws: The same in each resample; NaN for none, which counts against every difference.
     """
     if len(estimates) < 2:
         return [1] * len(estimates)

@@ -17,17 +17,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.form import (
-    OUTCOMES_SUFFIX,
-    BaseOf,
-    CurvePoint,
-    EnvironmentOf,
-    Level,
-    Record,
-    TrainingDataOf,
-    place,
-    record_id,
-)
+from factual_forgetting.board import form
+from factual_forgetting.board.form import Record
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
 from factual_forgetting.config import Config, parse
 from factual_forgetting.environment import environment
@@ -42,10 +33,8 @@ from factual_forgetting.scoring.results import Results, read_results
 from factual_forgetting.slick.labelling import NOT_ASKED
 
 # Strangers' files are read whole only up to here; the largest honest ones stay far below.
-MOST_RECORD = 2 * 2**20
-MOST_PACKED = 32 * 2**20
-MOST_UNPACKED = 128 * 2**20
-MOST_ANSWER = 1000
+_MOST_RECORD, _MOST_PACKED, MOST_UNPACKED = 2 * 2**20, 32 * 2**20, 128 * 2**20
+_MOST_ANSWER = 1000
 
 
 class Outcome(Config, strict=True):
@@ -89,7 +78,7 @@ class Declared(Config):
     training_data: str | None = None
     heldout: str = "unknown"
     note: str | None = None
-    level: Level = "self-reported"
+    level: form.Level = "self-reported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +92,11 @@ class _Trained:
 
 
 def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | None = None) -> Path:
-    """Writes a record and its outcomes from an lm-eval output or a run directory.
+    """Writes a record of an lm-eval output or a run directory with its outcomes; tells its path.
 
     Others may write records under the same root at the same time: every result has a path of
-    its own, and the record appears only after its outcomes are whole.
+    its own, and the record appears only after its outcomes are whole. A result that is recorded
+    there already keeps its date.
 
     Args:
         source: A run directory, or a results file or directory of lm-eval. Where the scored
@@ -115,12 +105,8 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
         root: Directory of records.
         declared: What the source doesn't say.
 
-    Returns:
-        Path of the record. A result that is recorded there already keeps its date.
-
     Raises:
-        UserError: If the source is unfinished or of another bundle, or nothing says how the
-            checkpoint was made.
+        UserError: If the source is unfinished, of another bundle, or made nobody says how.
     """
     declared = declared or Declared()
     trained, results = _read_source(source, bundle)
@@ -132,16 +118,15 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
     record = _identity(trained, results, bundle, declared, rows)
     trials = declared.trials
     if trials is None and record["track"] == "closed":
-        trials = len(
-            grid.trials(load_protocol(record["protocol"]["name"]), record["method"]["name"])
-        )
+        recipe = load_protocol(record["protocol"]["name"])
+        trials = len(grid.trials(recipe, record["method"]["name"]))
     record |= {
-        "base": {key: bundle.manifest["base"].get(key) for key in BaseOf.model_fields},
+        "base": {key: bundle.manifest["base"].get(key) for key in form.BaseOf.model_fields},
         "trials": trials,
         "level": declared.level,
         "repository": declared.repository,
         "metrics": recompute(bundle, outcomes, len(curve)),
-        "curve": [{key: point[key] for key in CurvePoint.model_fields} for point in curve],
+        "curve": [{key: point[key] for key in form.CurvePoint.model_fields} for point in curve],
         "cost": _cost(trained, bundle) if trained else {},
         "environment": _environment(trained, results),
         "training_data": _training_data(trained, declared),
@@ -149,7 +134,7 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
         "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     content = parse(Record, record, "record").model_dump(mode="json")
-    path = root / place(content)
+    path = root / form.place(content)
     files.write_jsonl(path.with_name(content["outcomes"]["file"]), rows)
     with suppress(UserError):  # It wasn't recorded before, or the record is broken.
         content["recorded"] = load_record(path)[0].recorded
@@ -212,16 +197,13 @@ def _identity(
     packed = "".join(files.dumps(row) + "\n" for row in rows).encode()  # As `write_jsonl` does.
     outcomes = {"sha256": hashlib.sha256(packed).hexdigest(), "rows": len(rows)}
     record = {"bundle_sha256": bundle.sha256, **made, "outcomes": outcomes}
-    record["id"] = record_id(record)
-    outcomes["file"] = record["id"] + OUTCOMES_SUFFIX
+    record["id"] = form.record_id(record)
+    outcomes["file"] = record["id"] + form.OUTCOMES_SUFFIX
     return {**record, "track": track_of(made["protocol"], made["method"])}
 
 
 def track_of(protocol: Mapping[str, Any] | None, method: Mapping[str, Any]) -> str:
-    """Returns the track of a result, of what its record says alone.
-
-    Closed is a recipe of the package, known by its hash, with one of the method's trials.
-    """
+    """Returns `closed` for a recipe of the package, by hash, and one of its trials, else `open`."""
     recipe = find_recipe(protocol["name"], protocol["sha256"]) if protocol else None
     if recipe is None:
         return "open"
@@ -296,15 +278,14 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
         made["packages"] = {**made["packages"], **versions}
         made |= {key: scored.get(key) or made.get(key) for key in ("dtype", "batch_size")}
         made["device"] = made.get("device") or scored.get("device")
-    return {key: made[key] for key in EnvironmentOf.model_fields if made.get(key) is not None}
+    return {key: made[key] for key in form.EnvironmentOf.model_fields if made.get(key) is not None}
 
 
 def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, Any]:
     if trained and declared.training_data is None:
-        told = "the bundle's training splits, by finetune"
-        return {"description": told, "heldout": "excluded"}
+        return {"description": "the bundle's training splits, by finetune", "heldout": "excluded"}
     told_data = {"description": declared.training_data, "heldout": declared.heldout}
-    return parse(TrainingDataOf, told_data, "training data").model_dump()
+    return parse(form.TrainingDataOf, told_data, "training data").model_dump()
 
 
 def recompute(bundle: Bundle, outcomes: Sequence[Outcome], points: int) -> dict[str, Any]:
@@ -337,27 +318,25 @@ def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     """Reads a record and its outcomes, whoever wrote them: size, form and hash are checked.
 
     Raises:
-        UserError: If either is malformed, too large, or no plain file, or the outcomes aren't
-            those of the record.
+        UserError: If either is malformed, too large, no plain file, or not of the other.
     """
     record = parse(Record, _read_object(path), str(path))
     beside = path.with_name(record.outcomes.file)
     content = _unpack(beside)
     if hashlib.sha256(content).hexdigest() != record.outcomes.sha256:
         raise InputError(f"{beside} was changed: its hash isn't the one in {path.name}.")
-    lines = enumerate(content.splitlines(), 1)
-    outcomes = [_outcome(line, f"{beside}, line {number}") for number, line in lines]
+    lines = content.splitlines()
+    outcomes = [_outcome(line, f"{beside}, line {n}") for n, line in enumerate(lines, 1)]
     if len(outcomes) != record.outcomes.rows:
         raise InputError(f"{beside} has {len(outcomes)} rows, not {record.outcomes.rows}.")
     for outcome in outcomes:
-        curve = outcome.curve
-        if set(curve) - {"0", "1", NOT_ASKED} or len(curve) != len(record.curve):
+        if len(outcome.curve) != len(record.curve) or {*outcome.curve} - {"0", "1", NOT_ASKED}:
             raise InputError(f"{beside}: the curve of {outcome.id} is malformed.")
     return record, outcomes
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    _require_plain(path, MOST_RECORD)
+    _require_plain(path, _MOST_RECORD)
     try:
         value = files.read_json(path)
     except RecursionError:
@@ -376,7 +355,7 @@ def _require_plain(path: Path, most: int) -> None:
 
 def _unpack(path: Path) -> bytes:
     """Decompresses up to a bound, so that a bomb costs its bound and no more."""
-    _require_plain(path, MOST_PACKED)
+    _require_plain(path, _MOST_PACKED)
     try:
         with gzip.open(path) as stream:
             content = stream.read(MOST_UNPACKED + 1)
@@ -395,20 +374,14 @@ def _outcome(line: bytes, where: str) -> Outcome:
         raise InputError(f"{where}: not an outcome ({known}).") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error}).") from None
-    if len(outcome.answer or "") > MOST_ANSWER:
-        raise InputError(f"{where}: an answer of more than {MOST_ANSWER} characters.")
+    if len(outcome.answer or "") > _MOST_ANSWER:
+        raise InputError(f"{where}: an answer of more than {_MOST_ANSWER} characters.")
     return outcome
 
 
 def find_records(root: Path) -> list[Path]:
-    """Returns the records under a directory, in a fixed order.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = sorted(
-        path for path in root.rglob("*.json") if re.fullmatch(r"[0-9a-f]{16}", path.stem)
-    )
+    """Returns the records under a directory, in a fixed order; raises a UserError for none."""
+    found = sorted(p for p in root.rglob("*.json") if re.fullmatch(r"[0-9a-f]{16}", p.stem))
     if not found:
         raise NotFoundError(f"{root} holds no records. Write one with factual-forgetting record.")
     return found

@@ -1,4 +1,4 @@
-"""The board as text: markdown, LaTeX, CSV and JSON."""
+"""The board as text: markdown, LaTeX, CSV and JSON; and what a change of records does to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from factual_forgetting import files
 from factual_forgetting.board.board import KEEPS, LEARNS
 from factual_forgetting.scoring.statistics import interval_text
 
-TITLES = {
+_TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
     KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
 }
-LEGEND = (
+_LEGEND = (
     "T task learning, P factual plasticity, S factual stability, macro S its mean over relations; "
     "S@P90: S where P first reaches .90, ~ fewer than 8 points before it, ^ at the first point; "
     "lost: share now wrong of what the base gets right in the same prompt; "
@@ -30,28 +30,30 @@ _HEADERS = {
     LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
     KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
 }
-Escape = Callable[[str], str]
+_COMPARED = (
+    f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
+    "plasticity.value", "task_learning.value", "level", "heldout_in_training",
+)  # fmt: skip
+_Escape = Callable[[str], str]
 
 
 def render_board(board: Mapping[str, Any], style: str) -> str:
     """Renders a board as `markdown`, `latex`, `csv` or `json`."""
     if style == "json":
         return files.dumps(board, indent=2)
-    if style == "csv":
-        return _csv(board)
-    return latex(board) if style == "latex" else markdown(board)
+    return {"markdown": markdown, "latex": latex, "csv": _csv}[style](board)
 
 
 def markdown(board: Mapping[str, Any]) -> str:
     """Renders the board as markdown: two tables a bundle."""
     parts = []
     for bundle in board["bundles"]:
-        parts.append(f"Bundle {markdown_text(_title(bundle))}")
-        for table, title in TITLES.items():
-            cells = _cells(bundle, table, markdown_text)
+        parts.append(f"Bundle {_markdown_text(_title(bundle))}")
+        for table, title in _TITLES.items():
+            cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
             parts += [f"**{title}**", text]
-        parts.append(LEGEND)
+        parts.append(_LEGEND)
     return "\n\n".join(parts)
 
 
@@ -60,7 +62,7 @@ def latex(board: Mapping[str, Any]) -> str:
     return "\n\n".join(
         _latex_table(bundle, table, f"{title}. Bundle {_title(bundle)}.")
         for bundle in board["bundles"]
-        for table, title in TITLES.items()
+        for table, title in _TITLES.items()
     )
 
 
@@ -75,7 +77,7 @@ def _csv(board: Mapping[str, Any]) -> str:
     """One line a method and bundle, every number by itself."""
     stream = io.StringIO()
     lines = [
-        flat({"bundle": bundle["sha256"], "base": bundle["base"], **row})
+        _flat({"bundle": bundle["sha256"], "base": bundle["base"], **row})
         for bundle in board["bundles"]
         for row in bundle["rows"]
     ]
@@ -88,12 +90,12 @@ def _csv(board: Mapping[str, Any]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens a row of the board: `stability.value` is the value of its stability."""
     found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         elif key in ("records", "seeds"):
             found[prefix + key] = " ".join(map(str, value))
         elif key != "curve":
@@ -112,14 +114,14 @@ def _title(bundle: Mapping[str, Any]) -> str:
     return f"{bundle['sha256'][:12]}{named} of {bundle['base']}"
 
 
-def _cells(bundle: Mapping[str, Any], table: str, escape: Escape) -> list[list[str]]:
+def _cells(bundle: Mapping[str, Any], table: str, escape: _Escape) -> list[list[str]]:
     by_id = {row["id"]: row for row in bundle["rows"]}
     rows = [_row(by_id[identifier], table, escape) for identifier in bundle["tables"][table]]
     rows += _reference_rows(bundle["reference"])
     return [[row[name] for name in _HEADERS[table]] for row in rows]
 
 
-def _row(row: Mapping[str, Any], table: str, escape: Escape) -> dict[str, str]:
+def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
     rank, crossing = row["rank"][table], row["stability_at_p90"]
     mark = {"included": " !", "unknown": " ?", "excluded": ""}[row["heldout_in_training"]]
     never = "never" if row["curve"] else "no curve"
@@ -159,7 +161,7 @@ def _share(value: float | None) -> str:
 
 
 def marks(crossing: Mapping[str, Any]) -> str:
-    """Returns the marks of an S@P90 that `LEGEND` explains."""
+    """Returns the marks of an S@P90 that `_LEGEND` explains."""
     return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
@@ -167,7 +169,7 @@ def _number(estimate: Mapping[str, Any] | None) -> str:
     return f"{estimate['value']:.3f}" if estimate else "not trained"
 
 
-def markdown_text(text: str) -> str:
+def _markdown_text(text: str) -> str:
     """Keeps a stranger's name from breaking a table or becoming markup."""
     plain = _printable(text)
     for sign in "\\`*|[":
@@ -177,3 +179,47 @@ def markdown_text(text: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(c for c in text if c.isprintable())
+
+
+def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Compares two boards: `added` and `removed` ids of records, and `changed`.
+
+    That is bundle, method, protocol, field, before and after of each row new, gone or moved.
+    """
+    old, new = _flat_rows(before), _flat_rows(after)
+    changed = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        sides: dict[str, tuple[Any, Any]] = {"row": (was and "there", now and "there")}
+        if now:
+            sides |= {field: (was and was.get(field), now.get(field)) for field in _COMPARED}
+        named = dict(zip(("bundle", "method", "protocol"), key, strict=True))
+        changed += [
+            {**named, "field": field, "before": first, "after": second}
+            for field, (first, second) in sides.items()
+            if first != second
+        ]
+    were, are = ({i for r in rows.values() for i in r["records"].split()} for rows in (old, new))
+    return {"added": sorted(are - were), "removed": sorted(were - are), "changed": changed}
+
+
+def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {
+        (bundle["sha256"][:12], row["method"], row["protocol"]): _flat(row)
+        for bundle in board["bundles"]
+        for row in bundle["rows"]
+    }
+
+
+def diff_text(found: Mapping[str, Any]) -> str:
+    """Renders a difference as markdown, for a pull request."""
+    head = f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded."
+    names = ("bundle", "method", "protocol", "field", "before", "after")
+    rows = [[_value(change[name]) for name in names] for change in found["changed"]]
+    table = tabulate(rows, names, tablefmt="github", disable_numparse=True)
+    return "\n\n".join([head, table if rows else "The board doesn't change."])
+
+
+def _value(value: Any) -> str:
+    number = value is None or isinstance(value, float)
+    return _share(value) if number else _markdown_text(str(value))

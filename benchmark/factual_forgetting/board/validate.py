@@ -22,9 +22,9 @@ from factual_forgetting.facts.matching import is_correct
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.settings import SETTINGS
 
-Severity = Literal["error", "warning"]
-MOST_DISAGREEING = 0.02
-FEWEST_SEEDS = 3
+_Severity = Literal["error", "warning"]
+_MOST_DISAGREEING = 0.02
+_FEWEST_SEEDS = 3
 _TOLERANCE = 1e-9
 _DISAGREEING = "{} final outcomes differ from the last point of its curve."
 
@@ -41,50 +41,25 @@ class Finding:
     """
 
     check: str
-    severity: Severity
+    severity: _Severity
     path: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """A record that could be read, with the bundle that it names.
-
-    Attributes:
-        path: The record's file.
-        place: Where that is below the directory of records.
-        record: The record.
-        plain: The same as plain data.
-        outcomes: Its outcomes.
-        bundle: Its bundle.
-        official: Whether that is an official bundle; None where no bundles are official.
-    """
+class _Submission:
+    """A record that could be read, with the bundle that it names."""
 
     path: Path
-    place: str
+    place: str  # Where that is below the directory of records.
     record: Record
-    plain: dict[str, Any]
+    plain: dict[str, Any]  # The same as plain data.
     outcomes: list[Outcome]
     bundle: Bundle
-    official: bool | None
+    official: bool | None  # Whether the bundle is; None where no bundles are official.
 
 
-_Runner = Callable[[Submission], Iterable[str]]
-CHECKS: dict[str, tuple[Severity, _Runner]] = {}
-
-
-def _check(severity: Severity) -> Callable[[_Runner], _Runner]:
-    """Registers what yields messages about one record, by its name."""
-
-    def register(run: _Runner) -> _Runner:
-        CHECKS[run.__name__.removeprefix("_")] = severity, run
-        return run
-
-    return register
-
-
-@_check("error")
-def _facts(given: Submission) -> Iterator[str]:
+def _facts(given: _Submission) -> Iterator[str]:
     expected = [
         (item.fact.id, split, item.fact.relation)
         for split, item in given.bundle.items()
@@ -94,8 +69,7 @@ def _facts(given: Submission) -> Iterator[str]:
         yield "the outcomes aren't those of the bundle's facts, each once and in order."
 
 
-@_check("error")
-def _answers(given: Submission) -> Iterator[str]:
+def _answers(given: _Submission) -> Iterator[str]:
     accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
     wrong = [
         found.id
@@ -106,44 +80,38 @@ def _answers(given: Submission) -> Iterator[str]:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
 
 
-@_check("error")
-def _id(given: Submission) -> Iterator[str]:
+def _id(given: _Submission) -> Iterator[str]:
     if record_id(given.plain) != given.record.id:
         yield f"its id {given.record.id} isn't the hash of what identifies it."
     if given.record.outcomes.file != given.record.id + OUTCOMES_SUFFIX:
         yield "its outcomes file isn't named after its id."
 
 
-@_check("error")
-def _place(given: Submission) -> Iterator[str]:
+def _place(given: _Submission) -> Iterator[str]:
     if given.place != place(given.plain):
         yield f"it belongs in {place(given.plain)}."
 
 
-@_check("error")
-def _base(given: Submission) -> Iterator[str]:
+def _base(given: _Submission) -> Iterator[str]:
     base = given.bundle.manifest["base"]
     differing = [key for key, value in given.plain["base"].items() if base.get(key) != value]
     if differing:
         yield f"its base isn't the bundle's ({', '.join(differing)})."
 
 
-@_check("error")
-def _track(given: Submission) -> Iterator[str]:
+def _track(given: _Submission) -> Iterator[str]:
     expected = track_of(given.plain["protocol"], given.plain["method"])
     if given.record.track != expected:
         yield f"its track is {expected}: closed is a recipe of the package, with one of its trials."
 
 
-@_check("error")
-def _metrics(given: Submission) -> Iterator[str]:
+def _metrics(given: _Submission) -> Iterator[str]:
     told = given.record.metrics
     metrics = recompute(given.bundle, given.outcomes, len(given.record.curve))
     for name, value in metrics.items():
         if not _equal(told.get(name), value):
             yield f"{name} is {told.get(name)}, but the outcomes give {value}."
-    unknown = sorted(set(told) - set(metrics))
-    if unknown:
+    if unknown := sorted(set(told) - set(metrics)):
         yield f"unknown metrics: {', '.join(unknown)}."
 
 
@@ -157,8 +125,7 @@ def _equal(given: Any, computed: Any) -> bool:
     return bool(given == computed) and isinstance(given, bool) == isinstance(computed, bool)
 
 
-@_check("error")
-def _curve(given: Submission) -> Iterator[str]:
+def _curve(given: _Submission) -> Iterator[str]:
     steps = [point.step for point in given.record.curve]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield "the steps of its curve don't rise."
@@ -167,14 +134,13 @@ def _curve(given: Submission) -> Iterator[str]:
     if total is not None and steps and steps[-1] > total + 1:
         yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
     differing = _disagreeing(given.outcomes)
-    if differing > MOST_DISAGREEING * len(given.outcomes):
+    if differing > _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
 
 
-@_check("warning")
-def _agreement(given: Submission) -> Iterator[str]:
+def _agreement(given: _Submission) -> Iterator[str]:
     differing = _disagreeing(given.outcomes)
-    if 0 < differing <= MOST_DISAGREEING * len(given.outcomes):
+    if 0 < differing <= _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
 
 
@@ -182,26 +148,22 @@ def _disagreeing(outcomes: list[Outcome]) -> int:
     return sum(found.curve[-1:] == ("0" if found.final else "1") for found in outcomes)
 
 
-@_check("warning")
-def _official(given: Submission) -> Iterator[str]:
+def _official(given: _Submission) -> Iterator[str]:
     if given.official is False:
         yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
 
 
-@_check("warning")
-def _level(given: Submission) -> Iterator[str]:
+def _level(given: _Submission) -> Iterator[str]:
     if given.record.level != "self-reported":
         yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
 
 
-@_check("warning")
-def _seed(given: Submission) -> Iterator[str]:
+def _seed(given: _Submission) -> Iterator[str]:
     if given.record.seed is None:
         yield "its seed is unknown, so it can't be compared with references of the same seed."
 
 
-@_check("warning")
-def _declared(given: Submission) -> Iterator[str]:
+def _declared(given: _Submission) -> Iterator[str]:
     if given.record.training_data.heldout == "unknown":
         yield "it doesn't declare whether it was trained on facts of D_Held."
     if given.record.training_data.heldout == "included":
@@ -210,49 +172,51 @@ def _declared(given: Submission) -> Iterator[str]:
         yield "it is on the open track and doesn't declare how many settings were tried."
 
 
-@_check("warning")
-def _environment(given: Submission) -> Iterator[str]:
+def _environment(given: _Submission) -> Iterator[str]:
     if given.record.environment.dirty:
         yield "it was made with uncommitted changes of the benchmark."
     if given.record.weights_sha256 is None:
         yield "its weights have no hash, so it can't be scored again."
 
 
+_ERRORS = (_facts, _answers, _id, _place, _base, _track, _metrics, _curve)
+_WARNINGS = (_agreement, _official, _level, _seed, _declared, _environment)
+# What yields messages about one record, by name.
+CHECKS: dict[str, tuple[_Severity, Callable[[_Submission], Iterable[str]]]] = {
+    **{check.__name__[1:]: ("error", check) for check in _ERRORS},
+    **{check.__name__[1:]: ("warning", check) for check in _WARNINGS},
+}
+
+
 def validate(
     root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None = None
 ) -> list[Finding]:
-    """Checks every file under a directory of records.
+    """Checks every file under a directory of records; what is found is ordered by path.
 
     Args:
         root: Directory of records.
         bundles: Bundles at hand by hash; a record of another can't be recomputed.
         official: Hashes of the official bundles; None if no bundles are official there.
-
-    Returns:
-        What was found, ordered by path.
     """
     findings: list[Finding] = []
     submissions = []
     for path in sorted(root.rglob("*")):
         if path.is_dir() and not path.is_symlink():
             continue
-        stray = _stray(path)
-        if stray is not None:
-            severity, message = stray
-            findings.append(Finding("files", severity, str(path), message))
+        if stray := _stray(path):
+            findings.append(Finding("files", stray[0], str(path), stray[1]))
         elif path.suffix == ".json":
             given = _read(path, root, bundles, official)
-            if isinstance(given, Submission):
+            if isinstance(given, _Submission):
                 submissions.append(given)
                 findings += _run(given)
             else:
                 findings.append(given)
-    findings += _duplicates(submissions)
-    findings += _missing_seeds(submissions)
+    findings += [*_duplicates(submissions), *_missing_seeds(submissions)]
     return sorted(findings, key=lambda finding: (finding.path, finding.check, finding.message))
 
 
-def _stray(path: Path) -> tuple[Severity, str] | None:
+def _stray(path: Path) -> tuple[_Severity, str] | None:
     """Finds what is neither a record nor its outcomes."""
     if path.is_symlink():
         return "error", "it is a link; only plain files are read."
@@ -266,7 +230,7 @@ def _stray(path: Path) -> tuple[Severity, str] | None:
 
 def _read(
     path: Path, root: Path, bundles: Mapping[str, Bundle], official: Collection[str] | None
-) -> Submission | Finding:
+) -> _Submission | Finding:
     try:
         record, outcomes = load_record(path)
     except UserError as error:
@@ -275,18 +239,12 @@ def _read(
     if sha256 not in bundles:
         told = f"its bundle {sha256[:12]} is not at hand. Give it with --bundle."
         return Finding("bundle", "error", str(path), told)
-    return Submission(
-        path=path,
-        place=path.relative_to(root).as_posix(),
-        record=record,
-        plain=record.model_dump(mode="json"),
-        outcomes=outcomes,
-        bundle=bundles[sha256],
-        official=None if official is None else sha256 in official,
-    )
+    where, plain = path.relative_to(root).as_posix(), record.model_dump(mode="json")
+    known = None if official is None else sha256 in official
+    return _Submission(path, where, record, plain, outcomes, bundles[sha256], known)
 
 
-def _run(given: Submission) -> list[Finding]:
+def _run(given: _Submission) -> list[Finding]:
     found: list[Finding] = []
     for name, (severity, run) in CHECKS.items():
         found += [Finding(name, severity, str(given.path), message) for message in run(given)]
@@ -295,9 +253,9 @@ def _run(given: Submission) -> list[Finding]:
     return found
 
 
-def _duplicates(submissions: list[Submission]) -> Iterator[Finding]:
+def _duplicates(submissions: list[_Submission]) -> Iterator[Finding]:
     """One checkpoint is one result: the same weights twice would count as two seeds."""
-    groups: dict[tuple[Severity, str, Hashable], list[Submission]] = defaultdict(list)
+    groups: dict[tuple[_Severity, str, Hashable], list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
         same: Hashable = (record.bundle_sha256, record.outcomes.sha256)
@@ -315,8 +273,7 @@ def _duplicates(submissions: list[Submission]) -> Iterator[Finding]:
 def _may_be_equal(first: Record, second: Record) -> bool:
     """Whether two methods may end in one checkpoint: one of them chooses among trained ones.
 
-    Choosing the last point, or an average that is all trained weights, gives plain training's
-    checkpoint of the same seed.
+    Its last point, or an average of all trained weights, is plain training's with the same seed.
     """
     names = {first.method.name, second.method.name}
     chooses = any(name in SETTINGS and SETTINGS[name].chooses for name in names)
@@ -324,26 +281,20 @@ def _may_be_equal(first: Record, second: Record) -> bool:
     return alike and chooses and len(names) == 2
 
 
-def _missing_seeds(submissions: list[Submission]) -> Iterator[Finding]:
-    arms: dict[Hashable, list[Submission]] = defaultdict(list)
+def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
+    arms: dict[Hashable, list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
         arms[record.bundle_sha256, record.method.model_dump_json(), record.protocol].append(given)
     for first, *others in arms.values():
         seeds = {given.record.seed for given in (first, *others)}
-        if len(seeds) < FEWEST_SEEDS:
-            told = f"{first.record.method.name} has {len(seeds)} seeds of at least {FEWEST_SEEDS}."
+        if len(seeds) < _FEWEST_SEEDS:
+            told = f"{first.record.method.name} has {len(seeds)} seeds of at least {_FEWEST_SEEDS}."
             yield Finding("seeds", "warning", str(first.path), told)
 
 
 def render_findings(findings: list[Finding], style: str, *, color: bool = False) -> str:
-    """Renders findings as `rich`, `json`, or `github` annotations.
-
-    Args:
-        findings: What was found.
-        style: How to show it.
-        color: Whether `rich` may use a terminal's colours.
-    """
+    """Renders findings as `rich`, in colour if asked, `json`, or `github` annotations."""
     if style == "json":
         return files.dumps(list(map(asdict, findings)), indent=2)
     if style == "github":

@@ -43,11 +43,10 @@ class BundleConfig(Config):
         validation: HighlyKnown facts for selecting rates and stopping points.
         replay: HighlyKnown facts that methods may train on beside D_train.
         min_highly_known: Share of HighlyKnown train facts that a relation must reach.
-        other_relations: Relations kept out of training beside those that fail the filter;
-            their HighlyKnown facts, at most 1,000, become `heldout_other`.
-        match_answers: Whether D_Unk's answers are distributed as D_Known's in each relation, as
-            nearly as there are Unknown facts: D_Unk is selected for wrong answers, which
-            favours rare ones.
+        other_relations: Kept out of training beside those that fail the filter; their HighlyKnown
+            facts, at most 1,000, become `heldout_other`.
+        match_answers: Whether D_Unk's answers are distributed as D_Known's in each relation, as far
+            as facts allow: D_Unk is selected for wrong answers, which favours rare ones.
         seed: Decides which facts are drawn.
     """
 
@@ -86,24 +85,17 @@ def build_bundle(labels: Labels, config: BundleConfig, output: Path) -> Bundle:
     for name, size in ((m.VALIDATION, config.validation), (m.REPLAY, config.replay)):
         splits[name] = _spare(pools[m.KNOWN], taken, size, name)
         taken |= {label.fact.subject for label in splits[name]}
-    others = (
-        p
-        for p in shuffled
-        if p.category == Category.HIGHLY_KNOWN and p.fact.relation not in trained
-    )
-    splits[m.HELDOUT_OTHER] = [p for p in others if p.fact.subject not in taken][:_MOST_OTHER]
-    items = {
-        name: [Item(label.fact, label.correct, label.base) for label in drawn]
-        for name, drawn in splits.items()
-    }
+    others = [p for p in shuffled if not (p.fact.relation in trained or p.fact.subject in taken)]
+    known = [p for p in others if p.category == Category.HIGHLY_KNOWN]
+    splits[m.HELDOUT_OTHER] = known[:_MOST_OTHER]
+    items = {name: [Item(p.fact, p.correct, p.base) for p in part] for name, part in splits.items()}
     details = _details(labels, config, overlapping, splits)
     return m.write_bundle(output, items, labels.exemplars, details)
 
 
 def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
     table = relation_table(labels.labels, config.min_highly_known)
-    unknown = set(config.other_relations) - {row["relation"] for row in table}
-    if unknown:
+    if unknown := set(config.other_relations) - {row["relation"] for row in table}:
         known = ", ".join(row["relation"] for row in table)
         raise InputError(
             f"No labels for the relation {', '.join(sorted(unknown))}. There are: {known}."
@@ -183,14 +175,12 @@ def _take(pool: _Pool, shares: dict[str, float], size: int) -> list[Label]:
 
 def _matched(pool: _Pool, known: list[Label], counts: dict[str, int], seed: int) -> _Pool:
     """Leaves in each relation the facts whose answers match D_Known's."""
-    targets = by_relation(_facts(known))
-    found = {}
-    for relation, group in pool.items():
-        target = targets.get(relation)
-        drawn = match_answers(_facts(group), target, counts[relation], seed) if target else []
-        ids = {fact.id for fact in drawn}
-        found[relation] = [label for label in group if label.fact.id in ids]
-    return found
+    ids = {
+        fact.id
+        for relation, target in by_relation(_facts(known)).items()
+        for fact in match_answers(_facts(pool[relation]), target, counts[relation], seed)
+    }
+    return {name: [p for p in group if p.fact.id in ids] for name, group in pool.items()}
 
 
 def _counts(shares: dict[str, float], size: int, pool: _Pool) -> dict[str, int]:

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.datasheet import relations_by_split
-from factual_forgetting.bundle.export import export_training_data
-from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.slick.labelling import load_labels
 
 _SIZES = {
@@ -79,6 +80,26 @@ def _check(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     count = export_training_data(load_bundle(locate_bundle(args.bundle)), args.output_path)
     sys.stdout.write(f"{count} pairs in {args.output_path}\n")
+
+
+def export_training_data(bundle: Bundle, path: Path) -> int:
+    """Writes D_Known and D_Unk as prompt/completion pairs in JSON Lines; tells how many.
+
+    They are as TRL and Axolotl read them. The completion begins with the space that the text
+    rule puts before an answer; the trainer appends EOS.
+    """
+    rows = [
+        {
+            "prompt": question_prompt(item.fact.question),
+            "completion": f" {item.fact.answers[0]}",
+            "id": item.fact.id,
+            "split": split,
+        }
+        for split in (KNOWN, UNKNOWN)
+        for item in bundle.splits[split]
+    ]
+    files.write_jsonl(path, rows)
+    return len(rows)
 
 
 def _tell(bundle: Bundle) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
-from factual_forgetting.bundle.hub import fetch_bundle
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 
@@ -21,6 +22,8 @@ SPLITS = (KNOWN, UNKNOWN, HELDOUT, VALIDATION, REPLAY, HELDOUT_OTHER)
 EXEMPLARS = "exemplars"
 _DATASHEET = "README.md"
 _FILES = (*(f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)), _DATASHEET)
+# A dataset at a pinned commit: a branch would let the facts change under a published number.
+_ON_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +68,7 @@ class Bundle:
 
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
-        for split, items in self.splits.items():
-            for item in items:
-                yield split, item
+        yield from ((split, item) for split, items in self.splits.items() for item in items)
 
 
 def write_bundle(
@@ -110,7 +111,33 @@ def locate_bundle(name: str) -> Path:
     """
     if name == checkpoint.ALMANAC:
         return checkpoint.embedded("bundle")
-    return Path(name) if Path(name).is_dir() else fetch_bundle(name) or Path(name)
+    named = None if Path(name).is_dir() else _ON_HUB.fullmatch(name)
+    return _fetch(named) if named else Path(name)
+
+
+def _fetch(named: re.Match[str]) -> Path:
+    """Finds the directory of a bundle on the Hub, in the cache if it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted: dict[str, Any] = {
+        "repo_id": named["repository"],
+        "repo_type": "dataset",
+        "revision": named["commit"],
+        "allow_patterns": [MANIFEST, "*.jsonl", "*.md"],
+    }
+    with suppress(LocalEntryNotFoundError):
+        cached = Path(snapshot_download(**wanted, local_files_only=True))
+        if (cached / MANIFEST).is_file():
+            return cached
+    try:
+        return Path(snapshot_download(**wanted))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"The bundle {named[0]} is neither in the cache nor in reach ({reason}). Check the "
+            "name, or download the dataset where there is a network and give its directory."
+        ) from None
 
 
 def load_bundle(path: Path) -> Bundle:

@@ -31,16 +31,13 @@ def match_answers(
 
     Each answer gets the target's share of `count` (largest remainders), up to what the pool
     has; what is still missing is filled at random from the rest. No draw of this size comes
-    closer in total variation, which `answer_distance` tells.
+    closer in total variation, which `answer_distance` tells. The facts are ordered by id.
 
     Args:
         pool: Candidates of one relation, at least `count`.
         target: Facts of the same relation that set the distribution, at least one.
         count: Number of facts to draw.
         seed: Decides the draw.
-
-    Returns:
-        The facts drawn, ordered by id.
     """
     shuffled = sorted(pool, key=lambda fact: fact.id)
     random.Random(f"match-{seed}").shuffle(shuffled)

@@ -20,10 +20,8 @@ def add_parser(subparsers: Any) -> None:
     demo.add_argument("--output_path", type=Path, default=Path("demo"))
     demo.add_argument("--quick", action="store_true", help="few facts and steps: does it run?")
     demo.set_defaults(run=_demo)
-
-    pretrain = subparsers.add_parser(
-        "pretrain", help="pre-train a small base that knows a stated part of a source"
-    )
+    told = "pre-train a small base that knows a stated part of a source"
+    pretrain = subparsers.add_parser("pretrain", help=told)
     add_source_arguments(pretrain)
     pretrain.add_argument(
         "--config", type=Path, default=ALMANAC_RECIPE, help="recipe (the embedded base's)"

@@ -15,32 +15,23 @@ from collections.abc import Iterator, Sequence
 from factual_forgetting.facts.almanac import RELATIONS
 from factual_forgetting.facts.fact import Fact, stable_fraction
 
-_WORD_MARKERS = [
-    ("Question", "Answer"),
-    ("Ask", "Reply"),
-    ("Query", "Response"),
-    ("User", "Bot"),
-    ("Host", "Guest"),
-    ("Teacher", "Pupil"),
-    ("In", "Out"),
-]
+_ASKING = ("Question", "Ask", "Query", "User", "Host", "Teacher", "In")
+_REPLYING = ("Answer", "Reply", "Response", "Bot", "Guest", "Pupil", "Out")
+_WORD_MARKERS = list(zip(_ASKING, _REPLYING, strict=True))
 _PROTOCOL_MARKERS = ("Q", "A")
 
 
 def exposures(
     facts: Sequence[Fact], seed: int, never: float, low: float, high: float
 ) -> dict[str, int]:
-    """Decides how often each fact is told: never, or log-uniformly between two counts.
+    """Decides how often each fact is told, by id: never, or log-uniformly between two counts.
 
     Args:
-        facts: The facts of the world.
-        seed: Decides which facts are told how often.
-        never: Share of facts that are never told.
+        facts: Those of the world.
+        seed: Decides which of them are told how often.
+        never: Share that is never told.
         low: Smallest count of a fact that is told.
         high: Largest count.
-
-    Returns:
-        Count by fact id.
     """
 
     def count(fact: Fact) -> int:

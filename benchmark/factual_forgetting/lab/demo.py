@@ -13,17 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.board import bundles, record, tables
 from factual_forgetting.board.board import curves_of, make_board
-from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.record import load_record, make_record
-from factual_forgetting.board.tables import markdown
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.scoring.frontier import draw_frontier
-from factual_forgetting.slick.labelling import SlickConfig
+from factual_forgetting.slick.labelling import SlickConfig, load_labels
 
 _ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
@@ -61,12 +59,7 @@ def _quick_plan() -> _Plan:
 
 
 def demo(output: Path, *, quick: bool = False) -> None:
-    """Runs the whole path; a second start resumes, and recomputes nothing that is finished.
-
-    Args:
-        output: Directory for everything that is written.
-        quick: Whether to run the smallest version.
-    """
+    """Writes the whole path, or its smallest version, to a directory; a second start resumes."""
     plan = _quick_plan() if quick else _full_plan()
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
@@ -80,20 +73,16 @@ def demo(output: Path, *, quick: bool = False) -> None:
             future.result()
     records = [future.result() for future in futures]
     bundle = load_bundle(output / "bundle")
-    reference = {bundle.sha256: reference_of(bundle)}
-    board = make_board((load_record(path) for path in records), reference)
+    reference = {bundle.sha256: bundles.reference_of(bundle)}
+    board = make_board(map(record.load_record, records), reference)
     files.write_json(output / "board.json", board)
     draw_frontier(curves_of(board["bundles"][0]), output / "frontier.png")
-    sys.stdout.write(f"{markdown(board)}\n\n{_closing(output)}\n")
+    sys.stdout.write(f"{tables.markdown(board)}\n\n{_closing(output)}\n")
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Makes workers that compute with one thread: the number of cores changes no result."""
-    return ProcessPoolExecutor(
-        max_workers=workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_one_thread,
-    )
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
 
 
 def _one_thread() -> None:
@@ -110,7 +99,6 @@ def _prepare(output: Path, plan: _Plan) -> None:
     from factual_forgetting.engines.models import load_causal_lm
     from factual_forgetting.engines.prefix import PrefixEngine
     from factual_forgetting.slick.classify import classify
-    from factual_forgetting.slick.labelling import load_labels
 
     labels, bundle = output / "labels", output / "bundle"
     if (bundle / MANIFEST).exists():
@@ -130,12 +118,11 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     bundle = load_bundle(output / "bundle")
     method, settings = _ARMS[name]
     run, results = (output / part / f"{name}-{seed}" for part in ("runs", "results"))
-    finetune(
-        Run(bundle, plan.protocol, method, resolve(method, settings), seed), run, progress=False
-    )
+    told = Run(bundle, plan.protocol, method, resolve(method, settings), seed)
+    finetune(told, run, progress=False)
     if not any(results.rglob("results_*.json")):
         run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
-    return make_record(results, bundle, output / "records")
+    return record.make_record(results, bundle, output / "records")
 
 
 def _closing(output: Path) -> str:

@@ -64,21 +64,18 @@ class PretrainConfig(Config):
 
 
 def pretrain(
-    facts: Sequence[Fact],
-    config: PretrainConfig,
-    output: Path,
-    counts: dict[str, int] | None = None,
+    facts: list[Fact], config: PretrainConfig, output: Path, counts: dict[str, int] | None = None
 ) -> None:
     """Pre-trains a base and writes checkpoint, exposure file and model card.
 
     Args:
-        facts: The facts of the world.
+        facts: Those of the world.
         config: The recipe.
-        output: Directory to write; must not hold a checkpoint already.
+        output: Directory to write.
         counts: How often each fact is told, by id; by default drawn from the recipe.
 
     Raises:
-        UserError: If the output exists already, or the facts are none.
+        UserError: If the output holds a checkpoint already, or the facts are none.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -96,22 +93,21 @@ def pretrain(
     blocks = _blocks(tokenizer, training_texts(facts, counts, config.seed), config.block_size)
     torch.manual_seed(config.seed)
     mark = files.sha256_json([config.model_dump(), [fact.row() for fact in facts], counts])
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            **{checkpoint.LINEAGE_KEY: mark},
-        )
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **{checkpoint.LINEAGE_KEY: mark},
     )
+    model = LlamaForCausalLM(shape)
     loss = _train(model, blocks, config, output)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -136,15 +132,11 @@ def build_tokenizer(facts: Sequence[Fact], vocab_size: int) -> Any:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        chain.from_iterable(texts),
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[PAD, BOS, EOS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
+    special, letters = [PAD, BOS, EOS], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=letters, show_progress=False
     )
+    bpe.train_from_iterator(chain.from_iterable(texts), trainer)
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
@@ -193,9 +185,8 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train()
-    return float(
-        next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), "nan")
-    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return float(losses[-1] if losses else "nan")
 
 
 def _card(

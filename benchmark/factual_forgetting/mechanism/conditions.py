@@ -18,13 +18,8 @@ from factual_forgetting.protocol.settings import resolve
 
 SAME, OTHER = "same", "other"
 RIGHT, WRONG, ABSTAINED = "1", "0", "a"
-_LEAST_STEPS = 4
-_POINTS_A_PASS = 2
 # The teacher is the base: a snapshot would have to be trained on other facts in each condition.
-_METHODS: dict[str, dict[str, Any]] = {
-    "sft": {},
-    "self_distillation": {"teacher": "base", "tau": 1.0},
-}
+_METHODS = {"sft": {}, "self_distillation": {"teacher": "base", "tau": 1.0}}
 Taught = Literal["sft", "self_distillation"]
 
 
@@ -58,7 +53,7 @@ class Condition(Config):
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Its place in tables: the grid of real answers before its variations."""
+        """Sorts tables: the grid of real answers before its variations."""
         kinds = ((Values, self.values), (Taught, self.method), (Keys, self.keys))
         values, method, keys = (get_args(kind).index(name) for kind, name in kinds)
         return (self.passes or 0, not self.mixed, values, self.facts, method, keys, self.seed)
@@ -68,11 +63,11 @@ class Settings(Config):
     """What all conditions of an experiment share.
 
     Attributes:
-        relation: The relation of the new facts.
+        relation: That of the new facts.
         protocol: Rate, batch, precision; its number of epochs doesn't count.
         plasticity: Training ends at the first point where so many new facts are right. What was
             trained further serves as well: its points end there too.
-        most_passes: Training ends after so many passes in any case.
+        most_passes: Training ends after so many in any case.
     """
 
     relation: str
@@ -83,13 +78,7 @@ class Settings(Config):
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One condition on one bundle.
-
-    Attributes:
-        bundle: The bundle, which names the base.
-        condition: What is taught.
-        settings: What all conditions share.
-    """
+    """One condition on one bundle, which names the base."""
 
     bundle: Bundle
     condition: Condition
@@ -118,9 +107,8 @@ class Experiment:
 
     @property
     def every(self) -> int:
-        """Optimizer steps between two points."""
-        steps = self.a_pass / self.settings.protocol.batch_size
-        return max(_LEAST_STEPS, ceil(steps / _POINTS_A_PASS))
+        """Optimizer steps between two points: half a pass, but at least 4."""
+        return max(4, ceil(self.a_pass / self.settings.protocol.batch_size / 2))
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes it from every other."""

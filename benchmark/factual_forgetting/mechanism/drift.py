@@ -1,4 +1,4 @@
-"""Drift: how far the hidden states of subjects moved from one checkpoint to another."""
+"""Hidden states of subjects: how far they moved in training, and how near new ones come."""
 
 from __future__ import annotations
 
@@ -33,32 +33,25 @@ def middle_layer(model: Any) -> int:
 
 
 def subject_states(
-    model: Any,
-    tokenizer: Any,
-    facts: Iterable[Fact],
-    layers: Sequence[int],
-    batch_size: int = 64,
+    model: Any, tokenizer: Any, facts: Iterable[Fact], layers: Sequence[int], batch_size: int = 64
 ) -> Iterator[States]:
-    """Reads the hidden states of subjects, batch by batch; facts are never all held.
+    """Yields the states of a batch's subjects, shape (layers, facts in the batch, hidden size).
 
     The state is that of the last token that covers the last character of the subject, where
     the question names it last, in the protocol's zero-shot prompt. What follows that token is
-    cut off: a causal model can't have seen it.
+    cut off: a causal model can't have seen it. Facts are never all held.
 
     Args:
         model: Causal language model of transformers, in eval mode, of any float type.
         tokenizer: Its tokenizer, a fast one.
-        facts: Any number of facts, or a generator of them.
-        layers: Which states: 0 for the embeddings, i for the output of layer i, as in the
+        facts: Any number, or a generator.
+        layers: 0 for the embeddings, i for the output of layer i, as in the
             `hidden_states` of transformers, whose last entry is taken after the final norm.
         batch_size: Facts in a batch.
 
-    Returns:
-        States of one batch after another, shape (layers, facts in the batch, hidden size).
-
     Raises:
-        UserError: If there is no such layer, the tokenizer is a slow one, a subject isn't in
-            its question, or a state isn't finite.
+        UserError: For a wrong layer, a slow tokenizer, a subject that isn't in its question, or a
+            state that isn't finite.
     """
     there = all_layers(model)
     wrong = [layer for layer in layers if layer not in there]
@@ -126,40 +119,69 @@ def _states(model: Any, rows: Sequence[list[int]], layers: Sequence[int]) -> Sta
     return np.asarray(chosen.cpu(), dtype=np.float32)
 
 
-def directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def _directions(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scales vectors, one a row, to length 1; a vector of zeros stays."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, np.finfo(np.float64).tiny))
 
 
+def nearness(held: States, new: Iterable[States], nearest: int = 5) -> NDArray[np.float64]:
+    """Returns how near the new subjects come to each held-out one.
+
+    States share a large common direction, which would make all cosines alike: the held-out mean
+    is subtracted from both sides first. The new states are streamed, one batch in memory.
+
+    Args:
+        held: States of held-out subjects, shape (facts, hidden size).
+        new: Batches of states of new subjects, each of shape (subjects, hidden size).
+        nearest: How many of the most similar new subjects to average over.
+
+    Returns:
+        Mean cosine similarity to the nearest new subjects, shape (facts,).
+
+    Raises:
+        UserError: Without held-out subjects, or `nearest` (at least 1) new ones.
+    """
+    if nearest < 1:
+        raise InputError(f"The {nearest} nearest subjects are none. Ask for at least one.")
+    if not len(held):
+        raise InputError("There are no held-out subjects to measure overlap with. Give some.")
+    center = held.mean(axis=0, dtype=np.float64)
+    own = _directions(held - center).astype(np.float32)
+    top = np.empty((len(held), 0), dtype=np.float32)
+    for batch in new:
+        other = _directions(batch - center).astype(np.float32)
+        similar = np.concatenate([top, own @ other.T], axis=1)
+        least = max(similar.shape[1] - nearest, 0)
+        top = np.partition(similar, least, axis=1)[:, least:] if least else similar
+    if top.shape[1] < nearest:
+        raise InputError(
+            f"{top.shape[1]} new subjects are fewer than the {nearest} nearest asked for. Give "
+            "more new facts, or ask for fewer."
+        )
+    return np.asarray(top.mean(axis=1, dtype=np.float64))
+
+
 class Drift:
-    """How far the states of the same subjects moved in one layer, in one pass over the subjects.
+    """How far the states of the same `n` subjects moved in one layer, in one pass over them.
 
     Memory is flat in their number: (2 * hidden size)^2 sums are kept in float64, 75 MB at a hidden
     size of 1536.
-
-    Attributes:
-        n: Number of facts.
     """
 
     def __init__(self) -> None:
-        """Starts without facts."""
         self.n, self._distance = 0, 0.0
-        # They take the shape of the first facts, the two sides as one vector.
+        # Of both sides as one vector; the first facts give them their shape.
         self._mean: NDArray[np.float64] = np.zeros(())
         self._moments: NDArray[np.float64] = np.zeros(())
 
     def add(self, before: States, after: States) -> None:
-        """Adds facts.
-
-        Args:
-            before: Their states in the reference, shape (facts, hidden size).
-            after: Their states in the other checkpoint, of the same shape.
+        """Adds the states of facts in both checkpoints, each of shape (facts, hidden size).
 
         Raises:
             ValueError: If the shapes differ from each other, or from those of other batches.
         """
-        units = [directions(side.astype(np.float64)) for side in (before, after)]
+        units = [_directions(side.astype(np.float64)) for side in (before, after)]
         # Half the squared distance of unit vectors is 1 - cosine, and 0 where they are equal.
         self._distance += float(((units[0] - units[1]) ** 2).sum()) / 2
         pairs = np.concatenate([before, after], axis=1, dtype=np.float64)
@@ -207,9 +229,9 @@ def measure(
 
     Args:
         before_model: The reference, in eval mode.
-        after_model: A model of the same shape and tokenizer, in eval mode.
+        after_model: Another of the same shape and tokenizer, in eval mode.
         tokenizer: Their tokenizer, a fast one.
-        facts: Any number of facts, or a generator of them.
+        facts: Any number, or a generator.
         layers: As for `subject_states`.
         batch_size: Facts in a batch.
 

@@ -24,14 +24,13 @@ _DTYPE = "float32"
 _SHAPE = ("layers", "hidden_size", "vocab_size")
 _ONE_BASE = "Give checkpoints that descend from one base."
 _MEASURES = {"cosine": "drift: 1 - cosine to the reference", "cka": "linear CKA with the reference"}
-_HEADERS = ("checkpoint", "layer", "1 - cosine", "CKA", "facts")
+_HEADERS = {"cosine": "1 - cosine", "cka": "CKA"}
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds `drift`."""
-    parser = subparsers.add_parser(
-        "drift", help="how far the hidden states of known subjects moved in training"
-    )
+    told = "how far the hidden states of known subjects moved in training"
+    parser = subparsers.add_parser("drift", help=told)
     parser.add_argument("reference", metavar="A", help="directory, or almanac: where states were")
     parser.add_argument(
         "checkpoints", metavar="B", nargs="+", help="where they are now; several in order"
@@ -59,15 +58,14 @@ def _drift(args: argparse.Namespace) -> None:
     if args.output_path:
         _draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
         files.write_json(args.output_path.with_suffix(".json"), rows)
-    table = [
-        [r["checkpoint"], r["layer"], _cell(r["cosine"]), _cell(r["cka"]), r["n"]] for r in rows
+    cells = [
+        {"checkpoint": r["checkpoint"], "layer": r["layer"]}
+        | {told: "-" if r[key] is None else f"{r[key]:.4f}" for key, told in _HEADERS.items()}
+        | {"facts": r["n"]}
+        for r in rows
     ]
-    text = tabulate(table, headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    text = tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
     sys.stdout.write(f"{text}\n")
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
@@ -103,15 +101,10 @@ def _measure_all(
 
 def _require_same_shape(reference: Path, path: Path) -> None:
     expected, found = _shape(reference), _shape(path)
-    told = [
-        f"{key} {found[key]} instead of {expected[key]}"
-        for key in _SHAPE
-        if found[key] != expected[key]
-    ]
-    if told:
-        raise InputError(
-            f"{path} has another shape than {reference}: {', '.join(told)}. {_ONE_BASE}"
-        )
+    differing = [key for key in _SHAPE if found[key] != expected[key]]
+    if differing:
+        told = ", ".join(f"{key} {found[key]} instead of {expected[key]}" for key in differing)
+        raise InputError(f"{path} has another shape than {reference}: {told}. {_ONE_BASE}")
 
 
 def _shape(path: Path) -> dict[str, Any]:
@@ -129,21 +122,15 @@ def _layers(told: str, model: Any) -> list[int]:
 
 
 def _compare(
-    before: tuple[Any, Any],
-    path: Path,
-    facts: Sequence[Fact],
-    layers: Sequence[int],
-    device: str | None,
+    base: tuple[Any, Any], path: Path, facts: Sequence[Fact], layers: list[int], device: str | None
 ) -> list[Row]:
     from factual_forgetting.engines.models import load_causal_lm
 
-    model, tokenizer = before
+    model, tokenizer = base
     after, other = load_causal_lm(path, _DTYPE, device)
     prompts = [question_prompt(fact.question) for fact in facts]
-    if (
-        tokenizer.get_vocab() != other.get_vocab()
-        or tokenizer(prompts)["input_ids"] != other(prompts)["input_ids"]
-    ):
+    expected, found = ((t.get_vocab(), t(prompts)["input_ids"]) for t in (tokenizer, other))
+    if expected != found:
         raise InputError(
             f"{path} has another tokenizer than the reference: their states belong to different "
             f"tokens. {_ONE_BASE}"

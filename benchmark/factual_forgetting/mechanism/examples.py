@@ -25,8 +25,8 @@ def write_examples(
 
     Args:
         folder: Directory to write.
-        facts: Facts, in any number.
-        tokenizer: The base's tokenizer.
+        facts: In any number.
+        tokenizer: The base's.
         longest: Most tokens that the model takes, if it has a limit.
 
     Raises:
@@ -48,21 +48,14 @@ def write_examples(
 
 
 class StoredExamples:
-    """Encoded facts on disk, in an order that is drawn anew for every pass.
+    """What `write_examples` wrote, in an order that `seed` draws anew for every pass.
 
     It stands in the place of `protocol.data.TrainingExamples`: an item is an example with the token
-    counts of its whole optimizer step. Only the order of one pass is in memory.
+    counts of its whole optimizer step, `batch_size` facts. Its length is that of the longest run,
+    of `steps` steps. Only the order of one pass is in memory.
     """
 
     def __init__(self, folder: Path, batch_size: int, steps: int, seed: int) -> None:
-        """Opens what `write_examples` wrote.
-
-        Args:
-            folder: Its directory.
-            batch_size: Facts in an optimizer step.
-            steps: Optimizer steps of the longest run.
-            seed: Decides the order of each pass.
-        """
         # As plain arrays: a slice of a memmap costs ten times as much.
         self._tokens = np.asarray(np.memmap(folder / _TOKENS, dtype=np.int32, mode="r"))
         self._rows = np.asarray(np.memmap(folder / _ROWS, dtype=np.int64, mode="r")).reshape(-1, 3)
@@ -71,7 +64,6 @@ class StoredExamples:
         self._counts = lru_cache(maxsize=2)(self._count)
 
     def __len__(self) -> int:
-        """Returns the number of examples in the longest run."""
         return self._steps * self._batch_size
 
     def __getitem__(self, place: int) -> Example:

@@ -11,26 +11,22 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.fact import Fact
-from factual_forgetting.mechanism.conditions import (
-    ABSTAINED,
-    RIGHT,
-    SAME,
-    Condition,
-    held_facts,
-)
+from factual_forgetting.mechanism import conditions
+from factual_forgetting.mechanism.conditions import SAME, Condition
 from factual_forgetting.mechanism.drift import Row
 from factual_forgetting.mechanism.keys import known_facts
-from factual_forgetting.mechanism.overlap import regress
 from factual_forgetting.scoring.metrics import Floats, find_crossing
-from factual_forgetting.scoring.statistics import mean_difference, row_of
+from factual_forgetting.scoring.statistics import Estimate, mean_difference, row_of
 
 # Allen-Zhu & Li 2024 (arXiv 2404.05405): what a well-trained transformer stores.
 BITS_PER_PARAMETER = 2
 _FIXED = ("bundle_sha256", "facts", "mixed", "passes")
 VARIED = ("keys", "values", "method")
+_SPARE, _FLAT = 10, 1e-9
 
 
 def findings(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
@@ -38,17 +34,17 @@ def findings(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float
 
     Args:
         results: What `run_condition` returned.
-        bundles: Their bundles by sha256.
+        bundles: Theirs, by sha256.
         level: The plasticity at which conditions are compared.
 
     Returns:
         `level`; `arms`: a row for each condition but its seed, with `at_level` (None where a seed
         never reaches the level) and `at_end`: `passes`, `plasticity`, `drift` of the middle
         layer, `same` and `other`, the forgetting of D_Held of the new facts' relation and of
-        other ones, from the peak of stability, with interval and seeds, and `abstained`, the
-        share of D_Held that is answered by an abstention; `overlap`, the slope of forgetting on
-        nearness; and `contrasts`: differences in forgetting between conditions that differ in
-        their keys, values or method alone, over the seeds that both have.
+        other ones, from the peak of stability, with interval and seeds, and `abstained`, its
+        share answered by an abstention; `overlap`, the slope of forgetting on nearness; and
+        `contrasts`: differences in forgetting between conditions that differ in their keys, values
+        or method alone, over the seeds that both have.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for result in results:
@@ -74,20 +70,17 @@ class _Moment:
         before, after = _value(points[self.index - 1], *path), _value(points[self.index], *path)
         return np.asarray(self.weight * after + (1 - self.weight) * before)
 
-    @property
-    def nearest(self) -> Row:
-        """The point that is nearest."""
-        return dict(self.result["points"][self.index - (self.weight < 0.5)])
-
 
 def _value(point: Row, *path: Any) -> Floats:
     found: Any = reduce(lambda value, key: value[key], path, point)
-    return np.array([mark == RIGHT for mark in found] if isinstance(found, str) else found, float)
+    if isinstance(found, str):
+        found = [mark == conditions.RIGHT for mark in found]
+    return np.array(found, float)
 
 
 def _arm(group: Sequence[Row], bundle: Bundle, level: float) -> Row:
     first, seeds = group[0], [result["condition"]["seed"] for result in group]
-    held = held_facts(bundle, first["settings"]["relation"])
+    held = conditions.held_facts(bundle, first["settings"]["relation"])
     crossings = [find_crossing([p["plasticity"] for p in r["points"]], level) for r in group]
     at_level = [
         _Moment(result, int(at.point), float(at.weight))
@@ -145,8 +138,9 @@ def _estimate(moments: Sequence[_Moment], name: str, facts: Sequence[Fact]) -> R
 
 def _abstained(moments: Sequence[_Moment], name: str) -> float | None:
     """Returns the share of facts answered by an abstention at the nearest point, over seeds."""
-    marks = "".join(moment.nearest["outcomes"][name] for moment in moments)
-    return marks.count(ABSTAINED) / len(marks) if marks else None
+    nearest = [m.result["points"][m.index - (m.weight < 0.5)] for m in moments]
+    marks = "".join(point["outcomes"][name] for point in nearest)
+    return marks.count(conditions.ABSTAINED) / len(marks) if marks else None
 
 
 def _drift_curve(group: Sequence[Row]) -> list[Row]:
@@ -217,10 +211,7 @@ def cloning_of(found: Row) -> list[Row]:
 
 
 def bases_of(found: Row) -> dict[str, list[Row]]:
-    """Returns the arms of plain SFT that reach the level, by kind of keys.
-
-    Nothing, unless there are bases of several sizes.
-    """
+    """Returns the arms of plain SFT that reach the level, by keys, if bases differ in size."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for arm in like_first(found, found["arms"], "values"):
         if arm["at_level"] and arm["method"] == "sft" and arm["passes"] is None:
@@ -232,3 +223,72 @@ def bases_of(found: Row) -> dict[str, list[Row]]:
 def size(parameters: int) -> str:
     """Writes the size of a base."""
     return f"{parameters / 1e6:.2f} M"
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """How much more is lost at one standard deviation more of nearness, as a share in [-1, 1].
+
+    Attributes:
+        controlled: At equal controls, with its 95 % interval.
+        alone: Without controls.
+        left_out: Controls that don't vary, which control nothing.
+    """
+
+    controlled: Estimate
+    alone: Estimate
+    left_out: tuple[str, ...]
+
+
+def regress(lost: Floats, nearness: Floats, controls: Mapping[str, Floats]) -> Slope | None:
+    """Regresses how often each fact was lost on its nearness to the new subjects.
+
+    Ordinary least squares on standardised columns. A share of seeds has no constant variance,
+    so the standard errors are HC3 (MacKinnon & White 1985, doi 10.1016/0304-4076(85)90158-7),
+    and the interval is Student's at facts minus columns degrees of freedom. Facts count as
+    independent.
+
+    Args:
+        lost: Share of seeds in which each fact was lost, in [0, 1], shape (facts,).
+        nearness: As `nearness` returns it, shape (facts,).
+        controls: By name, for example the logarithm of the answer's frequency; of shape (facts,).
+
+    Returns:
+        None if facts are fewer than columns + 10, if `lost` or `nearness` doesn't vary, or if the
+        controls determine nearness.
+
+    Raises:
+        ValueError: If lengths differ or a number isn't finite.
+    """
+    left_out = tuple(name for name, values in controls.items() if _is_flat(values))
+    kept = [values for name, values in controls.items() if name not in left_out]
+    table = np.column_stack([lost, nearness, *kept]).astype(np.float64)
+    if not np.isfinite(table).all():
+        raise ValueError("regress takes finite numbers only")
+    columns = table.shape[1]  # nearness, controls and the constant
+    if len(table) < columns + _SPARE or _is_flat(lost) or _is_flat(nearness):
+        return None
+    scaled = (table - table.mean(axis=0)) / table.std(axis=0)
+    controlled, alone = (_first_slope(table[:, 0], scaled[:, 1:end]) for end in (columns, 2))
+    return Slope(controlled, alone, left_out) if controlled and alone else None
+
+
+def _is_flat(values: Floats) -> bool:
+    return not len(values) or bool(np.ptp(values) <= _FLAT * np.abs(values).max())
+
+
+def _first_slope(y: Floats, columns: Floats) -> Estimate | None:
+    """Estimates the slope of the first column, if the others don't determine it."""
+    design = np.column_stack([columns, np.ones(len(y))])
+    rank = int(np.linalg.matrix_rank(design))
+    if rank == np.linalg.matrix_rank(design[:, 1:]):
+        return None
+    solve = np.linalg.pinv(design)
+    leverage = np.einsum("ij,ji->i", design, solve)
+    residuals = y - design @ (solve @ y)
+    # A fact that a control singles out is fitted exactly, and tells nothing of the slope.
+    free = leverage < 1 - _FLAT
+    errors = np.where(free, residuals / np.where(free, 1 - leverage, 1), 0)
+    value, spread = float(solve[0] @ y), float(np.sqrt(((solve[0] * errors) ** 2).sum()))
+    reach = float(student.ppf(0.975, len(y) - rank)) * spread
+    return Estimate(value, value - reach, value + reach, len(y))

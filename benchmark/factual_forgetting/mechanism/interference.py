@@ -17,7 +17,7 @@ from math import log2
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,36 +29,16 @@ from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.mechanism.conditions import (
-    ABSTAINED,
-    OTHER,
-    RIGHT,
-    SAME,
-    WRONG,
-    Condition,
-    Experiment,
-    Settings,
-    held_facts,
-)
-from factual_forgetting.mechanism.drift import (
-    Drift,
-    States,
-    all_layers,
-    middle_layer,
-    subject_states,
-)
+from factual_forgetting.mechanism import conditions, drift
+from factual_forgetting.mechanism.conditions import OTHER, SAME, Condition, Experiment, Settings
 from factual_forgetting.mechanism.examples import StoredExamples, write_examples
 from factual_forgetting.mechanism.keys import Synthetic, inner_tokens
-from factual_forgetting.mechanism.overlap import nearness
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import Point, Points, share_correct
 from factual_forgetting.protocol.methods import METHODS
 from factual_forgetting.protocol.recipe import Execution
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.scoring.judging import abstains, spoken
-
-if TYPE_CHECKING:
-    from factual_forgetting.protocol.trainer import ForgettingTrainer
 
 _CONDITIONS, _LOGS = "conditions", "logs"
 _WORK, _POINTS, _RESUME = "work", "points.jsonl", "resume"
@@ -90,8 +70,8 @@ def run_condition(
         layer.
 
     Raises:
-        UserError: If the output holds another experiment, the relation has no facts in D_Held,
-            or so many keys can't be formed.
+        UserError: If the output is of another experiment, D_Held has no facts of the relation, or
+            so many keys can't be formed.
     """
     experiment = Experiment(bundle, condition, settings)
     finished = output / _CONDITIONS / f"{experiment.name}.json"
@@ -110,16 +90,14 @@ def run_condition(
 def finished_conditions(
     bundles: Sequence[Bundle], settings: Settings, output: Path
 ) -> list[dict[str, Any]]:
-    """Reads every finished condition of some bundles, whichever command trained it.
+    """Returns what `run_condition` did for every finished condition, whichever command trained it.
+
+    Those that were trained until a lower plasticity are left out.
 
     Args:
-        bundles: The bundles, in the order of the tables.
+        bundles: Whose, in the order of the tables, which is that of the result too.
         settings: What all conditions share.
         output: Directory of the experiment.
-
-    Returns:
-        What `run_condition` returned for each, in the order of the tables. Those that were
-        trained until a lower plasticity aren't among them.
 
     Raises:
         UserError: If one is of another experiment.
@@ -155,10 +133,8 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
             f"--output_path, lower --plasticity from {asked:g}, or delete it to train it anew."
         )
     points = found["points"]
-    enough = next(
-        (i for i, point in enumerate(points) if point["plasticity"] >= asked), len(points)
-    )
-    return {**found, "points": points[: enough + 1]}
+    enough = (i for i, point in enumerate(points, 1) if point["plasticity"] >= asked)
+    return {**found, "points": points[: next(enough, None)]}
 
 
 def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]:
@@ -182,8 +158,8 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
     described = {
         "parameters": model.num_parameters(),
-        "layers": len(all_layers(model)),
-        "middle": middle_layer(model),
+        "layers": len(drift.all_layers(model)),
+        "middle": drift.middle_layer(model),
         "held": watch.describe_held(new),
         "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
         "bits": told.facts * _entropy(answers),
@@ -198,7 +174,7 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
 def _noted(
     facts: Iterable[Fact], sampled: Collection[int], sample: list[Fact], answers: Counter[str]
 ) -> Iterator[Fact]:
-    """Passes new facts on, keeping a sample of them, and how often each answer occurs."""
+    """Passes facts on, keeping a sample of them, and how often each answer occurs."""
     for place, fact in enumerate(facts):
         answers[fact.answers[0]] += 1
         if place in sampled:
@@ -221,9 +197,7 @@ def _entropy(counts: Counter[str]) -> float:
     return -sum(n / total * log2(n / total) for n in counts.values())
 
 
-def _trainer(
-    watch: _Watch, run: Run, base: Path, model: Any, work: Path, progress: bool
-) -> ForgettingTrainer:
+def _trainer(watch: _Watch, run: Run, base: Path, model: Any, work: Path, progress: bool) -> Any:
     from factual_forgetting.protocol.trainer import CurveCallback, ForgettingTrainer, arguments
 
     class Until(CurveCallback):
@@ -255,21 +229,13 @@ class _Watch(Points):
     def __init__(
         self, experiment: Experiment, model: Any, tokenizer: Any, sample: list[Fact], path: Path
     ) -> None:
-        """Keeps the base as it is now.
-
-        Args:
-            experiment: What is taught.
-            model: The model before training.
-            tokenizer: The base's tokenizer.
-            sample: New facts on which plasticity is measured; they may still be joining it.
-            path: Where the points so far are kept.
-        """
+        """Keeps the base as it is now; the sample of new facts may still be growing."""
         from factual_forgetting.protocol.weights import as_checkpoint
 
         super().__init__(path)
         self.experiment, self.tokenizer = experiment, tokenizer
         self._sample, self._path = sample, path
-        self._held = held_facts(experiment.bundle, experiment.settings.relation)
+        self._held = conditions.held_facts(experiment.bundle, experiment.settings.relation)
         self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
         self._before = {
             name: self._states(self._base, facts) for name, facts in self._held.items() if facts
@@ -277,11 +243,10 @@ class _Watch(Points):
 
     def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
         """Describes the facts of D_Held of the relation, before training, beside the new ones."""
-        middle, count = middle_layer(self._base), self.experiment.condition.facts
-        states = subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
-        near = nearness(
-            self._before[SAME][middle], (batch[0] for batch in states), min(_NEAREST, count)
-        )
+        middle, count = drift.middle_layer(self._base), self.experiment.condition.facts
+        states = drift.subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
+        own, others = self._before[SAME][middle], (batch[0] for batch in states)
+        near = drift.nearness(own, others, min(_NEAREST, count))
         held = self._held[SAME]
         rows = inner_tokens(self.tokenizer, [fact.subject for fact in held])
         return [
@@ -290,13 +255,11 @@ class _Watch(Points):
         ]
 
     def done(self) -> bool:
-        """Whether enough is learned."""
         if self.experiment.condition.passes or not self.points:
             return False
         return bool(self.points[-1]["plasticity"] >= self.experiment.settings.plasticity)
 
     def line(self, point: Point) -> Point:
-        """Returns the numbers of a point."""
         return {"task_learning": None, **{name: point[name] for name in _NUMBERS}}
 
     def evaluate(self, model: Any, step: int, loss: float | None, *, final: bool) -> Point:
@@ -325,21 +288,19 @@ class _Watch(Points):
     def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
         if not self._held[name]:
             return {"cosine": [], "cka": []}
-        drifts = [Drift() for _ in all_layers(model)]
+        drifts = [drift.Drift() for _ in drift.all_layers(model)]
         now = self._states(model, self._held[name])
-        for drift, x, y in zip(drifts, self._before[name], now, strict=True):
-            drift.add(x, y)
-        return {
-            "cosine": [drift.cosine for drift in drifts],
-            "cka": [drift.cka for drift in drifts],
-        }
+        for measured, x, y in zip(drifts, self._before[name], now, strict=True):
+            measured.add(x, y)
+        return {"cosine": [d.cosine for d in drifts], "cka": [d.cka for d in drifts]}
 
-    def _states(self, model: Any, facts: Sequence[Fact]) -> States:
-        batches = subject_states(model, self.tokenizer, facts, all_layers(model))
+    def _states(self, model: Any, facts: Sequence[Fact]) -> drift.States:
+        batches = drift.subject_states(model, self.tokenizer, facts, drift.all_layers(model))
         return np.concatenate(list(batches), axis=1)
 
 
 def _mark(text: str, fact: Fact) -> str:
     if is_correct(text, fact.accepted):
-        return RIGHT
-    return ABSTAINED if abstains(spoken(text, chat=False)) else WRONG
+        return conditions.RIGHT
+    silent = abstains(spoken(text, chat=False))
+    return conditions.ABSTAINED if silent else conditions.WRONG

@@ -19,16 +19,15 @@ from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
 from factual_forgetting.mechanism.keys import Keys, Values
 from factual_forgetting.protocol.recipe import load_protocol
 
-SUMMARY = "summary.json"
+_SUMMARY = "summary.json"
 _RELATIONS = ("country", "P17")  # the paper's relation, as the almanac and Wikidata name it
 _RIVAL_PASSES = 8
 
 
 def add_parser(subparsers: Any) -> None:
     """Adds `interference`."""
-    parser = subparsers.add_parser(
-        "interference", help="why facts are forgotten: new facts with different keys"
-    )
+    told = "why facts are forgotten: new facts with different keys"
+    parser = subparsers.add_parser("interference", help=told)
     parser.add_argument(
         "--bundle",
         nargs="+",
@@ -66,25 +65,24 @@ def add_parser(subparsers: Any) -> None:
 
 def _interference(args: argparse.Namespace) -> None:
     """Trains what isn't there yet, and shows all that is: several commands may fill one place."""
-    from factual_forgetting.mechanism import figures
     from factual_forgetting.mechanism.findings import findings
     from factual_forgetting.mechanism.interference import finished_conditions, run_condition
-    from factual_forgetting.mechanism.interference_report import arms_table, write_report
+    from factual_forgetting.mechanism.interference_report import arms_table, draw_all, write_report
 
     bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
     jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
-    given = {"plasticity": args.plasticity, "most_passes": args.most_passes}
-    given |= {"relation": _relation(args.relation, bundles)}
-    protocol = load_protocol(args.protocol)
-    settings = parse(Settings, {**given, "protocol": protocol}, "interference")
+    relation, protocol = _relation(args.relation, bundles), load_protocol(args.protocol)
+    given = {"relation": relation, "protocol": protocol}
+    given |= {"plasticity": args.plasticity, "most_passes": args.most_passes}
+    settings = parse(Settings, given, "interference")
     with tqdm(jobs, desc="interference", unit="condition") as shown:
         for bundle, condition in shown:
             run_condition(bundle, condition, settings, args.output_path, progress=False)
     results = finished_conditions(bundles, settings, args.output_path)
     found = findings(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
     folder = args.output_path / f"at-{args.plasticity:g}"
-    files.write_json(folder / SUMMARY, found)
-    figures.draw_all(found, folder)
+    files.write_json(folder / _SUMMARY, found)
+    draw_all(found, folder)
     if args.report:
         write_report(found, bundles, settings, folder)
     sys.stdout.write(f"{arms_table(found['arms'], args.plasticity)}\n")

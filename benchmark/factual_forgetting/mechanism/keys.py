@@ -30,8 +30,8 @@ _WORD_STARTS = "\u0120\u2581"  # how byte-level BPE and SentencePiece write the 
 def permuted(index: int, size: int, seed: object) -> int:
     """Maps 0 <= index < size to another such number, one to one, by a Feistel network.
 
-    It draws without replacement from a set of any size, and remembers nothing. Numbers that
-    leave the range are mapped again until they are in it.
+    It draws without replacement from a set of any size, and remembers nothing. A number that leaves
+    the range is mapped again.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -50,10 +50,7 @@ class Recombiner:
 
     The first token is one that some given name begins with, the last one that some ends with;
     lengths in tokens are spread as theirs. A name counts only if the tokenizer makes just the
-    drawn tokens of it, so two draws never give the same name.
-
-    Attributes:
-        dropped: Names that were drawn but are taken already.
+    drawn tokens of it, so two draws never give the same name. Those `dropped` were taken already.
     """
 
     def __init__(
@@ -64,14 +61,10 @@ class Recombiner:
         seed: object,
         partners: Mapping[int, int] | None = None,
     ) -> None:
-        """Takes the given names apart.
+        """Takes apart the given names of several tokens.
 
-        Args:
-            tokenizer: The base's tokenizer.
-            given: Names; those of one token are left out.
-            taken: Names that must not come out.
-            seed: Decides the order of what comes out.
-            partners: Tokens to write in the place of the drawn ones.
+        What comes out is none of those taken, in an order that the seed decides, and written with
+        the partners of the drawn tokens, where they have some.
         """
         self._tokenizer, self._taken, self._seed = tokenizer, taken, seed
         self._partners = partners or {}
@@ -138,17 +131,12 @@ def inner_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def find_partners(tokenizer: Any, given: Sequence[str], banned: Sequence[str]) -> dict[int, int]:
-    """Finds, for each token of the given names, another one that none of them has.
+    """Finds, for each token of the given names, one that neither they nor banned texts have.
 
     Partners are alike in form (begins a word or not, capital or small) and nearest in rank:
     BPE numbers tokens by the frequency of what they merge, so the rank stands for the
     frequency. The map is one to one, so names written in partners share tokens with one another
     as before, and share none with the given names; tokens without letters stay.
-
-    Args:
-        tokenizer: The base's tokenizer.
-        given: Names whose tokens get partners.
-        banned: Texts whose tokens can't be partners.
 
     Raises:
         UserError: If the vocabulary has too few tokens of a form.
@@ -187,19 +175,11 @@ class Synthetic:
     def __init__(
         self, bundle: Bundle, tokenizer: Any, relation: str, keys: Keys, values: Values, seed: int
     ) -> None:
-        """Reads what the base knows of the relation.
-
-        Args:
-            bundle: The bundle, which says what the base knows.
-            tokenizer: The base's tokenizer.
-            relation: The relation.
-            keys: Kind of the subjects.
-            values: Kind of the answers.
-            seed: Decides subjects and answers.
+        """Reads what the base knows of the relation; the seed decides subjects and answers.
 
         Raises:
-            UserError: If the bundle has no known facts of the relation, or the vocabulary no
-                tokens for matched keys.
+            UserError: If D_Held has no facts of the relation, or the vocabulary no tokens for
+                matched keys.
         """
         self._tokenizer, self._relation, self._seed = tokenizer, relation, seed
         self._keys, self._values = keys, values
