@@ -46,7 +46,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"repetition_penalty": 5.0},
     {"no_repeat_ngram_size": 1},
     {"suppress_tokens": list(range(4, 300))},
-    {"begin_suppress_tokens": list(range(4, 300)), "min_new_tokens": 12},
+    {"begin_suppress_tokens": list(range(4, 490))},
     {"bad_words_ids": [[token] for token in range(4, 300)]},
     {"sequence_bias": [[[token], -1e9] for token in range(4, 300)]},
     {"num_beams": 3, "length_penalty": -3.0, "early_stopping": True},
