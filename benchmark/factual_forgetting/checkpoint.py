@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ _DECODING: dict[str, Any] = {
     **dict.fromkeys(("token_healing", "max_time"), None),
 }
 
+_POINTER = b"version https://git-lfs"
+_METADATA, _LARGEST_HEADER = "__metadata__", 100_000_000
+
 LINEAGE_KEY = "factual_forgetting_base"
 ALMANAC = "almanac"
 _EMBEDDED = Path(__file__).parent / "embedded"
@@ -49,15 +53,20 @@ def embedded(kind: str) -> Path:
     return _EMBEDDED / f"{ALMANAC}-{kind}"
 
 
-def locate(pretrained: str, revision: str | None = None) -> Path:
+def locate(pretrained: str, revision: str | None = None, *, code: bool = False) -> Path:
     """Finds a checkpoint: `almanac`, a directory, or a Hub repository (cached or fetched).
 
+    Args:
+        pretrained: One of these.
+        revision: Of the repository.
+        code: Whether its own code is fetched too: it was asked for with `trust_remote_code`.
+
     Raises:
-        UserError: If there is neither, or it holds no safetensors weights.
+        UserError: If there is neither, it holds no safetensors weights, or a file isn't whole.
     """
     path = embedded("base") if pretrained == ALMANAC else Path(pretrained)
     if not path.is_dir():
-        path = _from_hub(pretrained, revision)
+        path = _from_hub(pretrained, revision, code=code)
     if not (path / "config.json").is_file():
         raise NotFoundError(f"{path} holds no config.json. Give the directory of a checkpoint.")
     if not any(path.glob("*.safetensors")):
@@ -65,13 +74,49 @@ def locate(pretrained: str, revision: str | None = None) -> Path:
             f"{path} holds no weights (*.safetensors). Save them with save_pretrained; "
             "pickled weights are not read."
         )
+    require_whole(path)
     return path
 
 
-def _from_hub(repository: str, revision: str | None) -> Path:
+def require_whole(folder: Path) -> None:
+    """Refuses a directory in which a file is a pointer of Git LFS, cut, or missing.
+
+    Raises:
+        UserError: With the file, and how to get it.
+    """
+    for file in sorted(each for each in folder.iterdir() if each.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise InputError(
+                    f"{file} is a pointer of Git LFS in place of the file. Run git lfs install "
+                    f"and git lfs pull in {folder}."
+                )
+        if file.suffix == ".safetensors" and (told := _size_told(file)) != file.stat().st_size:
+            raise InputError(
+                f"{file} is cut or damaged: it has {file.stat().st_size:,} bytes, and its header "
+                f"tells {told:,}. Get it again (git lfs pull, or the Hub's client)."
+            )
+    parts = set(_read(folder / "model.safetensors.index.json").get("weight_map", {}).values())
+    if missing := sorted(part for part in parts if not (folder / part).is_file()):
+        raise NotFoundError(f"{folder} lacks {missing[0]}, which its index names. Get it too.")
+
+
+def _size_told(file: Path) -> int:
+    """Returns the size that the header of a safetensors file tells; if damaged, its own end."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(length if length < _LARGEST_HEADER else 0))
+            ends = [row["data_offsets"][1] for name, row in header.items() if name != _METADATA]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            ends = []
+    return 8 + length + int(max(ends, default=0))
+
+
+def _from_hub(repository: str, revision: str | None, *, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *["*.py"] * code]
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -120,7 +165,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def identity(
-    pretrained: str, revision: str | None = None, adapter: str | None = None
+    pretrained: str,
+    revision: str | None = None,
+    adapter: str | None = None,
+    *,
+    code: bool = False,
 ) -> dict[str, Any]:
     """Describes a base model by name, weights, shape and declared lineage.
 
@@ -128,17 +177,19 @@ def identity(
         pretrained: As in `locate`.
         revision: As in `locate`.
         adapter: Directory of a LoRA adapter that is put on it; the hash is of both then.
+        code: As in `locate`.
 
     Raises:
         UserError: If one isn't found.
     """
-    path = locate(pretrained, revision)
+    path = locate(pretrained, revision, code=code)
     weights = weights_sha256(path)
     if adapter is not None:
         if not any(Path(adapter).glob("*.safetensors")):
             raise NotFoundError(
                 f"{adapter} holds no *.safetensors. Give the directory of an adapter."
             )
+        require_whole(Path(adapter))
         weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
     ignored = ignored_settings(path)
     return {
@@ -147,6 +198,7 @@ def identity(
         "weights_sha256": weights,
         "shape": shape(path),
         "lineage": lineage(path),
+        **({"adapter": adapter} if adapter else {}),
         **({"decoding_ignored": ignored} if ignored else {}),
     }
 
@@ -159,21 +211,26 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
         arguments: Its arguments.
 
     Returns:
-        What `identity` returns, and as `model_args` the arguments that may change answers.
+        What `identity` returns, with None for what a server hides, and as `model_args` the
+        arguments that may change answers.
 
     Raises:
         UserError: If the arguments name no checkpoint, or one that isn't found.
     """
-    if model not in LOCAL_MODELS:
+    known = model in LOCAL_MODELS
+    name = arguments.get("pretrained") or arguments.get("model")
+    # Other classes that read a directory are no servers: vision models, accelerators, sglang.
+    if not known and ("base_url" in arguments or not Path(str(name)).is_dir()):
         unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
-        name = arguments.get("pretrained") or arguments.get("model")
         return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
     if "pretrained" not in arguments:
         raise InputError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
-    base = identity(arguments["pretrained"], arguments.get("revision"), adapter)
+    code = bool(arguments.get("trust_remote_code"))
+    base = identity(arguments["pretrained"], arguments.get("revision"), adapter, code=code)
     told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
     rest = {key: value for key, value in arguments.items() if key not in told}
+    base |= {} if known else {"model": model}
     return {**base, "model_args": rest} if rest else base
 
 
@@ -197,8 +254,8 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
     Raises:
         UserError: If the shape differs, or the base is marked and the checkpoint isn't.
     """
-    found, expected = shape(path), base["shape"]
-    told = [f"{k} {found[k]} instead of {expected[k]}" for k in found if found[k] != expected[k]]
+    found, expected = shape(path), base["shape"] or {}  # a server tells none
+    told = [f"{k} {found[k]} instead of {v}" for k, v in expected.items() if found[k] != v]
     if base.get("lineage") and lineage(path) != base["lineage"]:
         told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
     if told:

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_architectures import answers, greedy_texts
 from test_prefix import groups_of
+from test_random_models import answers, greedy_texts
 
 from factual_forgetting.engines.engine import Group
 from factual_forgetting.engines.opening import open_engine

@@ -41,7 +41,8 @@ def open_engine(
         UserError: If the engine can't run this model.
     """
     if model in checkpoint.LOCAL_MODELS and "pretrained" in arguments:
-        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+        code = bool(arguments.get("trust_remote_code"))
+        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"), code=code)
         arguments = {**arguments, "pretrained": str(path)}
         if ignored := checkpoint.ignored_settings(path):
             told = "decoding: greedy, whatever the checkpoint's files ask for"

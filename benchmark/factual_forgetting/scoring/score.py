@@ -86,7 +86,10 @@ def _arguments(
     if model not in _LOCAL_MODELS or "pretrained" not in arguments:
         return arguments
     merged = merge_adapter(arguments, output / "merged")
-    path = merged or checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+    code = bool(arguments.get("trust_remote_code"))
+    path = merged or checkpoint.locate(
+        arguments["pretrained"], arguments.get("revision"), code=code
+    )
     if not descends:
         checkpoint.require_descent(path, bundle.manifest["base"])
     resolved = {key: arguments[key] for key in arguments if key not in ("peft", "revision")}
@@ -116,10 +119,11 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
         raise NotFoundError(
             f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
         )
+    checkpoint.require_whole(adapter)
     if "peft" in arguments:
         base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     else:
-        named = files.read_json(adapter / _CONFIG)
+        named = files.read_json(adapter / _CONFIG, ours=False)
         base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
     parts = {
         "base": checkpoint.weights_sha256(base),
@@ -157,7 +161,7 @@ def _require_chat_template(arguments: dict[str, Any]) -> None:
     config = path / "tokenizer_config.json"
     if not config.is_file() or (path / "chat_template.jinja").is_file():
         return
-    if not files.read_json(config).get("chat_template"):
+    if not files.read_json(config, ours=False).get("chat_template"):
         raise InputError(
             f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
             "checkpoint its chat_template.jinja."
