@@ -54,6 +54,11 @@ class LMEvalEngine(Engine):
     def batch_size(self, size: int) -> None:
         self._lm.batch_size_per_gpu = size
 
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts; None behind a server that keeps its tokenizer."""
+        tokenise = getattr(self._lm, "tok_encode", None)
+        return [len(tokenise(text)) for text in texts] if tokenise else None
+
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:

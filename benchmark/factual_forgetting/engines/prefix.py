@@ -86,6 +86,10 @@ class PrefixEngine(Engine):
         """Tokens computed so far, padding included."""
         return self._tree.computed
 
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts."""
+        return [len(ids) for ids in self._ids(list(texts), special=False)]
+
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:

@@ -54,6 +54,10 @@ class VLLMEngine(Engine):
         self._tokenizer = self._llm.get_tokenizer()
         self._context = self._llm.llm_engine.model_config.max_model_len
 
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts."""
+        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
     ) -> list[list[list[Answer]]]:
