@@ -70,14 +70,9 @@ class Run:
                 "The bundle doesn't say where its base is. Give --model_args pretrained=…"
             )
         base = checkpoint.locate(pretrained, expected.get("revision"))
-        if adapter := expected.get("adapter"):
-            raise InputError(
-                f"The base of this bundle is {base} with the adapter {adapter}. Merge them into "
-                "one checkpoint, label that, and build its bundle."
-            )
         if checkpoint.weights_sha256(base) == expected["weights_sha256"]:
             return base
-        found, named = checkpoint.shape(base), (expected["shape"] or {}).items()
+        found, named = checkpoint.shape(base), expected["shape"].items()
         differing = ", ".join(f"{k} {found[k]} instead of {v}" for k, v in named if found[k] != v)
         raise InputError(
             f"The weights in {base} are not those of the base that this bundle was made for"

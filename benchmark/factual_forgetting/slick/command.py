@@ -101,11 +101,6 @@ def _run(args: argparse.Namespace) -> None:
     settings = _settings(args)
     facts, source = facts_from_arguments(args)
     base = checkpoint.describe_base(args.model, arguments)
-    if "adapter" in base:
-        sys.stderr.write(
-            "base: with an adapter. Its bundles score checkpoints; to fine-tune from it, label the "
-            "two merged into one checkpoint.\n"
-        )
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
     engine = None
     if args.plan:
