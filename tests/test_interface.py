@@ -11,7 +11,7 @@ SIGNATURES = {
     "Bundle": "path, splits, exemplars, manifest",
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
-    "Fact": "id, relation, subject, question, answers, split, aliases=()",
+    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
     "warmup_steps, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, dropout, "
     "precision, checkpoint_dtype, attention, evaluate_every, evaluate_sample, kl_sample, "
@@ -23,7 +23,7 @@ SIGNATURES = {
     "shard_size=512",
     "build_bundle": "labels, config, output",
     "classify": "facts, engine, settings, base, output",
-    "finetune": "run, output, pretrained=None, execution=None, progress=True",
+    "finetune": "run, output, pretrained=None, adapter=None, execution=None, progress=True",
     "load_bundle": "path",
     "load_facts": "source, relations=(), options",
     "load_labels": "path",

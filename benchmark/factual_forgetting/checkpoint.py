@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ _SHAPE_KEYS = {
 # Model classes of lm-eval that load a checkpoint's files, and their arguments for an adapter.
 LOCAL_MODELS = ("hf", "vllm")
 _ADAPTERS = ("peft", "lora_local_path")
-# Arguments of a model that say how a machine runs it, and may differ between shards.
+# Arguments of a model that say how a machine runs or reaches it, and may differ between shards.
 _OF_THE_MACHINE = {
     "batch_size", "max_batch_size", "device", "device_map", "parallelize", "enforce_eager",
     "block_size", "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens",
-    "tensor_parallel_size", "data_parallel_size",
+    "tensor_parallel_size", "data_parallel_size", "num_concurrent", "max_retries", "timeout",
+    "auth_token", "header", "verify_certificate", "ca_cert_path",
 }  # fmt: skip
 
 # What generation_config.json may ask for that changes greedy answers, and where it changes nothing.
@@ -164,6 +166,12 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(files.read_json(path, ours=False)) if path.exists() else {}
 
 
+def differing_shape(path: Path, base: Mapping[str, Any]) -> list[str]:
+    """Tells where a checkpoint's shape differs from that of a base, as far as that is known."""
+    found, expected = shape(path), base["shape"] or {}
+    return [f"{k} {found[k]} instead of {v}" for k, v in expected.items() if found[k] != v]
+
+
 def identity(
     pretrained: str,
     revision: str | None = None,
@@ -198,7 +206,7 @@ def identity(
         "weights_sha256": weights,
         "shape": shape(path),
         "lineage": lineage(path),
-        **({"adapter": adapter} if adapter else {}),
+        **({"adapter": adapter} if adapter is not None else {}),
         **({"decoding_ignored": ignored} if ignored else {}),
     }
 
@@ -222,16 +230,27 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     # Other classes that read a directory are no servers: vision models, accelerators, sglang.
     if not known and ("base_url" in arguments or not Path(str(name)).is_dir()):
         unknown = dict.fromkeys(("revision", "weights_sha256", "shape", "lineage"))
-        return {"pretrained": name, **unknown, "model": model, "model_args": arguments}
+        told = without_machine(arguments)
+        return {"pretrained": name, **unknown, "model": model, "model_args": told}
     if "pretrained" not in arguments:
         raise InputError(f"--model {model} needs pretrained=... in --model_args.")
     adapter = next((arguments[key] for key in _ADAPTERS if key in arguments), None)
     code = bool(arguments.get("trust_remote_code"))
     base = identity(arguments["pretrained"], arguments.get("revision"), adapter, code=code)
-    told = {"pretrained", "revision", *_ADAPTERS, *_OF_THE_MACHINE}
-    rest = {key: value for key, value in arguments.items() if key not in told}
     base |= {} if known else {"model": model}
+    rest = other_arguments(arguments)
     return {**base, "model_args": rest} if rest else base
+
+
+def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that name its weights or say how a machine runs it."""
+    told = {"pretrained", "revision", *_ADAPTERS}
+    return {k: v for k, v in without_machine(arguments).items() if k not in told}
+
+
+def without_machine(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments but those that say how a machine runs it."""
+    return {key: value for key, value in arguments.items() if key not in _OF_THE_MACHINE}
 
 
 def lineage(path: Path) -> str | None:
@@ -249,13 +268,12 @@ def require_descent(path: Path, base: dict[str, Any]) -> None:
 
     Args:
         path: Checkpoint directory.
-        base: The base, as `identity` describes it.
+        base: The base, as `describe_base` does; behind a server its shape isn't known.
 
     Raises:
         UserError: If the shape differs, or the base is marked and the checkpoint isn't.
     """
-    found, expected = shape(path), base["shape"] or {}  # a server tells none
-    told = [f"{k} {found[k]} instead of {v}" for k, v in expected.items() if found[k] != v]
+    told = differing_shape(path, base)
     if base.get("lineage") and lineage(path) != base["lineage"]:
         told.append(f"config.json doesn't declare the base's {LINEAGE_KEY}")
     if told:

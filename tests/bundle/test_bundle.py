@@ -10,6 +10,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
@@ -117,6 +118,13 @@ def test_sizes_that_cannot_be_met_are_errors(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("size", ["known", "unknown", "heldout"])
+def test_a_bundle_without_one_of_its_three_splits_is_refused(size: str) -> None:
+    values = {**SIZES.model_dump(), size: 0}
+    with pytest.raises(UserError, match=f"key '{size}': Input should be greater than 0"):
+        parse(BundleConfig, values, "bundle build")
+
+
 def test_relations_kept_out_of_training_become_heldout_other(
     facts: list[Fact], tmp_path: Path
 ) -> None:
@@ -181,12 +189,27 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
-    source = {"facts": "almanac", "dropped": {"duplicates": 3}}
+    source = {"facts": "almanac", "dropped": {"duplicates": 3}, "versions": {"a": "1", "b": "2"}}
     built = build_bundle(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
-    assert "almanac. Licence: an invented world" in text
+    assert "almanac (a 1 b 2). Licence: an invented world" in text
     assert "duplicates 3" in text
     assert "| all" in text
+
+
+def test_popularity_is_kept_and_left_out_where_nobody_knows_it(
+    facts: list[Fact], bundle: Bundle, tmp_path: Path
+) -> None:
+    labels = make_labels(facts, None)
+    known = [
+        replace(label, fact=replace(label.fact, popularity=n))
+        for n, label in enumerate(labels.labels)
+    ]
+    build_bundle(replace(labels, labels=known), SIZES, tmp_path / "x")
+    told = {label.fact.id: label.fact.popularity for label in known}
+    read = load_bundle(tmp_path / "x")
+    assert all(item.fact.popularity == told[item.fact.id] for _, item in read.items())
+    assert b"popularity" not in (bundle.path / "known.jsonl").read_bytes()
 
 
 def test_the_majority_baseline_is_of_training_facts(bundle: Bundle) -> None:

@@ -14,6 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.bundle.prior import answer_distance, match_answers
@@ -51,11 +53,11 @@ class BundleConfig(Config):
         seed: Decides which facts are drawn.
     """
 
-    known: int = 8000
-    unknown: int = 8000
-    heldout: int = 2000
-    validation: int = SPARE["validation"]
-    replay: int = SPARE["replay"]
+    known: PositiveInt = 8000
+    unknown: PositiveInt = 8000
+    heldout: PositiveInt = 2000
+    validation: NonNegativeInt = SPARE["validation"]
+    replay: NonNegativeInt = SPARE["replay"]
     min_highly_known: float = 0.3
     other_relations: tuple[str, ...] = ()
     match_answers: bool = False

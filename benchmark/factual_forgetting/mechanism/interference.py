@@ -142,7 +142,7 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
 
     quiet()
     run, told = experiment.run(), experiment.condition
-    base = run.locate_base()
+    base = run.locate_base().whole(work)
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     relation = experiment.settings.relation
     synthetic = Synthetic(run.bundle, tokenizer, relation, told.keys, told.values, told.seed)
