@@ -161,6 +161,16 @@ def ignored_settings(path: Path) -> list[str]:
     ]
 
 
+def end_tokens(path: Path) -> list[int]:
+    """Returns the tokens that end a sequence, as config.json and generation_config.json say."""
+    config = _read(path / "config.json")
+    told = (config, config.get("text_config") or {}, _read(path / "generation_config.json"))
+    ends = [source.get("eos_token_id") for source in told]
+    return sorted(
+        {token for end in ends for token in ([end] if isinstance(end, int) else end or ())}
+    )
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Reads a file of a model's, which need not be there."""
     return dict(files.read_json(path, ours=False)) if path.exists() else {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from factual_forgetting.engines.models import text_config
+
 _KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -32,8 +34,7 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
     Chat models name several in generation_config.json, and base models may none but in config.json.
     """
-    config = model.config
-    asked = (tokenizer, config, config.get_text_config(decoder=True), model.generation_config)
+    asked = (tokenizer, model.config, text_config(model), model.generation_config)
     found: set[int] = set()
     for source in asked:
         ends = getattr(source, "eos_token_id", None)

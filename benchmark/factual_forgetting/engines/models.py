@@ -50,9 +50,13 @@ def load_causal_lm(
 
 def context_length(model: Any) -> int | None:
     """Returns the most tokens that a model of transformers takes; None if it has no limit."""
-    config = model.config.get_text_config(decoder=True)
-    found: int | None = getattr(config, "max_position_embeddings", None)
+    found: int | None = getattr(text_config(model), "max_position_embeddings", None)
     return found
+
+
+def text_config(model: Any) -> Any:
+    """Returns the configuration of what reads text: a part, where a model reads images too."""
+    return model.config.get_text_config(decoder=True)
 
 
 def default_device() -> str:

@@ -52,6 +52,12 @@ def open_engine(
         wanted, reason = _SUITED.get(model, (LM_EVAL, f"--model {model} is lm-eval's"))
     engine: Engine | None = None
     if wanted == VLLMEngine.name:
+        if device and ":" in device:
+            raise InputError(
+                f"vLLM takes the first of the devices that it sees, not {device}: give one with "
+                "CUDA_VISIBLE_DEVICES. For several, use --ray N, or --shard I/N in place of "
+                "accelerate launch."
+            )
         engine = VLLMEngine(arguments)
     elif wanted == PrefixEngine.name:
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from typing import Any
 
+from factual_forgetting.engines.models import text_config
 from factual_forgetting.errors import reason_of
 
 _ROW_TOKENS = 96
@@ -97,7 +98,7 @@ class TreeModel:
             UnsupportedModelError: If its attention is neither full nor sliding, or its logits
                 over a tree are others than over a text.
         """
-        config = model.config.get_text_config(decoder=True)
+        config = text_config(model)
         self._model, self._device, self._dtype = model, model.device, model.dtype
         self._window = getattr(config, "sliding_window", None)
         default = _SLIDING if self._window else _FULL
