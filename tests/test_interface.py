@@ -19,7 +19,8 @@ SIGNATURES = {
     "Run": "bundle, protocol, method, settings, seed, foreign_base=None",
     "Score": "bundle, report",
     "SlickConfig": "runs=20, shots=3, seed=0, max_new_tokens=16, exemplars='relation', "
-    "retire=False, quota=<factory>, samples=0, temperature=0.5, top_k=40, shard_size=512",
+    "retire=False, quota=<factory>, min_highly_known=0.3, samples=0, temperature=0.5, top_k=40, "
+    "shard_size=512",
     "build_bundle": "labels, config, output",
     "classify": "facts, engine, settings, base, output",
     "finetune": "run, output, pretrained=None, adapter=None, execution=None, progress=True",

@@ -79,13 +79,33 @@ def test_the_order_of_labels_does_not_matter_and_the_seed_does(
     assert {i.fact.id for _, i in bundle.items()} != {i.fact.id for _, i in other.items()}
 
 
+def test_a_relation_that_is_left_out_is_told(
+    facts: list[Fact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = make_labels(facts, None)
+    weak = [
+        replace(label, category=Category.MAYBE_KNOWN) if label.fact.relation == "country" else label
+        for label in labels.labels
+    ]
+    sizes = SIZES.model_copy(update={"known": 8, "unknown": 8, "heldout": 8})
+    build_bundle(replace(labels, labels=weak), sizes, tmp_path / "weak")
+    assert "left out of training, below 30% HighlyKnown: country (0%)" in capsys.readouterr().err
+    sure = [label for label in labels.labels if label.fact.relation != "country"]
+    sure += [p for p in labels.labels if p.category == Category.HIGHLY_KNOWN and p not in sure]
+    build_bundle(replace(labels, labels=sure), sizes, tmp_path / "sure")
+    told = "left out of training, no facts for one of D_Known, D_Unk and D_Held: country"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"known": 500}, "D_Known needs 500 HighlyKnown train facts; relations country"),
         ({"unknown": 500}, "D_Unk needs 500 Unknown train facts"),
         ({"heldout": 500}, "D_Held needs 500 HighlyKnown dev facts"),
+        ({"heldout": 500}, r"hold \d+.*\(classify --quota heldout=9\d\d, or another source\)"),
         ({"replay": 500}, "replay needs 500 HighlyKnown train facts whose subjects"),
+        ({"replay": 500}, r"\(classify --quota replay=\d+, or another source\)"),
         ({"min_highly_known": 0.99}, "No relation reaches 99% HighlyKnown"),
         ({"other_relations": ("nothing",)}, "No labels for the relation nothing"),
     ],

@@ -34,10 +34,11 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
         raise NotFoundError(
             f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
         )
+    checkpoint.require_whole(adapter)
     if "peft" in arguments:
         base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     else:
-        named = files.read_json(adapter / _CONFIG)
+        named = files.read_json(adapter / _CONFIG, ours=False)
         base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
     parts = {
         "base": checkpoint.weights_sha256(base),

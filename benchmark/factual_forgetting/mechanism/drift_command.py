@@ -101,7 +101,7 @@ def _require_same_shape(reference: Path, path: Path) -> None:
 
 
 def _shape(path: Path) -> dict[str, Any]:
-    config = files.read_json(path / "config.json")
+    config = files.read_json(path / "config.json", ours=False)
     text = config.get("text_config", config)
     return {**checkpoint.shape(path), "vocab_size": text.get("vocab_size")}
 

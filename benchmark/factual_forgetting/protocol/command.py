@@ -112,7 +112,7 @@ def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
             "peft=…, and revision=… with --allow_foreign_base). How it trains is told by "
             "--protocol."
         )
-    if "pretrained" not in given and (args.model_args or args.allow_foreign_base):
+    if not given.get("pretrained") and (args.model_args or args.allow_foreign_base):
         raise InputError(
             "--model_args and --allow_foreign_base need the base's place. Give --model_args "
             "pretrained=…"

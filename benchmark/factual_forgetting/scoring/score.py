@@ -89,7 +89,10 @@ def _arguments(
     if model not in _LOCAL_MODELS or "pretrained" not in arguments:
         return arguments
     merged = merge_adapter(arguments, output / "merged")
-    path = merged or checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+    code = bool(arguments.get("trust_remote_code"))
+    path = merged or checkpoint.locate(
+        arguments["pretrained"], arguments.get("revision"), code=code
+    )
     if not descends:
         checkpoint.require_descent(path, bundle.manifest["base"])
     resolved = {key: arguments[key] for key in arguments if key not in ("peft", "revision")}
@@ -101,7 +104,7 @@ def _require_chat_template(arguments: dict[str, Any]) -> None:
     config = path / "tokenizer_config.json"
     if not config.is_file() or (path / "chat_template.jinja").is_file():
         return
-    if not files.read_json(config).get("chat_template"):
+    if not files.read_json(config, ours=False).get("chat_template"):
         raise InputError(
             f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
             "checkpoint its chat_template.jinja."
