@@ -173,7 +173,7 @@ def ignored_settings(path: Path) -> list[str]:
     ]
 
 
-def end_tokens(path: Path) -> list[int]:
+def end_tokens_told(path: Path) -> list[int]:
     """Returns the tokens that end a sequence, as config.json and generation_config.json say."""
     config = _read(path / "config.json")
     told = (config, config.get("text_config") or {}, _read(path / "generation_config.json"))
