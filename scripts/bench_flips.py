@@ -31,7 +31,7 @@ RELATIONS = ("country", "place_of_birth", "author")
 
 
 def engines(base: Path, device: str) -> dict[str, Engine]:
-    named = f"pretrained={base},dtype=bfloat16"
+    named = {"pretrained": str(base), "dtype": "bfloat16"}
     sizes = {f"lm-eval, batch {n}": LMEvalEngine("hf", named, n, device) for n in ("64", "16", "5")}
     ours = {
         f"prefix, {dtype}": PrefixEngine(*load_causal_lm(base, dtype, device))

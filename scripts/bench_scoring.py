@@ -34,7 +34,7 @@ GENERATION = {"until": ["\n"], "do_sample": False, "max_gen_toks": MAX_NEW_TOKEN
 def rows(count: int) -> list[dict[str, Any]]:
     """Documents of the embedded bundle, repeated."""
     bundle = load_bundle(locate_bundle("almanac"))
-    found = task_documents(bundle, "heldout", FEWSHOT, None)
+    found = task_documents(bundle, "heldout", FEWSHOT, None, None)
     return [found[index % len(found)] for index in range(count)]
 
 
@@ -101,7 +101,7 @@ def main() -> None:
         found.append([f"prompts: {name}", f"{1000 * spent / requests:.3f} ms a document"])
     bundle = load_bundle(locate_bundle("almanac"))
     start = time.process_time()
-    made = task_documents(bundle, "heldout", FEWSHOT, None)
+    made = task_documents(bundle, "heldout", FEWSHOT, None, None)
     each = 1000 * (time.process_time() - start) / len(made)
     found.append(["documents from a bundle", f"{each:.3f} ms a document"])
     command = [sys.executable, "-m", "factual_forgetting.cli"]

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from factual_forgetting import checkpoint
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
@@ -115,3 +117,20 @@ def make_labels(facts: list[Fact], base: Path | None, seed: int = 0) -> Labels:
         "files": {},
     }
     return Labels(labels, dict.fromkeys(RELATIONS, facts[:3]), manifest)
+
+
+def adapter_on(base: Path, output: Path) -> Any:
+    """Saves a LoRA adapter with weights that change answers; returns the adapted model."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"])
+    adapted = peft.get_peft_model(model, settings)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    adapted.save_pretrained(output)
+    return adapted.eval()

@@ -11,18 +11,19 @@ SIGNATURES = {
     "Bundle": "path, splits, exemplars, manifest",
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
-    "Fact": "id, relation, subject, question, answers, split, aliases=()",
+    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
     "warmup_steps, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, dropout, "
-    "precision, checkpoint_dtype, attention, evaluate_every, evaluate_sample, kl_sample, "
-    "max_new_tokens",
+    "precision, teacher_precision='fp32', checkpoint_dtype, attention, evaluate_every, "
+    "evaluate_sample, kl_sample, max_new_tokens",
     "Run": "bundle, protocol, method, settings, seed, foreign_base=None",
     "Score": "bundle, report",
     "SlickConfig": "runs=20, shots=3, seed=0, max_new_tokens=16, exemplars='relation', "
-    "retire=False, quota=<factory>, samples=0, temperature=0.5, top_k=40, shard_size=512",
+    "retire=False, quota=<factory>, min_highly_known=0.3, samples=0, temperature=0.5, top_k=40, "
+    "shard_size=512",
     "build_bundle": "labels, config, output",
     "classify": "facts, engine, settings, base, output",
-    "finetune": "run, output, pretrained=None, execution=None, progress=True",
+    "finetune": "run, output, pretrained=None, adapter=None, execution=None, progress=True",
     "load_bundle": "path",
     "load_facts": "source, relations=(), options",
     "load_labels": "path",

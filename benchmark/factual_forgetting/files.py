@@ -111,14 +111,20 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
         jsonlines.Writer(stream, dumps=dumps).write_all(rows)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, ours: bool = True) -> Any:
     """Reads a JSON file.
+
+    Args:
+        path: The file.
+        ours: Whether this package wrote it, strictly; else it is read as Python reads JSON, with
+            the Infinity that a model's config.json may hold.
 
     Raises:
         UserError: If the file is missing or isn't JSON.
     """
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return loads(text) if ours else json.loads(text)
     except FileNotFoundError:
         raise NotFoundError(f"{path} does not exist. Check the path.") from None
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record
 from factual_forgetting.board.page import page, reproduce, write_page
 from factual_forgetting.board.record import load_record
+from factual_forgetting.board.tables import LEGEND, markdown
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main, parser
 
@@ -72,6 +74,23 @@ def test_no_text_becomes_markup_in_the_script(board: dict[str, Any]) -> None:
     script = parsed(page(board)).scripts[1]
     for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert sink not in script
+
+
+def test_table_page_and_readme_tell_how_to_read_a_board_in_the_same_words(
+    board: dict[str, Any],
+) -> None:
+    readme = (Path(__file__).parents[2] / "leaderboard" / "README.md").read_text("utf-8")
+    shown, text = " ".join(readme.split()), markdown(board)
+    pairs = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page(board))
+    assert {unescape(term): unescape(meaning) for term, meaning in pairs} == LEGEND
+    for term, meaning in LEGEND.items():
+        assert f"- {term}: {meaning}" in shown
+        assert f"- {term}: {meaning}\n" in f"{text}\n"
+
+
+def test_the_legend_stays_text(board: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEGEND, "<b>", "a < b & $board")
+    assert "<dt>&lt;b&gt;</dt><dd>a &lt; b &amp; $board</dd>" in page(board)
 
 
 def test_what_is_written(

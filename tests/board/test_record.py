@@ -95,7 +95,7 @@ def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path
     assert content["seed"] == 2
     assert (content["track"], content["trials"], content["note"]) == ("closed", 4, "first")
     assert content["cost"] == {
-        "steps": 88, "tokens": 99, "extra_forwards": 11, "extra_data": 0, "gpu_hours": None,
+        "steps": 88, "tokens": 99, "extra_tokens": 11, "extra_data": 0, "gpu_hours": None,
     }  # fmt: skip
     assert content["environment"]["dtype"] == "bfloat16"
     assert content["training_data"]["heldout"] == "excluded"

@@ -10,6 +10,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data
 from factual_forgetting.bundle.manifest import SPLITS, Bundle, load_bundle
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import find_leaks
@@ -78,13 +79,33 @@ def test_the_order_of_labels_does_not_matter_and_the_seed_does(
     assert {i.fact.id for _, i in bundle.items()} != {i.fact.id for _, i in other.items()}
 
 
+def test_a_relation_that_is_left_out_is_told(
+    facts: list[Fact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = make_labels(facts, None)
+    weak = [
+        replace(label, category=Category.MAYBE_KNOWN) if label.fact.relation == "country" else label
+        for label in labels.labels
+    ]
+    sizes = SIZES.model_copy(update={"known": 8, "unknown": 8, "heldout": 8})
+    build_bundle(replace(labels, labels=weak), sizes, tmp_path / "weak")
+    assert "left out of training, below 30% HighlyKnown: country (0%)" in capsys.readouterr().err
+    sure = [label for label in labels.labels if label.fact.relation != "country"]
+    sure += [p for p in labels.labels if p.category == Category.HIGHLY_KNOWN and p not in sure]
+    build_bundle(replace(labels, labels=sure), sizes, tmp_path / "sure")
+    told = "left out of training, no facts for one of D_Known, D_Unk and D_Held: country"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"known": 500}, "D_Known needs 500 HighlyKnown train facts; relations country"),
         ({"unknown": 500}, "D_Unk needs 500 Unknown train facts"),
         ({"heldout": 500}, "D_Held needs 500 HighlyKnown dev facts"),
+        ({"heldout": 500}, r"hold \d+.*\(classify --quota heldout=9\d\d, or another source\)"),
         ({"replay": 500}, "replay needs 500 HighlyKnown train facts whose subjects"),
+        ({"replay": 500}, r"\(classify --quota replay=\d+, or another source\)"),
         ({"min_highly_known": 0.99}, "No relation reaches 99% HighlyKnown"),
         ({"other_relations": ("nothing",)}, "No labels for the relation nothing"),
     ],
@@ -95,6 +116,13 @@ def test_sizes_that_cannot_be_met_are_errors(
     with pytest.raises(UserError, match=message):
         build_bundle(make_labels(facts, None), SIZES.model_copy(update=sizes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("size", ["known", "unknown", "heldout"])
+def test_a_bundle_without_one_of_its_three_splits_is_refused(size: str) -> None:
+    values = {**SIZES.model_dump(), size: 0}
+    with pytest.raises(UserError, match=f"key '{size}': Input should be greater than 0"):
+        parse(BundleConfig, values, "bundle build")
 
 
 def test_relations_kept_out_of_training_become_heldout_other(
@@ -161,12 +189,27 @@ def test_answers_can_be_matched(facts: list[Fact], tmp_path: Path) -> None:
 
 
 def test_the_datasheet_says_where_the_facts_are_from(facts: list[Fact], tmp_path: Path) -> None:
-    source = {"facts": "almanac", "dropped": {"duplicates": 3}}
+    source = {"facts": "almanac", "dropped": {"duplicates": 3}, "versions": {"a": "1", "b": "2"}}
     built = build_bundle(replace(make_labels(facts, None), source=source), SIZES, tmp_path / "x")
     text = (built.path / "README.md").read_text()
-    assert "almanac. Licence: an invented world" in text
+    assert "almanac (a 1 b 2). Licence: an invented world" in text
     assert "duplicates 3" in text
     assert "| all" in text
+
+
+def test_popularity_is_kept_and_left_out_where_nobody_knows_it(
+    facts: list[Fact], bundle: Bundle, tmp_path: Path
+) -> None:
+    labels = make_labels(facts, None)
+    known = [
+        replace(label, fact=replace(label.fact, popularity=n))
+        for n, label in enumerate(labels.labels)
+    ]
+    build_bundle(replace(labels, labels=known), SIZES, tmp_path / "x")
+    told = {label.fact.id: label.fact.popularity for label in known}
+    read = load_bundle(tmp_path / "x")
+    assert all(item.fact.popularity == told[item.fact.id] for _, item in read.items())
+    assert b"popularity" not in (bundle.path / "known.jsonl").read_bytes()
 
 
 def test_the_majority_baseline_is_of_training_facts(bundle: Bundle) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from factual_forgetting.engines import prompts
+from factual_forgetting.engines.decoding import stop_ids
 from factual_forgetting.engines.engine import Answer, Group, Query, Sampling
 from factual_forgetting.engines.lm_eval import LMEvalEngine
 from factual_forgetting.engines.models import load_causal_lm
-from factual_forgetting.engines.prefix import PrefixEngine, stop_ids
+from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.engines.tree import TreeModel, UnsupportedModelError
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact
@@ -50,7 +51,7 @@ def prefix_engine(batch_size: int = 32) -> PrefixEngine:
 
 
 def engines(path: Path, dtype: str = "float32") -> tuple[LMEvalEngine, PrefixEngine]:
-    reference = LMEvalEngine("hf", f"pretrained={path},dtype={dtype}", "32", "cpu")
+    reference = LMEvalEngine("hf", {"pretrained": str(path), "dtype": dtype}, "32", "cpu")
     return reference, PrefixEngine(*load_causal_lm(path, dtype, "cpu"), 32)
 
 
@@ -96,8 +97,8 @@ def test_the_shapes_share_heads_and_slide_within_a_prompt() -> None:
 
 
 def test_a_newline_merged_into_a_token_ends_an_answer_and_keeps_its_full_stop() -> None:
-    _, tokenizer = load_causal_lm(checkpoint_of(), "float32", "cpu")
-    merged = {t for t in stop_ids(tokenizer) if tokenizer.decode([t]).startswith(".\n")}
+    model, tokenizer = load_causal_lm(checkpoint_of(), "float32", "cpu")
+    merged = {t for t in stop_ids(model, tokenizer) if tokenizer.decode([t]).startswith(".\n")}
     assert merged
     world_answer = tokenizer(" Washington D.C.\n\nQ:")["input_ids"]
     assert merged & set(world_answer)
@@ -140,7 +141,7 @@ def test_margin_is_the_smallest_gap_of_the_generated_tokens() -> None:
                 best = model(ids).logits[0, -1].topk(2)
             gaps.append(float(best.values[0] - best.values[1]))
             ids = torch.cat([ids, best.indices[:1].unsqueeze(0)], dim=1)
-            if int(best.indices[0]) in stop_ids(tokenizer):
+            if int(best.indices[0]) in stop_ids(model, tokenizer):
                 break
         assert answer.margin == pytest.approx(min(gaps), abs=1e-3)
 

@@ -6,6 +6,7 @@ The stand-in shows that prompts and settings arrive; only the real tests show eq
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class StandInParams:
     seed: int | None = None
     stop: list[str] | None = None
     max_tokens: int | None = 16
+    stop_token_ids: list[int] | None = None
 
 
 class StandInLLM:
@@ -49,7 +51,7 @@ class StandInLLM:
             raise ValueError("no such thing\nand more")
         StandInLLM.made = self
         self.model, self.settings = model, settings
-        length = settings.get("max_model_len", 256)
+        length = settings["max_model_len"] if settings["max_model_len"] > 0 else 256
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
 
     def get_tokenizer(self) -> Any:
@@ -94,8 +96,9 @@ def test_prompts_arrive_as_tokens_in_the_order_of_their_prefixes() -> None:
         group.prefix + query.text for group in GROUPS for query in group.queries
     ]
     assert made.params == StandInParams(
-        temperature=0.0, stop=["\n"], max_tokens=12, repetition_penalty=1.0
+        temperature=0.0, stop=["\n"], max_tokens=12, repetition_penalty=1.0, stop_token_ids=[]
     )
+    assert made.settings["max_model_len"] == -1
     assert [[answer.text for answer in group] for group in found] == [["18", "19"], ["7"]]
 
 
@@ -120,6 +123,33 @@ def test_an_adapter_is_passed_with_a_name_of_its_own() -> None:
         assert told == path
         names.add(name)
     assert len(names) == 2
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({"r": 16}, None), ({"r": 40}, 64), ({"r": 8, "rank_pattern": {"q_proj": 100}}, 128)],
+)
+def test_an_adapter_of_a_high_rank_has_room(
+    config: dict[str, Any], expected: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    VLLMEngine({"pretrained": "somewhere", "lora_local_path": str(tmp_path)})
+    assert StandInLLM.made.settings.get("max_lora_rank") == expected
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_every_end_of_the_checkpoints_files_stops_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 7}}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2]}))
+    VLLMEngine({"pretrained": str(tmp_path)}).answer(GROUPS, 12)
+    assert StandInLLM.made.params.stop_token_ids == [2, 5, 7]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_device_of_several_is_not_taken_silently() -> None:
+    with pytest.raises(UserError, match="not cuda:1: give one with CUDA_VISIBLE_DEVICES"):
+        open_engine("auto", "vllm", {"pretrained": "almanac"}, "auto", "cuda:1")
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -194,7 +224,8 @@ def test_vllm_answers_for_an_adapter_as_the_merged_model_does(tmp_path: Path) ->
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "merged")
     groups = groups_of(1, 20)
-    merged = LMEvalEngine("hf", f"pretrained={tmp_path / 'merged'},dtype=float32", "64", "cpu")
+    whole = {"pretrained": str(tmp_path / "merged"), "dtype": "float32"}
+    merged = LMEvalEngine("hf", whole, "64", "cpu")
     arguments = {"pretrained": str(path), "lora_local_path": str(tmp_path / "adapter"), **CPU}
     found = texts(VLLMEngine(arguments).answer(groups, 16))
     assert found == texts(merged.answer(groups, 16))

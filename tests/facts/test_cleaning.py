@@ -129,6 +129,30 @@ def test_a_fact_is_dropped_for_others(rule, dropped, kept):
     only(rule, dropped + kept, dropped)
 
 
+def test_unpopular_facts_go_after_cleaning_and_before_a_limit():
+    rows = [
+        replace(fact("P17", f"Lake {n}"), popularity=popularity)
+        for n, popularity in enumerate((None, 4, 5, 6))
+    ]
+    cleaned = clean(rows, min_popularity=5)
+    assert dropped_by(cleaned) == {"min_popularity": rows[1:2]}
+    assert ordered(rows[:1] + rows[2:]) == list(cleaned.facts)
+    assert "min_popularity" not in clean(rows).dropped
+    both = clean(rows, min_popularity=6, limit=1)
+    assert {rule: len(gone) for rule, gone in dropped_by(both).items()} == {
+        "min_popularity": 2,
+        "limit": 1,
+    }
+    shared = [*rows, replace(fact("P17", "Lake 3", "Elsewhere"), popularity=1)]
+    assert rows[3] not in clean(shared, min_popularity=5).facts  # small ones share names too
+
+
+def test_merged_rows_keep_the_largest_popularity():
+    rows = [replace(fact("P17", "Lake One"), popularity=p) for p in (3, None, 7, 5)]
+    assert [row.popularity for row in clean(rows).facts] == [7]
+    assert [row.popularity for row in clean(rows[1:2] * 2).facts] == [None]
+
+
 def test_a_question_in_two_relations_conflicts_too():
     rows = [fact("P131", "Lake One", "Bavaria"), fact("P276", "Lake One", "Munich")]
     only("conflicting_golds", rows, rows, keep=["shared_template"])

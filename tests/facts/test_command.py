@@ -45,6 +45,19 @@ def test_json_is_data_and_the_same_twice(source, capsys):
     told = json.loads(first)
     assert told["facts"] == 3
     assert told["source"]["keep"] == ["answer_in_subject"]
+    assert "min_popularity" not in told["source"]  # sources told so far stay what they are
+
+
+def test_unpopular_facts_are_accounted_for(tmp_path, capsys):
+    path = tmp_path / "facts.jsonl"
+    rows = [{**fact.row(), "popularity": n} for n, fact in enumerate(ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(str(path), "--min_popularity", "1")
+    assert "min_popularity: 1 rows; under --min_popularity" in capsys.readouterr().out
+    run(str(path), "--min_popularity", "1", "--format", "json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["source"]["min_popularity"] == 1
+    assert told["rules"]["min_popularity"] == told["facts"] == 1
 
 
 def test_a_folder_takes_facts_report_and_plot(source, tmp_path, capsys):
@@ -82,7 +95,13 @@ def test_other_commands_share_the_arguments(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["--limit", "0"], ["--column", "nonsense=a"], ["--keep", "nonsense"]]
+    "words",
+    [
+        ["--limit", "0"],
+        ["--min_popularity", "0"],
+        ["--column", "nonsense=a"],
+        ["--keep", "nonsense"],
+    ],
 )
 def test_mistakes_are_one_line(words):
     with pytest.raises(UserError) as caught:

@@ -5,6 +5,7 @@ import pytest
 from making import fact
 
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.cleaning import clean
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.sources import load_facts, read_source
 
@@ -161,3 +162,20 @@ def test_a_damaged_archive_and_a_missing_file_are_refused(tmp_path):
     assert str(path) in refused(path)
     assert "does not exist" in refused(tmp_path / "none.jsonl")
     assert "none of" in refused(write(tmp_path, "a.parquet", "x"))
+
+
+def test_popularity_is_read_and_written(tmp_path):
+    told = {"question": "q?", "answers": "a", "relation": "R"}
+    path = tmp_path / "a.jsonl"
+    for value, popularity in ((12, 12), ("0", 0), ("", None), (None, None)):
+        path.write_text(json.dumps({**told, "popularity": value}))
+        (fact,) = read_source(str(path))
+        assert fact.popularity == popularity
+        assert ("popularity" in fact.row()) == (popularity is not None)
+        assert Fact.from_row(fact.row()) == fact
+        assert list(clean([fact], keep=["short_subject"]).facts) == [fact]
+    for value in ("many", -1, 0.5, True, "9" * 5000):
+        path.write_text(json.dumps({**told, "popularity": value}))
+        assert "line 1: popularity" in refused(path)
+        (fact,) = read_source(str(path), {"popularity": "="})
+        assert fact.popularity is None

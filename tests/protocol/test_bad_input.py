@@ -85,6 +85,28 @@ def test_another_base_is_refused_and_what_differs_is_told(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--model_args", "dtype=float32"), "takes no dtype in --model_args"),
+        (("--model_args", "pretrained={base},dtype=float32"), "takes no dtype in --model_args"),
+        (("--model_args", "pretrained={base},revision=main"), "takes no revision in --model_args"),
+        (("--allow_foreign_base",), "need the base's place"),
+        (("--model_args", "pretrained="), "need the base's place"),
+        (("--allow_foreign_base", "--model_args", "revision=main"), "need the base's place"),
+    ],
+)
+def test_what_training_would_ignore_is_refused(
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    base: Path,
+    arguments: tuple[str, ...],
+    expected: str,
+) -> None:
+    told_of_base = [text.format(base=base) for text in arguments]
+    assert expected in told(capsys, *given, "--method", "sft", *told_of_base)
+
+
 def test_insisting_on_another_base_is_written_into_the_run(
     bundle: Bundle, given: list[str], other_base: Path, tmp_path: Path
 ) -> None:
@@ -138,21 +160,6 @@ def test_other_faults_keep_their_own_words(
     monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail)
     with pytest.raises(RuntimeError, match="something else"):
         train(make_run(bundle, protocol, "sft"), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--model_args", "dtype=bfloat16"], "give pretrained=PATH alone"),
-        (["--model_args", "pretrained=somewhere,dtype=bfloat16"], "give pretrained=PATH alone"),
-        (["--model_args", "pretrained="], "give pretrained=PATH alone"),
-        (["--allow_foreign_base"], "--allow_foreign_base needs that base"),
-    ],
-)
-def test_what_finetune_would_ignore_is_refused(
-    capsys: pytest.CaptureFixture[str], given: list[str], more: list[str], said: str
-) -> None:
-    assert said in told(capsys, *given, "--method", "sft", *more)
 
 
 def without(bundle: Bundle, *names: str) -> Bundle:

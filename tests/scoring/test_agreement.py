@@ -14,8 +14,8 @@ import pytest
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.engines.decoding import stop_ids
 from factual_forgetting.engines.models import load_causal_lm
-from factual_forgetting.engines.prefix import stop_ids
 from factual_forgetting.scoring.results import read_results
 from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
@@ -47,7 +47,7 @@ def generate(base: tuple[Any, Any], prompts: list[str], longest: int) -> list[st
             attention_mask=batch["attention_mask"],
             do_sample=False,
             max_new_tokens=longest,
-            eos_token_id=sorted(stop_ids(tokenizer)),
+            eos_token_id=sorted(stop_ids(model, tokenizer)),
             pad_token_id=tokenizer.pad_token_id,
         )
     texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

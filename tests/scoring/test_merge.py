@@ -1,32 +1,16 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.merging import merge_adapter
 from factual_forgetting.errors import UserError
 from factual_forgetting.scoring.results import read_results
-from factual_forgetting.scoring.score import merge_adapter, run_lm_eval
-
-
-def adapter_on(base: Path, output: Path) -> Any:
-    """Saves a LoRA adapter with weights that change answers; returns the adapted model."""
-    peft = pytest.importorskip("peft")
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-    settings = peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"])
-    adapted = peft.get_peft_model(model, settings)
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    adapted.save_pretrained(output)
-    return adapted.eval()
+from factual_forgetting.scoring.score import run_lm_eval
+from small import adapter_on
 
 
 def test_the_merged_checkpoint_computes_what_the_adapter_did(

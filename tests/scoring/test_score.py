@@ -17,7 +17,7 @@ from factual_forgetting.protocol.recipe import Protocol
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
-from factual_forgetting.scoring.results import read_results
+from factual_forgetting.scoring.results import asked_sha256, find_results, read_results
 from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import (
     CHAT,
@@ -102,6 +102,7 @@ def rewrite(change: Callable[[str], str]) -> Spoil:
         (edit(lambda found: found["config"].update(use_cache="answers.db")), "--use_cache"),
         (edit(lambda found: found["versions"].update({f"{TASK}_stability": 99})), "version 99"),
         (rewrite(lambda text: text.replace('toks": 16', 'toks": 4')), "generation settings"),
+        (rewrite(lambda text: text.replace('"max_gen', '"num_beams": 4, "max_gen')), "generation"),
         (rewrite(lambda text: re.sub(r'(bundle_sha256": ")\w', r"\1x", text)), "another bundle"),
         (rewrite(lambda text: re.sub(r'(weights_sha256": ")\w', r"\1x", text, count=1)), "mixed"),
         (rewrite(lambda text: "".join(text.splitlines(True)[:-3])), "13 answers where .* has 16"),
@@ -270,3 +271,45 @@ def test_a_checkpoint_without_chat_template_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="has no chat template"):
         run_lm_eval(bundle, "hf", str(sft), tmp_path / "r", tasks=(CHAT,))
+
+
+def test_names_that_meet_do_not_share_a_folder(
+    bundle: Bundle, sft: Path, base: Path, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "x" / "y", tmp_path / "x__y"
+    shutil.copytree(base, ours)
+    shutil.copytree(sft, theirs)
+    output = tmp_path / "r"
+    asked = [str(ours), f"pretrained={theirs}", f"pretrained={theirs},dtype=float32", str(ours)]
+    folders = [run_lm_eval(bundle, "hf", given, output, batch_size="16") for given in asked]
+    # lm-eval's name for all of them; asked again, a checkpoint finds its own.
+    assert folders[0] == folders[3] == output / re.sub("/+", "__", str(ours))
+    assert len(set(folders)) == 3
+    weights = [read_results(folder, bundle).weights_sha256 for folder in folders[:3]]
+    assert weights == [checkpoint.weights_sha256(path) for path in (ours, theirs, theirs)]
+    assert len(find_results([output])) == 3
+
+
+def test_a_folder_of_several_checkpoints_is_refused(
+    bundle: Bundle, results: Path, tmp_path: Path
+) -> None:
+    """The bare lm_eval names folders as it does."""
+    path = shutil.copytree(results, tmp_path / "r")
+    file = next(path.glob("results_*.json"))
+    content = files.read_json(file)
+    content["config"]["model_args"] |= {"batch_size": 4}  # how a machine runs it
+    files.write_json(path / "results_2000.json", content)
+    assert read_results(path, bundle).path == file
+    content["config"]["model_args"] |= {"dtype": "bfloat16"}
+    files.write_json(path / "results_2000.json", content)
+    with pytest.raises(UserError, match="several checkpoints, or of one with other --model_args"):
+        read_results(path, bundle)
+    assert read_results(file, bundle).path == file
+
+
+def test_two_servers_of_one_model_are_two() -> None:
+    def at(port: int) -> dict[str, Any]:
+        args = f"model=m,base_url=http://127.0.0.1:{port}/v1/completions"
+        return {"config": {"model": "local-completions", "model_args": args}}
+
+    assert asked_sha256(at(1)) == asked_sha256(at(1)) != asked_sha256(at(2))

@@ -87,10 +87,10 @@ def test_quota_redraw_and_classes_are_told(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--quota", "many=3"), "many is none of known, unknown, heldout"),
+        (("--quota", "many=3"), "many is none of known, unknown, heldout, validation, replay"),
         (("--runs", "0"), "greater than or equal to 1"),
-        (("--quota", "known=-3"), "greater than or equal to 1"),
-        (("--quota", "known=1000"), "of 1,000. Lower --quota"),
+        (("--quota", "known=-3"), "greater than or equal to 0"),
+        (("--quota", "known=1000"), "of 2,000. Lower --quota"),
         (("--output_path", "/dev/null/labels"), "Give another --output_path"),
         (("--shots", "30"), "Give it at least"),
         (("--check-redraw", "100000"), "Lower it"),

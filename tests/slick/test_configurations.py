@@ -31,8 +31,11 @@ def test_exemplars_depend_on_the_seed_and_not_on_the_order_of_the_facts() -> Non
     assert draw_configurations(many_facts(), 4, 3, seed=2) != drawn
 
 
-def test_a_pool_that_would_eat_the_questions_is_refused_with_the_number_needed() -> None:
+def test_a_relation_whose_pool_would_eat_the_questions_has_none() -> None:
     facts = many_facts(subjects=200) + many_facts(relations=3, subjects=20)
-    told = r"Relation R2 can spare \d+ .* may take a quarter.*at least 36, or leave it out"
+    assert set(draw_configurations(facts, 20, 3, seed=0)) == {"R0", "R1"}
+    told = (
+        r"No relation can spare the 9 .*\(at most \d\).* may take a quarter.*at least 36, or lower"
+    )
     with pytest.raises(UserError, match=told):
-        draw_configurations(facts, 20, 3, seed=0)
+        draw_configurations(many_facts(subjects=20), 20, 3, seed=0)

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stub import BASE, StubEngine, contents, many_facts
@@ -36,8 +37,8 @@ def _workers() -> Iterator[None]:
 class Noting(on_ray._Worker):
     """Holds a stub, and notes in a file each round that it is asked; may die once."""
 
-    def __init__(self, opening: tuple[Path, int | None]) -> None:
-        notes, deadly = opening
+    def __init__(self, opening: tuple[Any, ...]) -> None:
+        *_, notes, deadly = opening
         died = notes.with_name("died")
 
         def note(_: int) -> None:
@@ -68,7 +69,8 @@ def label_noting(output: Path, workers: int, deadly: int | None = None) -> Count
     asked = output.with_name("asked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_ray, "_Worker", Noting)
-        on_ray.classify_on_ray(many_facts(), (asked, deadly), SETTINGS, BASE, output, workers)
+        opening = ("auto", "hf", {}, asked, deadly)
+        on_ray.classify_on_ray(many_facts(), opening, SETTINGS, BASE, output, workers)
     assert asked.with_name("died").exists() == (deadly is not None)
     return Counter(asked.read_text().splitlines())
 
@@ -80,6 +82,14 @@ def test_two_workers_and_one_give_the_same_labels_with_a_real_engine(tmp_path: P
     classify(WORLD, open_engine(*opening), settings, BASE, tmp_path / "one")
     on_ray.classify_on_ray(WORLD, opening, settings, BASE, tmp_path / "two", 2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_workers_take_the_gpus_that_their_model_is_spread_over() -> None:
+    assert on_ray._gpus_each({}, 3, 0) == 0
+    assert on_ray._gpus_each({}, 3, 4) == 1
+    assert on_ray._gpus_each({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, 1, 8) == 8
+    with pytest.raises(UserError, match=r"3 workers of 2 GPUs need 6, and Ray has 4\. Lower --ray"):
+        on_ray._gpus_each({"tensor_parallel_size": 2}, 3, 4)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

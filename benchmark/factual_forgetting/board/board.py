@@ -27,6 +27,7 @@ Entry = tuple[Record, list[Outcome]]
 _KNOWN_ONLY, _SFT = "known_only", "sft"
 _LEARNED_TASK = 0.95
 LEARNS, KEEPS = "learns", "keeps"
+_NO_PROTOCOL = "no protocol"  # Whatever its track; one that is named has a hash behind it.
 
 
 def make_board(
@@ -166,7 +167,7 @@ def _arm_of(record: Record) -> tuple[str, str]:
         told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
         label = f"{name}({told})" if told else name
     protocol = record.protocol
-    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else "open"
+    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else _NO_PROTOCOL
 
 
 def _shown(seeds: list[_Seed]) -> list[_Seed]:

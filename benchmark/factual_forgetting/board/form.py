@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, FiniteFloat, StringConstraints
+from pydantic import Field, FiniteFloat, StringConstraints, model_validator
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
@@ -22,7 +22,18 @@ Metric = FiniteFloat | dict[str, bool | int | FiniteFloat | None] | None
 
 Level = Literal["self-reported", "rescored", "reproduced"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+RECORD_FORM: Literal["record-2"] = "record-2"
 OUTCOMES_SUFFIX = ".outcomes.jsonl.gz"  # After the id of the record beside it.
+# What record-1 called otherwise. Its batch size is scoring's where the checkpoint was scored:
+# only the outcomes tell, see `load_record`.
+_RENAMED = {
+    "cost": {"extra_forwards": "extra_tokens"},
+    "environment": {"batch_size": "training_batch_size"},
+}
+_NEW_NAMES = {
+    "cost": {"extra_tokens"},
+    "environment": {"training_batch_size", "scoring_batch_size"},
+}
 
 
 class BaseOf(Config):
@@ -80,14 +91,14 @@ class Cost(Config):
     Attributes:
         steps: Optimizer steps.
         tokens: Tokens that the student read in training.
-        extra_forwards: Tokens read by forward passes beyond the student's own, of a teacher say.
+        extra_tokens: Tokens read by forward passes beyond the student's own, of a teacher say.
         extra_data: Facts or documents seen in training beside D_Known and D_Unk.
         gpu_hours: Hours times GPUs.
     """
 
     steps: Count | None = None
     tokens: Count | None = None
-    extra_forwards: Count | None = None
+    extra_tokens: Count | None = None
     extra_data: Count | None = None
     gpu_hours: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
@@ -99,7 +110,8 @@ class EnvironmentOf(Config):
         device: Processor or GPUs.
         dtype: Number format of the scored weights.
         attention: Implementation of attention.
-        batch_size: Batch size of scoring, or of training if it was not scored by lm-eval.
+        training_batch_size: Facts in an optimizer step.
+        scoring_batch_size: Batch size of lm-eval, as it was given.
         python: Version of Python.
         platform: Operating system and processor architecture.
         packages: Versions of the packages that matter.
@@ -110,7 +122,8 @@ class EnvironmentOf(Config):
     device: Name | None = None
     dtype: Name | None = None
     attention: Name | None = None
-    batch_size: Name | None = None
+    training_batch_size: Name | None = None
+    scoring_batch_size: Name | None = None
     python: Name | None = None
     platform: Name | None = None
     packages: dict[Name, Name] = Field(default_factory=dict)
@@ -134,7 +147,7 @@ class Record(Config):
     """One published result.
 
     Attributes:
-        format: Version of this form.
+        format: Version of this form; files of `record-1`, and those without one, are read too.
         id: Hash of what identifies the result; see `record_id`.
         base: The base model.
         bundle_sha256: Identity of the bundle.
@@ -157,7 +170,7 @@ class Record(Config):
         recorded: When the record was written, UTC.
     """
 
-    format: Literal["record-1"] = "record-1"
+    format: Literal["record-2"]
     id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     base: BaseOf
     bundle_sha256: Hash
@@ -178,6 +191,28 @@ class Record(Config):
     note: Note | None = None
     recorded: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_record_1(cls, values: Any) -> Any:
+        """Gives the fields of the form before the names that they have in this one."""
+        if not isinstance(values, dict) or not is_record_1(values):
+            return values
+        renamed = {part: _with_new_names(part, values[part]) for part in _RENAMED if part in values}
+        return {**values, **renamed, "format": RECORD_FORM}
+
+
+def is_record_1(values: Mapping[str, Any]) -> bool:
+    """Whether the plain data of a record are of the form before this one."""
+    return bool(values.get("format", "record-1") == "record-1")
+
+
+def _with_new_names(part: str, values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values  # Which the form refuses.
+    if newer := sorted(_NEW_NAMES[part] & values.keys()):
+        raise ValueError(f"record-1 has no {part}.{newer[0]}; record the result again")
+    return {_RENAMED[part].get(name, name): value for name, value in values.items()}
+
 
 # Fields that make a result another result. All others describe it, and dates, hosts and notes
 # may change without a new identity.
@@ -185,10 +220,11 @@ IDENTITY = ("bundle_sha256", "weights_sha256", "method", "protocol", "seed", "ou
 
 
 def record_id(record: Mapping[str, Any]) -> str:
-    """Identifies a result, version 1: two results share an id only if they are the same.
+    """Identifies a result: two results share an id only if they are the same.
 
     Of a record's plain data, the fields in `IDENTITY` count; of its `outcomes` the hash.
     """
+    # "record-1" is the identity's version, which outlives the form's.
     parts = [record[key] for key in IDENTITY[:-1]]
     return files.sha256_json(["record-1", *parts, record["outcomes"]["sha256"]])[:16]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import shlex
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from factual_forgetting import files
 from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome, by_split
-from factual_forgetting.board.tables import marks
+from factual_forgetting.board.tables import LEGEND, marks
 from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle
 from factual_forgetting.checkpoint import ALMANAC, embedded
 from factual_forgetting.scoring.statistics import interval_text
@@ -60,15 +61,19 @@ def write_page(
 def page(board: Mapping[str, Any]) -> str:
     """Returns the page's HTML with the board's summary in it."""
     site = package_files("factual_forgetting.board") / "site"
-    html, css, js = ((site / f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
+    template, css, js = ((site / f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     summary = {"bundles": [_bundle(bundle) for bundle in board["bundles"]]}
     policy = (
         f"default-src 'none'; script-src '{_digest(js)}' 'self' file:; "
         f"style-src '{_digest(css)}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return Template(html).substitute(
-        policy=policy, style=css, script=js, board=_json(summary), records=board["records"]
-    )
+    told = {"legend": _legend(), "board": _json(summary), "records": board["records"]}
+    return Template(template).substitute(policy=policy, style=css, script=js, **told)
+
+
+def _legend() -> str:
+    pairs = ((html.escape(term), html.escape(meaning)) for term, meaning in LEGEND.items())
+    return "\n".join(f"      <dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in pairs)
 
 
 def _digest(text: str) -> str:
@@ -215,7 +220,7 @@ def _provenance(record: Record) -> list[list[Any]]:
     made, cost = record.environment, record.cost
     packages = ", ".join(f"{name} {version}" for name, version in sorted(made.packages.items()))
     dirty = " with uncommitted changes" if made.dirty else ""
-    computed = (made.dtype, made.attention, made.batch_size)
+    computed = (made.dtype, made.attention)
     protocol = record.protocol
     return [
         ["record", place(record.model_dump(mode="json"))],
@@ -233,11 +238,13 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["facts of D_Held in training", record.training_data.heldout],
         ["steps", cost.steps],
         ["tokens read", cost.tokens],
-        ["tokens of extra forward passes", cost.extra_forwards],
+        ["tokens of extra forward passes", cost.extra_tokens],
         ["extra data", cost.extra_data],
         ["GPU hours", cost.gpu_hours],
         ["device", made.device],
-        ["dtype, attention, batch", ", ".join(name or "?" for name in computed)],
+        ["dtype, attention", ", ".join(name or "?" for name in computed)],
+        ["batch size of training", made.training_batch_size],
+        ["batch size of scoring", made.scoring_batch_size],
         ["packages", packages],
         ["commit", f"{made.commit}{dirty}" if made.commit else None],
         ["note", record.note],

@@ -121,6 +121,7 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared | N
         recipe = load_protocol(record["protocol"]["name"])
         trials = len(grid.trials(recipe, record["method"]["name"]))
     record |= {
+        "format": form.RECORD_FORM,
         "base": {key: bundle.manifest["base"].get(key) for key in form.BaseOf.model_fields},
         "trials": trials,
         "level": declared.level,
@@ -241,7 +242,7 @@ def _cost(trained: _Trained, bundle: Bundle) -> dict[str, Any]:
     return {
         "steps": run["steps"],
         "tokens": last.get("tokens"),
-        "extra_forwards": last.get("teacher_tokens"),
+        "extra_tokens": last.get("teacher_tokens"),
         "extra_data": _extra_data(run["method"], bundle),
         "gpu_hours": None if hours is None else round(hours, 4),
     }
@@ -265,7 +266,7 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
             **run["environment"],
             "attention": run.get("resolved", {}).get("attention") or protocol["attention"],
             "dtype": protocol["checkpoint_dtype"],
-            "batch_size": str(protocol["batch_size"]),
+            "training_batch_size": str(protocol["batch_size"]),
         }
     else:
         here, name = environment(), "factual-forgetting"
@@ -276,7 +277,8 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
         names = ("lm_eval", "transformers")
         versions = {name: scored[name] for name in names if scored.get(name)}
         made["packages"] = {**made["packages"], **versions}
-        made |= {key: scored.get(key) or made.get(key) for key in ("dtype", "batch_size")}
+        made["dtype"] = scored.get("dtype") or made.get("dtype")
+        made["scoring_batch_size"] = scored.get("batch_size")
         made["device"] = made.get("device") or scored.get("device")
     return {key: made[key] for key in form.EnvironmentOf.model_fields if made.get(key) is not None}
 
@@ -320,7 +322,8 @@ def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     Raises:
         UserError: If either is malformed, too large, no plain file, or not of the other.
     """
-    record = parse(Record, _read_object(path), str(path))
+    plain = _read_object(path)
+    record = parse(Record, plain, str(path))
     beside = path.with_name(record.outcomes.file)
     content = _unpack(beside)
     if hashlib.sha256(content).hexdigest() != record.outcomes.sha256:
@@ -332,7 +335,16 @@ def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     for outcome in outcomes:
         if len(outcome.curve) != len(record.curve) or {*outcome.curve} - {"0", "1", NOT_ASKED}:
             raise InputError(f"{beside}: the curve of {outcome.id} is malformed.")
+    if form.is_record_1(plain) and any(outcome.answer is not None for outcome in outcomes):
+        record = _scored(record)
     return record, outcomes
+
+
+def _scored(record: Record) -> Record:
+    """A record-1 whose checkpoint was scored: the one batch size that it knew is scoring's."""
+    made = record.environment
+    sizes = {"training_batch_size": None, "scoring_batch_size": made.training_batch_size}
+    return record.model_copy(update={"environment": made.model_copy(update=sizes)})
 
 
 def _read_object(path: Path) -> dict[str, Any]:

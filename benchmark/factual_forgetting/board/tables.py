@@ -17,14 +17,27 @@ _TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
     KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
 }
-_LEGEND = (
-    "T task learning, P factual plasticity, S factual stability, macro S its mean over relations; "
-    "S@P90: S where P first reaches .90, ~ fewer than 8 points before it, ^ at the first point; "
-    "lost: share now wrong of what the base gets right in the same prompt; "
-    "loss: S(known_only) - S(method), same seeds. "
-    "95 % intervals over facts. Rank: 1 + number of methods significantly better; - unranked. "
-    "! trained on D_Held, ? undeclared."
-)
+# How to read a board, told once: under the tables, on the page, and in leaderboard/README.md.
+LEGEND = {
+    "T, P, S": "Task learning, factual plasticity and factual stability: accuracy on trained "
+    "known facts, on trained new facts, and on known facts that were not trained on. Macro S is "
+    "the mean over relations.",
+    "S@P90": "Stability when plasticity first reaches .90 on the curve. ~ fewer than 8 points "
+    "before it, ^ at the first point.",
+    "Lost": "Share now wrong of what the base gets right in the same prompt.",
+    "Loss": "Stability of known_only minus that of the method, same seeds.",
+    "Intervals": "95 %, over facts, resampled within their relation.",
+    "Rank": "1 + the number of methods that are significantly better (paired bootstrap over "
+    "facts, Holm's correction). All that are not significantly worse than the best share rank 1. "
+    "Ranks are of the whole table; filters don't move them. A dash: unranked.",
+    "Track": "Closed: a recipe of the package, known by its hash, at one of its trials. "
+    "Open: anything else.",
+    "Level": "Self-reported: the arithmetic was recomputed from the outcomes, the outcomes are "
+    "taken on trust. Rescored: somebody else scored the weights, known by hash, again. "
+    "Reproduced: somebody else trained the method again.",
+    "D_Held": "! or 'trained on D_Held': so its maker declares, and it isn't ranked. "
+    "? or 'undeclared': its maker doesn't say.",
+}
 _START = ("rank", "method", "protocol", "track", "level", "seeds")
 _HEADERS = {
     LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
@@ -45,7 +58,7 @@ def render_board(board: Mapping[str, Any], style: str) -> str:
 
 
 def markdown(board: Mapping[str, Any]) -> str:
-    """Renders the board as markdown: two tables a bundle."""
+    """Renders the board as markdown: two tables a bundle, and how to read them."""
     parts = []
     for bundle in board["bundles"]:
         parts.append(f"Bundle {_markdown_text(_title(bundle))}")
@@ -53,7 +66,7 @@ def markdown(board: Mapping[str, Any]) -> str:
             cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
             parts += [f"**{title}**", text]
-        parts.append(_LEGEND)
+    parts.append("\n".join(f"- {term}: {meaning}" for term, meaning in LEGEND.items()))
     return "\n\n".join(parts)
 
 
@@ -161,7 +174,7 @@ def _share(value: float | None) -> str:
 
 
 def marks(crossing: Mapping[str, Any]) -> str:
-    """Returns the marks of an S@P90 that `_LEGEND` explains."""
+    """Returns the marks of an S@P90 that `LEGEND` explains."""
     return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 

@@ -7,11 +7,14 @@ HighlyKnown, D_Known and D_Unk from the train split, D_Held from the dev split.
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
 
 from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
@@ -21,7 +24,7 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
-from factual_forgetting.slick.labelling import Category, Label, Labels, relation_table
+from factual_forgetting.slick.labelling import SPARE, Category, Label, Labels, relation_table
 
 _MOST_OTHER = 1000
 # What a split is drawn from: its name in papers, and the category and the split of its facts.
@@ -50,11 +53,11 @@ class BundleConfig(Config):
         seed: Decides which facts are drawn.
     """
 
-    known: int = 8000
-    unknown: int = 8000
-    heldout: int = 2000
-    validation: int = 500
-    replay: int = 500
+    known: PositiveInt = 8000
+    unknown: PositiveInt = 8000
+    heldout: PositiveInt = 2000
+    validation: NonNegativeInt = SPARE["validation"]
+    replay: NonNegativeInt = SPARE["replay"]
     min_highly_known: float = 0.3
     other_relations: tuple[str, ...] = ()
     match_answers: bool = False
@@ -108,7 +111,15 @@ def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
             f"No relation reaches {config.min_highly_known:.0%} HighlyKnown (the best has "
             f"{best:.0%}). Lower --min_highly_known, or use a base that knows these facts."
         )
+    failing = [row for row in table if not row["passes"]]
+    told = [f"{row['relation']} ({row['highly_known_share']:.0%})" for row in failing]
+    _tell_left_out(told, f"below {config.min_highly_known:.0%} HighlyKnown")
     return trained
+
+
+def _tell_left_out(relations: Sequence[str], reason: str) -> None:
+    if relations:
+        sys.stderr.write(f"left out of training, {reason}: {', '.join(relations)}\n")
 
 
 def _pools(shuffled: Sequence[Label], trained: list[str]) -> tuple[dict[str, _Pool], int]:
@@ -143,7 +154,8 @@ def _shares(
             raise InputError(
                 f"{title} needs {sizes[name]} {category} {split} facts; relations "
                 f"{', '.join(relations)} that pass {config.min_highly_known:.0%} HighlyKnown hold "
-                f"{available:,}. Lower --{name}, or --min_highly_known, or add a source."
+                f"{available:,}. Lower --{name}, or --min_highly_known, or label more "
+                f"(classify --quota {name}={2 * sizes[name] - available}, or another source)."
             )
     caps = {
         relation: min(len(pools[name][relation]) / size for name, size in sizes.items() if size)
@@ -153,8 +165,10 @@ def _shares(
         raise InputError(
             "The relations can't have the same shares in D_Known, D_Unk and D_Held: together "
             f"they allow {sum(caps.values()):.0%} of the sizes asked for. "
-            "Lower --known, --unknown and --heldout by that much."
+            "Lower --known, --unknown and --heldout by that much, or raise classify's --quota."
         )
+    nothing = [relation for relation, cap in caps.items() if not cap]
+    _tell_left_out(nothing, "no facts for one of D_Known, D_Unk and D_Held")
     return _level(caps)
 
 
@@ -203,7 +217,8 @@ def _spare(pool: _Pool, taken: set[str], size: int, name: str) -> list[Label]:
     if len(left) < size:
         raise InputError(
             f"{name} needs {size} HighlyKnown train facts whose subjects are in no other split; "
-            f"{len(left):,} are left. Lower --{name} or --known, or add a source."
+            f"{len(left):,} are left. Lower --{name} or --known, or label more (classify --quota "
+            f"{name}={2 * size - len(left)}, or another source)."
         )
     return left[:size]
 

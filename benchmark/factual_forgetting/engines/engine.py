@@ -98,6 +98,10 @@ class Engine(ABC):
         """Draws answers, `[group][question][sample]`; what can only be wrong may be cut short."""
         return self._generate(groups, max_new_tokens, True, sampling)
 
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts; None where the engine doesn't tokenise."""
+        return None
+
     @abstractmethod
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from factual_forgetting.engines.decoding import follow_protocol
 from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
 from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
@@ -18,12 +19,14 @@ _BATCH = 64
 class LMEvalEngine(Engine):
     """Any model class of lm-eval."""
 
-    def __init__(self, model: str, model_args: str, batch_size: str, device: str | None) -> None:
+    def __init__(
+        self, model: str, arguments: dict[str, Any], batch_size: str, device: str | None
+    ) -> None:
         """Loads the model, or raises a UserError if lm-eval can't.
 
         Args:
             model: lm-eval's name of the class, for example `hf` or `vllm`.
-            model_args: Its arguments, `key=value` separated by commas.
+            arguments: Its arguments.
             batch_size: A number or `auto`.
             device: For example `cuda:0`; None takes the GPU where there is one.
         """
@@ -33,12 +36,13 @@ class LMEvalEngine(Engine):
         self.name = f"{LM_EVAL}:{model}"
         settings = {"batch_size": batch_size, "device": device or default_device()}
         try:
-            self._lm = get_model(model).create_from_arg_string(model_args, settings)
+            self._lm = get_model(model).create_from_arg_obj(arguments, settings)
         except Exception as error:  # dozens of libraries stand behind these classes
             raise UserError(
                 f"lm-eval's model class {model} does not open ({reason_of(error)}). "
                 "Check --model, --model_args and --device."
             ) from error
+        follow_protocol(self._lm)
 
     @property
     def batch_size(self) -> int:
@@ -49,6 +53,11 @@ class LMEvalEngine(Engine):
     @batch_size.setter
     def batch_size(self, size: int) -> None:
         self._lm.batch_size_per_gpu = size
+
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts; None behind a server that keeps its tokenizer."""
+        tokenise = getattr(self._lm, "tok_encode", None)
+        return [len(tokenise(text)) for text in texts] if tokenise else None
 
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None

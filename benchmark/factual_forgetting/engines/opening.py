@@ -41,13 +41,23 @@ def open_engine(
         UserError: If the engine can't run this model.
     """
     if model in checkpoint.LOCAL_MODELS and "pretrained" in arguments:
-        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+        code = bool(arguments.get("trust_remote_code"))
+        path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"), code=code)
         arguments = {**arguments, "pretrained": str(path)}
+        if ignored := checkpoint.ignored_settings(path):
+            told = "decoding: greedy, whatever the checkpoint's files ask for"
+            sys.stderr.write(f"{told} ({', '.join(ignored)})\n")
     wanted, reason = choice, "as asked"
     if choice == _AUTO:
         wanted, reason = _SUITED.get(model, (LM_EVAL, f"--model {model} is lm-eval's"))
     engine: Engine | None = None
     if wanted == VLLMEngine.name:
+        if device and ":" in device:
+            raise InputError(
+                f"vLLM takes the first of the devices that it sees, not {device}: give one with "
+                "CUDA_VISIBLE_DEVICES. For several, use --ray N, or --shard I/N in place of "
+                "accelerate launch."
+            )
         engine = VLLMEngine(arguments)
     elif wanted == PrefixEngine.name:
         try:
@@ -59,8 +69,7 @@ def open_engine(
     if engine is None:
         if model == "hf" and batch_size.startswith("auto"):
             batch_size = str(_LM_EVAL_BATCH)  # lm-eval would search for one in every round
-        text = ",".join(f"{key}={value}" for key, value in arguments.items())
-        engine = LMEvalEngine(model, text, batch_size, device)
+        engine = LMEvalEngine(model, arguments, batch_size, device)
     sys.stderr.write(f"engine: {engine.name} ({reason})\n")
     return engine
 
@@ -74,9 +83,6 @@ def _open_prefix(
         raise UnsupportedModelError(f"it knows no {', '.join(foreign)} in --model_args")
     path, dtype = Path(arguments["pretrained"]), arguments.get("dtype", "auto")
     lm, tokenizer = load_causal_lm(path, dtype, device)
-    penalty = getattr(lm.generation_config, "repetition_penalty", None)
-    if penalty not in (None, 1.0):
-        raise UnsupportedModelError(f"its generation_config.json sets repetition_penalty {penalty}")
     default = _CPU_BATCH if lm.device.type == "cpu" else _GPU_BATCH
     size = default if batch_size.startswith("auto") else int(batch_size)
     return PrefixEngine(lm, tokenizer, size)

@@ -14,10 +14,11 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
+from factual_forgetting.engines.decoding import stop_ids
 from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.models import context_length
 from factual_forgetting.engines.plain import generate_plainly
@@ -78,7 +79,7 @@ class PrefixEngine(Engine):
         """
         self._tokenizer, self.batch_size = tokenizer, batch_size
         self._tree = TreeModel(model)
-        self._stops = stop_ids(tokenizer)
+        self._stops = stop_ids(model, tokenizer)
         self._context = context_length(model) or math.inf
         self._known: dict[Query, _Known] = {}
         self._separable = True
@@ -87,6 +88,10 @@ class PrefixEngine(Engine):
     def computed(self) -> int:
         """Tokens computed so far, padding included."""
         return self._tree.computed
+
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts."""
+        return [len(ids) for ids in self._ids(list(texts), special=False)]
 
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
@@ -280,20 +285,6 @@ def _common_prefix(ids: list[list[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def stop_ids(tokenizer: Any) -> frozenset[int]:
-    """Returns every token that ends an answer: those with a newline in their text, and EOS.
-
-    A newline is often merged into a token (full stop and newline): no one token is the stop.
-    """
-    return _newlines(tokenizer, len(tokenizer)) | {tokenizer.eos_token_id}
-
-
-@lru_cache(maxsize=2)  # a large vocabulary takes seconds, and a curve asks at every point
-def _newlines(tokenizer: Any, size: int) -> frozenset[int]:
-    texts = tokenizer.batch_decode([[token] for token in range(size)])
-    return frozenset(token for token, text in enumerate(texts) if "\n" in text)
-
-
 def ask_zero_shot(
     model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
 ) -> list[bool]:
@@ -327,7 +318,8 @@ def answer_zero_shot(
     except UnsupportedModelError as error:
         _tell(f"engine: transformers' generate (the prefix engine can't run this model: {error})\n")
         prompts = [question_prompt(fact.question) for fact in facts]
-        return generate_plainly(model, tokenizer, prompts, stop_ids(tokenizer), max_new_tokens)
+        stops = stop_ids(model, tokenizer)
+        return generate_plainly(model, tokenizer, prompts, stops, max_new_tokens)
     queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
     answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
     return [answer.text for answer in answers]

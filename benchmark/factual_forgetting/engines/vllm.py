@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from factual_forgetting import checkpoint, files
 from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
 from factual_forgetting.errors import PackageError, UserError, reason_of
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.facts.matching import first_line
 
+# vLLM finds the longest context that its memory holds: a model's own may not fit.
+_FITTING = -1
 # Names that lm-eval's own vllm class gives to arguments of this engine rather than of vLLM.
 _LORA, _BATCH = "lora_local_path", "batch_size"
+_RANKS = (32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for, above its default
+
+
+def _lora_rank(adapter: str | None) -> dict[str, int]:
+    """Returns vLLM's setting for an adapter of a higher rank than its default of 16."""
+    config = Path(adapter or "") / "adapter_config.json"
+    if adapter is None or not config.is_file():
+        return {}
+    told = files.read_json(config, ours=False)
+    rank = max([told.get("r", 0), *(told.get("rank_pattern") or {}).values()])
+    return {"max_lora_rank": next((r for r in _RANKS if r >= rank), rank)} if rank > 16 else {}
 
 
 class VLLMEngine(Engine):
@@ -45,14 +60,20 @@ class VLLMEngine(Engine):
             self._lora = LoRARequest(stable_hash("adapter", adapter)[:12], 1, adapter)
         try:
             fixed = {"enable_prefix_caching": True, "enable_lora": self._lora is not None}
-            self._llm = LLM(model=arguments["pretrained"], **fixed, **rest)
+            asked = {"max_model_len": _FITTING, **_lora_rank(adapter), **rest}
+            self._llm = LLM(model=arguments["pretrained"], **fixed, **asked)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"vLLM does not open {arguments['pretrained']} ({reason_of(error)}). "
                 "Check --model_args, or use --model hf."
             ) from error
         self._tokenizer = self._llm.get_tokenizer()
+        self._ends = checkpoint.end_tokens_told(Path(arguments["pretrained"]))
         self._context = self._llm.llm_engine.model_config.max_model_len
+
+    def lengths(self, texts: Sequence[str]) -> list[int] | None:
+        """Returns the number of tokens of texts."""
+        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
 
     def _generate(
         self, groups: Sequence[Group], most: int, verdict_only: bool, sampling: Sampling | None
@@ -62,6 +83,7 @@ class VLLMEngine(Engine):
 
         # Explicit values: those of the checkpoint's generation_config don't apply then.
         settings = {"max_tokens": most, "stop": ["\n"], "repetition_penalty": 1.0}
+        settings["stop_token_ids"] = self._ends
         settings["temperature"] = sampling.temperature if sampling else 0.0
         if sampling:
             seed = seed_number(sampling.seed)

@@ -17,6 +17,7 @@ from typing import Any
 
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.aliases import AliasTable
+from factual_forgetting.facts.atlas import odd_name
 from factual_forgetting.facts.entityquestions import template_misfit
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact, stable_hash
 from factual_forgetting.facts.leaks import TrainingIndex
@@ -70,6 +71,7 @@ RULES = (
     _Rule("several_splits", True, "the same question in an earlier split, merged", fixed=True),
     _Rule("shared_template", True, "another relation asks in the same words"),
     _Rule("template_misfit", True, "the question doesn't fit the gold's kind", template_misfit),
+    _Rule("odd_name", True, "a place's name has digits, brackets, slashes or the like", odd_name),
     _Rule("short_subject", True, f"a subject of fewer than {_SHORTEST} characters", short_subject),
     _Rule("answer_in_subject", True, "the subject shows the answer", answer_in_subject),
     _Rule("several_golds", False, "more than one gold", lambda fact: len(fact.answers) > 1),
@@ -117,6 +119,7 @@ def clean(
     aliases: AliasTable | None = None,
     limit: int | None = None,
     seed: int = 0,
+    min_popularity: int | None = None,
 ) -> Cleaned:
     """Applies the rules to the rows of a source.
 
@@ -130,6 +133,7 @@ def clean(
         aliases: Names of one thing, to know a subject by; None for the built-in table.
         limit: Most facts left of each relation and split; the others stand under `limit`.
         seed: Decides which facts a limit keeps.
+        min_popularity: Facts of less popularity stand under `min_popularity`.
 
     Raises:
         UserError: If there is no such rule, or no room on the disk.
@@ -143,6 +147,10 @@ def clean(
         index = TrainingIndex((fact for fact in fit if fact.split == "train"), aliases)
         for _ in _sift(store, _judge_by_training(active, index), _HELDOUT):
             pass
+        if min_popularity is not None:
+            for _ in _sift(store, _judge_popularity(min_popularity), _KEPT):
+                pass
+            active.append("min_popularity")
         if limit is not None:
             store.db.create_function("lot", 1, lambda key: stable_hash("limit", seed, key))
             store.db.execute(_OVER_LIMIT, (limit,))
@@ -213,7 +221,10 @@ def _merge(store: FactStore, same: list[tuple[int, Fact]]) -> None:
         answers = _union(row.answers for row in rows)
         names = _union(row.aliases for row in rows)
         aliases = tuple(name for name in names if name not in answers)
-        store.merge(number, replace(first, answers=answers, aliases=aliases))
+        told = (row.popularity for row in rows if row.popularity is not None)
+        most = max(told, default=None)
+        merged = replace(first, answers=answers, aliases=aliases, popularity=most)
+        store.merge(number, merged)
 
 
 def _precedence(row: Fact) -> tuple[Any, ...]:
@@ -272,6 +283,13 @@ def _judge_by_training(active: Collection[str], index: TrainingIndex) -> _Judge:
     """Judges a held-out fact by what training facts give away."""
     return lambda fact: next(
         (rule for leak in index.leaks(fact) if (rule := _LEAKS[leak.kind]) in active), None
+    )
+
+
+def _judge_popularity(least: int) -> _Judge:
+    """Judges a fact by its popularity; one that has none stays."""
+    return lambda fact: (
+        "min_popularity" if fact.popularity is not None and fact.popularity < least else None
     )
 
 

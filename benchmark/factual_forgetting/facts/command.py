@@ -13,7 +13,13 @@ from factual_forgetting import files
 from factual_forgetting.config import parse
 from factual_forgetting.facts.account import account, plot_account
 from factual_forgetting.facts.cleaning import RULES
-from factual_forgetting.facts.sources import NAMED_SOURCES, SourceOptions, clean_source
+from factual_forgetting.facts.rows import FIELDS
+from factual_forgetting.facts.sources import (
+    NAMED_SOURCES,
+    SourceOptions,
+    clean_source,
+    versions_of,
+)
 from factual_forgetting.facts.store import StoredFacts
 
 _SOURCES = (
@@ -30,6 +36,9 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
     parser.add_argument(name, metavar="SOURCE", default="almanac", help=_SOURCES)
     parser.add_argument("--relations", nargs="+", default=(), help="relations to keep")
     parser.add_argument("--limit", type=int, help="facts of each relation and split at most")
+    parser.add_argument(
+        "--min_popularity", type=int, metavar="N", help="least popularity of facts that have one"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which facts a limit keeps")
     usual = ", ".join(rule.name for rule in RULES if rule.on and not rule.fixed)
     optional = ", ".join(rule.name for rule in RULES if not rule.on)
@@ -41,8 +50,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
     )  # fmt: skip
     parser.add_argument(
         "--column", dest="columns", nargs="+", default=(), type=_column, metavar="FIELD=NAME",
-        help="column of a field (question, answers, relation, subject, aliases, split); "
-        "FIELD==TEXT sets a constant",
+        help=f"column of a field ({', '.join(FIELDS)}); FIELD==TEXT sets a constant",
     )  # fmt: skip
 
 
@@ -61,8 +69,8 @@ def _options(args: argparse.Namespace) -> SourceOptions:
 def facts_from_arguments(args: argparse.Namespace) -> tuple[StoredFacts, dict[str, Any]]:
     """Finds the cleaned facts that the arguments of `add_source_arguments` choose.
 
-    Returns the facts as a stream that can be read again, and their source: the options, and how
-    many rows each rule dropped.
+    Returns the facts as a stream that can be read again, and their source: the options, the
+    versions of packages that it is read from, and how many rows each rule dropped.
 
     Raises:
         UserError: If a value is out of range or a field is unknown, and as `clean_source` does.
@@ -71,8 +79,10 @@ def facts_from_arguments(args: argparse.Namespace) -> tuple[StoredFacts, dict[st
     cleaned = clean_source(options)
     dropped = {rule: len(rows) for rule, rows in cleaned.dropped.items() if rows}
     # The name of a file is where it lies on one machine; its hash is in the manifest.
-    told = {**options.model_dump(mode="json"), "facts": Path(options.facts).name}
-    return cleaned.facts, {**told, "dropped": dropped}
+    told = {**options.told(), "facts": Path(options.facts).name}
+    versions = versions_of(options.facts)
+    pinned = {"versions": versions} if versions else {}
+    return cleaned.facts, {**told, **pinned, "dropped": dropped}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -90,7 +100,7 @@ def add_parser(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> None:
     options = _options(args)
     cleaned = clean_source(options, may_be_empty=True)
-    told = {"source": options.model_dump(mode="json"), **account(cleaned)}
+    told = {"source": options.told(), **account(cleaned)}
     if args.output_path:
         dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
         files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
@@ -114,8 +124,9 @@ def _table(told: dict[str, Any]) -> str:
         for name, row in told["relations"].items()
     ]
     reasons = {rule.name: rule.reason for rule in RULES}
+    reasons |= {"limit": "over --limit", "min_popularity": "under --min_popularity"}
     notes = [
-        f"{number}  {rule}: {told['rules'][rule]} rows; {reasons.get(rule, 'over --limit')}"
+        f"{number}  {rule}: {told['rules'][rule]} rows; {reasons[rule]}"
         for number, rule in enumerate(rules, start=1)
     ]
     table = tabulate(lines, headers=head, floatfmt=".3f", missingval="-")

@@ -23,6 +23,8 @@ class Fact:
         answers: The golds, as the source has them; the first is the one that is trained on.
         split: One of `train`, `dev`, `test`.
         aliases: Other names of the golds, accepted as well unless scoring is strict.
+        popularity: How many people live in the subject, or how often it is looked up; None
+            where the source doesn't tell.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Fact:
     answers: tuple[str, ...]
     split: str
     aliases: tuple[str, ...] = ()
+    popularity: int | None = None
 
     @classmethod
     def make(
@@ -42,12 +45,13 @@ class Fact:
         answers: tuple[str, ...],
         split: str | None = None,
         aliases: tuple[str, ...] = (),
+        popularity: int | None = None,
     ) -> Fact:
         """Builds a fact with its id; without a split, all facts of a subject go to one by hash."""
         identity = stable_hash("fact", relation, subject, question)[:16]
         if not split:
             split = "dev" if stable_fraction("split", subject) < _DEV_SHARE else "train"
-        return cls(identity, relation, subject, question, answers, split, aliases)
+        return cls(identity, relation, subject, question, answers, split, aliases, popularity)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Fact:
@@ -61,8 +65,9 @@ class Fact:
         return self.answers + self.aliases
 
     def row(self) -> dict[str, Any]:
-        """Returns the fact as it stands in a JSON Lines file."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Returns the fact as it stands in a JSON Lines file; what is None is left out."""
+        told = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in told if value is not None}
 
 
 def stable_hash(*parts: object) -> str:

@@ -19,7 +19,7 @@ from factual_forgetting import files
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
-FIELDS = ("question", "answers", "relation", "subject", "aliases", "split")
+FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SPLIT_NAMES = {**{split: split for split in FACT_SPLITS}, "validation": "dev", "valid": "dev"}
 
@@ -27,6 +27,7 @@ _LONGEST_ROW = 1 << 20
 _OPENING = re.compile(r"\s*\[\s*")
 _COMMA = re.compile(r"\s*,\s*")
 _CLOSING = re.compile(r"\s*\]\s*\Z")
+_WHOLE_NUMBER = re.compile(r"\d{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 
 
@@ -149,8 +150,8 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     """Builds a fact from a row.
 
     A column that `columns` doesn't name has its field's name; a name that starts with `=` is
-    a constant. `subject`, `aliases` and `split` may be missing: the subject is then the
-    question, and a hash of the subject decides the split.
+    a constant. `subject`, `aliases`, `split` and `popularity` may be missing: the subject is
+    then the question, and a hash of the subject decides the split.
 
     Args:
         row: Column names to values. Lists may also be written as JSON in a text.
@@ -180,7 +181,19 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
         _texts(values["answers"], "answers", origin),
         SPLIT_NAMES.get(split),
         _texts(values["aliases"] or (), "aliases", origin),
+        _number(values["popularity"], origin),
     )
+
+
+def _number(value: Any, origin: str) -> int | None:
+    if value is None or value == "":
+        return None
+    if not _WHOLE_NUMBER.fullmatch(str(value)):
+        raise InputError(
+            f"{origin}: popularity '{value}' is no whole number from 0. Write one, or leave the "
+            "column out with --column popularity==."
+        )
+    return int(value)
 
 
 def _texts(value: Any, field: str, origin: str) -> tuple[str, ...]:

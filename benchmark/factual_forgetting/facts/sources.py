@@ -1,7 +1,7 @@
 """Where facts come from, and how they are made fit for testing.
 
-A source is `almanac`, `entityquestions`, `popqa`, `popqa:FILE`, `datasets:ID`, a folder in
-EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` too).
+A source is `almanac`, `atlas`, `entityquestions`, `popqa`, `popqa:FILE`, `datasets:ID`, a folder
+in EntityQuestions' layout, or a file of rows (JSON Lines, JSON, CSV, TSV; `.gz` too).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from factual_forgetting.facts import entityquestions as eq
 from factual_forgetting.facts import rows as r
 from factual_forgetting.facts.aliases import builtin_aliases, read_aliases, with_aliases
 from factual_forgetting.facts.almanac import world
+from factual_forgetting.facts.atlas import ATLAS_VERSIONS, read_atlas
 from factual_forgetting.facts.cleaning import Cleaned, active_rules, clean
 from factual_forgetting.facts.fact import Fact
 
@@ -50,6 +51,7 @@ class SourceOptions(Config):
         facts: The source.
         relations: Relations to keep; all if empty.
         limit: At most this many facts of each relation and split, counted after cleaning.
+        min_popularity: Least popularity of the facts that tell theirs, after cleaning.
         seed: Decides which facts a limit keeps.
         keep: Cleaning rules to turn off.
         drop: Cleaning rules to turn on that are off by default.
@@ -60,11 +62,17 @@ class SourceOptions(Config):
     facts: str = "almanac"
     relations: tuple[str, ...] = ()
     limit: int | None = Field(default=None, gt=0)
+    min_popularity: int | None = Field(default=None, gt=0)
     seed: int = 0
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     aliases: Path | None = None
     columns: dict[str, str] = Field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the options as plain data; the least popularity only where one is set."""
+        unset = {"min_popularity"} if self.min_popularity is None else None
+        return self.model_dump(mode="json", exclude=unset)
 
     @field_validator("columns")
     @classmethod
@@ -101,7 +109,10 @@ def clean_source(options: SourceOptions, *, may_be_empty: bool = False) -> Clean
     if options.aliases:
         table = table | read_aliases(options.aliases)
     rows = _asked_for(with_aliases(read_source(options.facts, options.columns), table), options)
-    cleaned = clean(rows, options.keep, options.drop, table, options.limit, options.seed)
+    cleaned = clean(
+        rows, options.keep, options.drop, table, options.limit, options.seed,
+        options.min_popularity,
+    )  # fmt: skip
     if not (cleaned.facts or may_be_empty):
         counts = ", ".join(f"{rule} {len(rows)}" for rule, rows in cleaned.dropped.items() if rows)
         told = f"{options.facts}: cleaning drops every row ({counts})"
@@ -154,11 +165,17 @@ def _from_template(question: str, origin: str) -> tuple[str, str]:
 # What a source's name stands for. Its rows may repeat ids, and are read when they are needed.
 NAMED_SOURCES: dict[str, Callable[[], Iterator[Fact]]] = {
     "almanac": lambda: iter(world()),
+    "atlas": read_atlas,
     "entityquestions": lambda: eq.read_entity_questions(
         eq.fetch_entity_questions(eq.cache_folder())
     ),
     "popqa": lambda: (_popqa_fact(row, origin) for origin, row in _dataset_rows(DATASET)),
 }
+
+
+def versions_of(source: str) -> dict[str, str]:
+    """Returns the versions of the packages that a source is read from; none for most."""
+    return ATLAS_VERSIONS if source == "atlas" else {}
 
 
 def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterator[Fact]:

@@ -12,18 +12,19 @@ from typing import Any
 from factual_forgetting.errors import InputError, reason_of
 from factual_forgetting.facts.fact import Fact
 
-# `names` has golds and aliases as read, `merged` those of all rows that a kept one stands for.
+# `told` has golds, aliases and popularity as read, `merged` those of all rows that a kept one
+# stands for.
 _ROWS = """
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY,
-    id TEXT, relation TEXT, subject TEXT, question TEXT, split TEXT, names TEXT,
+    id TEXT, relation TEXT, subject TEXT, question TEXT, split TEXT, told TEXT,
     merged TEXT, rule TEXT
 );
 CREATE VIEW facts AS
-    SELECT number, id, relation, subject, question, split, coalesce(merged, names), rule FROM rows;
+    SELECT number, id, relation, subject, question, split, coalesce(merged, told), rule FROM rows;
 """
 _INSERT = """
-INSERT INTO rows (id, relation, subject, question, split, names) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO rows (id, relation, subject, question, split, told) VALUES (?, ?, ?, ?, ?, ?)
 """
 _KIBIBYTES = 8 << 10
 # What json.loads calls once it has looked for white space, which isn't here.
@@ -74,9 +75,10 @@ class FactStore:
     def select(self, query: str, *values: Any) -> Iterator[tuple[int, Fact]]:
         """Yields number and fact of the rows that a query finds in `rows` or `facts`."""
         for cells in self.db.execute(query, values):
-            number, key, relation, subject, question, split, names = cells[:7]
-            golds, aliases = map(tuple, _decode(names)[0])
-            yield number, Fact(key, relation, subject, question, golds, split, aliases)
+            number, key, relation, subject, question, split, told = cells[:7]
+            (golds, aliases, popularity), _ = _decode(told)
+            names = tuple(golds), split, tuple(aliases)
+            yield number, Fact(key, relation, subject, question, *names, popularity)
 
     def drop(self, rule: str, number: int) -> None:
         """Marks a row as dropped by a rule."""
@@ -84,13 +86,13 @@ class FactStore:
 
     def merge(self, number: int, fact: Fact) -> None:
         """Lets a row stand for others, with the golds and aliases of all."""
-        *_, names = _cells(fact)
-        self.db.execute("UPDATE rows SET merged = ? WHERE number = ?", (names, number))
+        *_, told = _cells(fact)
+        self.db.execute("UPDATE rows SET merged = ? WHERE number = ?", (told, number))
 
 
 def _cells(fact: Fact) -> tuple[str, ...]:
-    names = json.dumps((fact.answers, fact.aliases))
-    return fact.id, fact.relation, fact.subject, fact.question, fact.split, names
+    told = json.dumps((fact.answers, fact.aliases, fact.popularity))
+    return fact.id, fact.relation, fact.subject, fact.question, fact.split, told
 
 
 @dataclass(frozen=True, slots=True)

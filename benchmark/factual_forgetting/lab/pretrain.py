@@ -63,7 +63,7 @@ class PretrainConfig(Config):
     threads: int
 
 
-def pretrain(
+def pretrain_base(
     facts: list[Fact], config: PretrainConfig, output: Path, counts: dict[str, int] | None = None
 ) -> None:
     """Pre-trains a base and writes checkpoint, exposure file and model card.

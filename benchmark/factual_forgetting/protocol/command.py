@@ -32,7 +32,9 @@ def add_parser(subparsers: Any) -> None:
     named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
     parser.add_argument("--protocol", default="paper-v1", help=named)
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
-    parser.add_argument("--model_args", help="pretrained=PATH, if not where the bundle says")
+    parser.add_argument(
+        "--model_args", help="pretrained=PATH (and peft=PATH), if not where the bundle says"
+    )
     parser.add_argument(
         "--allow_foreign_base",
         action="store_true",
@@ -76,30 +78,21 @@ def _execution(args: argparse.Namespace) -> recipe.Execution:
     return parse(recipe.Execution, values, "execution")
 
 
-def _pretrained(args: argparse.Namespace) -> str | None:
-    """Returns where the base is, if it is told; nothing that is told is ignored."""
-    given = parse_model_args(args.model_args or "pretrained=")
-    if set(given) != {"pretrained"} or (args.model_args and not given["pretrained"]):
-        raise InputError(
-            f"--model_args {args.model_args}: give pretrained=PATH alone. How the base is loaded "
-            "is the protocol's to say."
-        )
-    if args.allow_foreign_base and not given["pretrained"]:
-        raise InputError("--allow_foreign_base needs that base: --model_args pretrained=PATH.")
-    return given["pretrained"] or None
-
-
 def _finetune(args: argparse.Namespace) -> None:
     protocol = recipe.load_protocol(args.protocol)
     settings = resolve(args.method, parse_pairs(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
-    pretrained = _pretrained(args)
-    foreign = checkpoint.identity(pretrained) if args.allow_foreign_base and pretrained else None
+    given = _base_arguments(args)
+    place, adapter = given.get("pretrained"), given.get("peft")
+    foreign = None
+    if place and args.allow_foreign_base:
+        foreign = checkpoint.identity(place, given.get("revision"), adapter)
     run = Run(bundle, protocol, args.method, settings, args.seed, foreign)
 
     from factual_forgetting.protocol.train import finetune
 
-    finetune(run, args.output_path, pretrained=pretrained, execution=_execution(args))
+    execution = _execution(args)
+    finetune(run, args.output_path, pretrained=place, adapter=adapter, execution=execution)
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
@@ -107,6 +100,24 @@ def _finetune(args: argparse.Namespace) -> None:
     table = [[point[name] for name in columns] for point in points]
     sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f"))
     sys.stdout.write(f"\n\ncheckpoint: {args.output_path}\n")
+
+
+def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Where the base is; whatever else decides a run stands in its protocol."""
+    given = parse_model_args(args.model_args) if args.model_args else {}
+    known = {"pretrained", "peft", *(["revision"] if args.allow_foreign_base else [])}
+    if unknown := ", ".join(sorted(set(given) - known)):
+        raise InputError(
+            f"finetune takes no {unknown} in --model_args, only where the base is (pretrained=…, "
+            "peft=…, and revision=… with --allow_foreign_base). How it trains is told by "
+            "--protocol."
+        )
+    if not given.get("pretrained") and (args.model_args or args.allow_foreign_base):
+        raise InputError(
+            "--model_args and --allow_foreign_base need the base's place. Give --model_args "
+            "pretrained=…"
+        )
+    return given
 
 
 def _sweep_runs(args: argparse.Namespace) -> list[SweepRun]:

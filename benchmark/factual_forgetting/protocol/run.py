@@ -16,8 +16,28 @@ from factual_forgetting.protocol.settings import MethodSettings
 RUN = "run.json"
 LOG = "run.log.json"
 CHOSEN = "chosen.json"  # of a sweep
-# While it trains: what it is held to later, and the best weights so far, by step.
-SNAPSHOT, BEST = "snapshot", "best"
+# While it trains: what it is held to later, the best weights so far by step, and a base made whole.
+SNAPSHOT, BEST, MERGED = "snapshot", "best", "merged"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where a base is: the directory of its weights, and of an adapter that belongs on them."""
+
+    path: Path
+    adapter: str | None
+
+    def whole(self, folder: Path) -> Path:
+        """Returns the directory to train from; with an adapter, of a merge made in `folder`."""
+        if self.adapter is None:
+            return self.path
+        from accelerate import PartialState
+
+        from factual_forgetting.engines.merging import merge_adapter
+
+        with PartialState().main_process_first():
+            merged = merge_adapter({"pretrained": str(self.path), "peft": self.adapter}, folder)
+        return merged or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +77,7 @@ class Run:
         size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
         return self.protocol.epochs * ceil(size / self.protocol.batch_size)
 
-    def locate_base(self, pretrained: str | None = None) -> Path:
+    def locate_base(self, pretrained: str | None = None, adapter: str | None = None) -> Base:
         """Finds the base that it starts from, in `pretrained` or where the bundle says.
 
         Raises:
@@ -69,13 +89,25 @@ class Run:
             raise InputError(
                 "The bundle doesn't say where its base is. Give --model_args pretrained=…"
             )
-        base = checkpoint.locate(pretrained, expected.get("revision"))
-        if checkpoint.weights_sha256(base) == expected["weights_sha256"]:
-            return base
-        found, named = checkpoint.shape(base), expected["shape"].items()
-        differing = ", ".join(f"{k} {found[k]} instead of {v}" for k, v in named if found[k] != v)
-        raise InputError(
-            f"The weights in {base} are not those of the base that this bundle was made for"
-            f"{f' ({differing})' if differing else ''}. Build a bundle for this base, give the "
-            "right one with --model_args pretrained=…, or insist with --allow_foreign_base."
-        )
+        if expected["weights_sha256"] is None:
+            raise InputError(
+                f"This bundle's base was asked through --model {expected.get('model')}, and there "
+                "are no weights to hold yours against. Give --model_args pretrained=…, and insist "
+                "with --allow_foreign_base."
+            )
+        revision, adapter = expected.get("revision"), adapter or expected.get("adapter")
+        base = Base(checkpoint.locate(pretrained, revision), adapter)
+        found = checkpoint.identity(pretrained, revision, adapter)
+        if found["weights_sha256"] != expected["weights_sha256"]:
+            raise _another_base(base, expected)
+        return base
+
+
+def _another_base(base: Base, expected: dict[str, Any]) -> InputError:
+    differing = ", ".join(checkpoint.differing_shape(base.path, expected))
+    found = f"{base.path} with {base.adapter}" if base.adapter else base.path
+    return InputError(
+        f"The weights in {found} are not those of the base that this bundle was made for"
+        f"{f' ({differing})' if differing else ''}. Build a bundle for this base, give the right "
+        "one with --model_args pretrained=… (and peft=…), or insist with --allow_foreign_base."
+    )

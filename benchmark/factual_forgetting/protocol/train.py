@@ -29,7 +29,7 @@ from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Cu
 from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
 from factual_forgetting.protocol.methods import METHODS
 from factual_forgetting.protocol.recipe import Execution, Protocol, is_main_process, world_size
-from factual_forgetting.protocol.run import BEST, LOG, RUN, SNAPSHOT, Run
+from factual_forgetting.protocol.run import BEST, LOG, MERGED, RUN, SNAPSHOT, Run
 from factual_forgetting.protocol.weights import as_checkpoint
 
 _PARTIAL, _RESUME = "run.partial.json", "resume"
@@ -41,6 +41,7 @@ def finetune(
     output: Path,
     *,
     pretrained: str | None = None,
+    adapter: str | None = None,
     execution: Execution | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def finetune(
         run: What to train.
         output: Its directory.
         pretrained: Where the base is, if not where the bundle's manifest says.
+        adapter: Where the adapter is that belongs on it, likewise.
         execution: How to compute it.
         progress: Whether to draw a progress bar.
 
@@ -60,13 +62,14 @@ def finetune(
         UserError: If the output holds another run, the base isn't the bundle's, or what is
             needed to train is missing.
     """
-    base = run.locate_base(pretrained)
+    base = run.locate_base(pretrained, adapter)
     identity = run.identity()
     quiet()
     with _room_on_disk(output):
         if not _finished(output, identity):
             started = time.time()
-            content = {**identity, **_train(run, base, output, execution or Execution(), progress)}
+            whole = base.whole(output / MERGED)
+            content = {**identity, **_train(run, whole, output, execution or Execution(), progress)}
             if not is_main_process():
                 return content
             files.write_json(output / LOG, {"seconds": time.time() - started})
@@ -98,7 +101,7 @@ def _finished(output: Path, identity: dict[str, Any]) -> bool:
 
 def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
-    for leftover in (_RESUME, SNAPSHOT, BEST):
+    for leftover in (_RESUME, SNAPSHOT, BEST, MERGED):
         shutil.rmtree(output / leftover, ignore_errors=True)
     for leftover in (_PARTIAL, PARTIAL_CURVE):
         (output / leftover).unlink(missing_ok=True)
@@ -133,7 +136,9 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
     brief = run.protocol.model_copy(update={"evaluate_every": steps + 2})
     trial, base = dataclasses.replace(run, protocol=brief), run.locate_base()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer, curve, _ = _assemble(trial, base, Path(scratch), execution, progress=False)
+        trainer, curve, _ = _assemble(
+            trial, base.whole(Path(scratch)), Path(scratch), execution, progress=False
+        )
         started = time.perf_counter()
         frozen = trainer.checkpoint(run.protocol.checkpoint_dtype)
         curve.evaluate(frozen, 0, None, final=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.scoring.judging import spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
+from factual_forgetting.scoring.reading import differing_frames, told_arguments
 from factual_forgetting.scoring.results import Results
 from factual_forgetting.scoring.statistics import Estimate, row_of
 from factual_forgetting.scoring.styles import STYLES
@@ -186,6 +187,7 @@ def _made_with(bundle: Bundle, results: Results) -> dict[str, Any]:
         "prompts_sha256": results.prompts_sha256,
         "settings": settings,
         "settings_sha256": files.sha256_json(settings),
+        **({"asked_with": results.asked_with} if results.asked_with else {}),
         "environment": results.environment,
     }
 
@@ -201,21 +203,45 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
         )
     if STYLES[results.style].chat:
         notes.append(
-            "The base has no chat template: lost and gained compare with its answers to the "
-            "same exemplars and question without one."
+            "The base was asked without a chat template: lost and gained compare with its answers "
+            "to the same exemplars and question."
         )
     if results.descent_declared:
         notes.append("Its descent from the bundle's base was declared, not checked.")
     elif results.weights_sha256 is None:
         notes.append("lm-eval didn't see its weights: neither hashed nor checked for descent.")
-    base = bundle.manifest["base"]
+    elif bundle.manifest["base"]["shape"] is None:
+        notes.append("The bundle doesn't know its base's weights: descent isn't checked.")
+    return notes + _reading_notes(bundle.manifest["base"], results)
+
+
+def _reading_notes(base: Mapping[str, Any], results: Results) -> list[str]:
+    """Where the checkpoint may have read something else than the base did."""
+    notes = []
+    expected = told_arguments(base.get("model_args") or {})
+    if results.asked_with != expected:
+        notes.append(
+            f"It was asked with {_pairs(results.asked_with)}, the base with {_pairs(expected)}: "
+            "what it reads or computes may differ by more than its training."
+        )
     path = local_checkpoint(base["pretrained"], base.get("revision"))
-    expected = tokenizer_sha256(path) if path else None
-    if expected and results.tokenizer_sha256 not in (None, expected):
+    known = tokenizer_sha256(path) if path else None
+    if known and results.tokenizer_sha256 not in (None, known):
         notes.append(
             "Its tokenizer differs from the base's: the same questions reach it as other tokens."
         )
+    own = local_checkpoint(results.asked_with.get("tokenizer") or results.pretrained)
+    if path and own and (differing := differing_frames(own, path)):
+        found, right = differing
+        notes.append(
+            f"Its tokenizer puts the special tokens {found} around a text, the base's {right}."
+        )
     return notes
+
+
+def _pairs(arguments: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return told or "no such argument"
 
 
 def in_order(results: Sequence[Results]) -> list[Results] | None:

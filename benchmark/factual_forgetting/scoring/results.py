@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
+from factual_forgetting.scoring.reading import require_room, require_uncut, told_arguments
 from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style, parse_task
-from factual_forgetting.scoring.task import require_matcher
+from factual_forgetting.scoring.task import local_checkpoint, require_matcher
 
 _SCORED = (KNOWN, UNKNOWN, HELDOUT)
 
@@ -30,6 +31,7 @@ class Results:
         weights_sha256: Hash of the weights that answered; None where lm-eval couldn't see them.
         tokenizer_sha256: Hash of their tokenizer, likewise.
         prompts_sha256: Hash of all prompts, as lm-eval sent them.
+        asked_with: Settings that may change what it reads or computes, its precision apart.
         descent_declared: Whether the check of descent was waived.
         environment: Versions and settings that lm-eval recorded.
     """
@@ -44,6 +46,7 @@ class Results:
     weights_sha256: str | None
     tokenizer_sha256: str | None
     prompts_sha256: str
+    asked_with: dict[str, Any]
     descent_declared: bool
     environment: dict[str, Any]
 
@@ -73,9 +76,12 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         sample.check(items, bundle, STYLES[style])
     for task, samples in by_task.items():
         _check_complete(results_path, task, samples, bundle.splits[splits[task]])
-    arguments = config.get("model_args") or {}
-    if isinstance(arguments, str):
-        arguments = parse_model_args(arguments)
+    arguments = _arguments(config)
+    require_uncut(arguments)
+    name, revision = arguments.get("pretrained"), arguments.get("revision")
+    tokenizer = local_checkpoint(arguments.get("tokenizer") or name, revision)
+    prompts = (sample.prompt for sample in asked)
+    require_room(prompts, results.get("max_length"), STYLES[style].max_new_tokens, tokenizer)
     judgements = {
         s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
         for s in asked
@@ -94,9 +100,27 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         weights_sha256=_one_of(results_path, "weights_sha256", asked),
         tokenizer_sha256=_one_of(results_path, "tokenizer_sha256", asked),
         prompts_sha256=files.sha256_json(sorted((sample.id, sample.prompt) for sample in asked)),
+        asked_with=told_arguments(arguments) | _instruction(results),
         descent_declared=any((c.get("metadata") or {}).get("ff_descends") for c in configs),
         environment=_environment(results),
     )
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get("model_args") or {}
+    return parse_model_args(given) if isinstance(given, str) else dict(given)
+
+
+def _instruction(results: Mapping[str, Any]) -> dict[str, Any]:
+    found = results.get("system_instruction")
+    return {"system_instruction": found} if found else {}
+
+
+def asked_sha256(results: Mapping[str, Any]) -> str:
+    """Hashes what lm-eval asked: the model class and its arguments, but those of the machine."""
+    config = results.get("config", {})
+    arguments = checkpoint.without_machine(_arguments(config))
+    return files.sha256_json([config.get("model"), arguments])
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -121,13 +145,23 @@ def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
                 f"{', '.join(map(str, folders[:5]))}. Name one of them."
             )
         found = sorted(folders[0].glob("results_*.json"), reverse=True)
-    for file in found:
-        results = files.read_json(file)
-        if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
-            raise InputError(f"{file} is no results file of lm-eval. Score again.")
+    read = {file: _read(file) for file in found}
+    if len(set(map(asked_sha256, read.values()))) > 1:
+        raise InputError(
+            f"{path} holds results of several checkpoints, or of one with other --model_args: "
+            f"{', '.join(file.name for file in found[:5])}. Name one of these files."
+        )
+    for file, results in read.items():
         if _splits(results, style):
             return file, results
     raise NotFoundError(f"{path} holds no results of {style}. Score again with --tasks {style}.")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    results = files.read_json(file)
+    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+        raise InputError(f"{file} is no results file of lm-eval. Score again.")
+    return results
 
 
 def _splits(results: dict[str, Any], style: str) -> dict[str, str]:
@@ -195,9 +229,11 @@ class _Sample:
             )
 
     def _canonical(self, style: Style) -> bool:
+        # Another key could change answers too: num_beams, repetition_penalty.
+        others = {k: v for k, v in self.settings.items() if k not in ("do_sample", "temperature")}
         greedy = not self.settings.get("do_sample") and not self.settings.get("temperature")
-        stops = self.settings.get("until") == list(style.stops)
-        return greedy and stops and self.settings.get("max_gen_toks") == style.max_new_tokens
+        expected = {"until": list(style.stops), "max_gen_toks": style.max_new_tokens}
+        return greedy and others == expected
 
 
 def _samples(results_path: Path, task: str) -> list[_Sample]:
@@ -242,6 +278,6 @@ def _environment(results: dict[str, Any]) -> dict[str, Any]:
         "transformers": results.get("transformers_version"),
         "model": config.get("model"),
         "dtype": str(config.get("model_dtype")) if config.get("model_dtype") else None,
-        "batch_size": str(config.get("batch_size")),
+        "batch_size": str(config["batch_size"]) if config.get("batch_size") else None,
         "device": config.get("device"),
     }

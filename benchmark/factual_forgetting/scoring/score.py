@@ -11,13 +11,15 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.merging import merge_adapter
 from factual_forgetting.engines.models import default_device, hasten_bf16
-from factual_forgetting.errors import InputError, NotFoundError, PackageError, UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.modelargs import parse_model_args
+from factual_forgetting.scoring.reading import require_uncut
+from factual_forgetting.scoring.results import asked_sha256
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LOCAL_MODELS = {"hf", "vllm"}
 # Functions of lm-eval's that find the model class and make the model of its arguments.
 _LOADING = {"get_model", "create_from_arg_obj"}
@@ -54,7 +56,7 @@ def run_lm_eval(
     arguments = _arguments(model, model_args, output, bundle, descends)
     # lm-eval adds the model arguments itself, but not to a task manager that it is given.
     metadata = {
-        **{key: arguments[key] for key in ("pretrained",) if key in arguments},
+        **({} if model.startswith("local-") else arguments),
         "ff_bundle": str(bundle.path),
         "ff_bundle_sha256": bundle.sha256,
         "ff_descends": descends,
@@ -80,76 +82,21 @@ def _arguments(
 ) -> dict[str, Any]:
     """Resolves the checkpoint: found, merged, and of the bundle's base."""
     arguments = parse_model_args(text)
+    require_uncut(arguments)
     if model.startswith("local-"):
         # The server tokenises as its model needs it, BOS included; lm-eval would leave BOS out.
         return {"tokenized_requests": False, "tokenizer_backend": None, **arguments}
     if model not in _LOCAL_MODELS or "pretrained" not in arguments:
         return arguments
     merged = merge_adapter(arguments, output / "merged")
-    path = merged or checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
+    code = bool(arguments.get("trust_remote_code"))
+    path = merged or checkpoint.locate(
+        arguments["pretrained"], arguments.get("revision"), code=code
+    )
     if not descends:
         checkpoint.require_descent(path, bundle.manifest["base"])
     resolved = {key: arguments[key] for key in arguments if key not in ("peft", "revision")}
     return {**resolved, "pretrained": str(path)}
-
-
-def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
-    """Merges the adapter that model arguments name, into a directory; None if they name none.
-
-    The sums are done in fp32 and saved in the base's dtype. The merge bears the adapter's name,
-    beside those of its siblings, so that the adapters of one run stay checkpoints of one run. One
-    that is there already is used again if it was made of the same parts.
-
-    Args:
-        arguments: `pretrained=BASE,peft=ADAPTER`, or `pretrained=ADAPTER`, which names its base.
-        folder: Where merged checkpoints are kept.
-
-    Raises:
-        UserError: If peft is missing, the adapter holds no safetensors, or its base isn't found.
-    """
-    adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
-    if not (adapter / _CONFIG).is_file():
-        if "peft" in arguments:
-            raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
-        return None
-    if not (adapter / _WEIGHTS).is_file():
-        raise NotFoundError(
-            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
-        )
-    if "peft" in arguments:
-        base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
-    else:
-        named = files.read_json(adapter / _CONFIG)
-        base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
-    parts = {
-        "base": checkpoint.weights_sha256(base),
-        "adapter": files.sha256_file(adapter / _WEIGHTS),
-        "config": files.sha256_file(adapter / _CONFIG),
-    }
-    family = files.sha256_json([parts["base"], str(adapter.resolve().parent)])[:12]
-    merged = folder / family / adapter.resolve().name
-    made_of = merged / "merge.json"
-    if not made_of.is_file() or files.read_json(made_of) != parts:
-        _merge(base, adapter, merged)
-        files.write_json(made_of, parts)
-    return merged
-
-
-def _merge(base: Path, adapter: Path, merged: Path) -> None:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        told = "Scoring a LoRA adapter needs peft. Install it: pip install peft."
-        raise PackageError(told) from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
-    dtype = model.dtype
-    whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
-    owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    with files.atomic_directory(merged) as beside:
-        whole.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
 
 
 def _require_chat_template(arguments: dict[str, Any]) -> None:
@@ -157,7 +104,7 @@ def _require_chat_template(arguments: dict[str, Any]) -> None:
     config = path / "tokenizer_config.json"
     if not config.is_file() or (path / "chat_template.jinja").is_file():
         return
-    if not files.read_json(config).get("chat_template"):
+    if not files.read_json(config, ours=False).get("chat_template"):
         raise InputError(
             f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
             "checkpoint its chat_template.jinja."
@@ -184,13 +131,26 @@ def _evaluate(
             ),
         )
     samples = results.pop("samples")
+    named = tracker.general_config_tracker
+    named.model_name_sanitized = _folder(output, str(named.model_name_sanitized), results)
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    written = output / str(tracker.general_config_tracker.model_name_sanitized)
+    written = output / str(named.model_name_sanitized)
     if not any(written.glob("results_*.json")):
         raise InputError(f"lm-eval wrote no results to {written}. Is the disk full?")
     return written
+
+
+def _folder(output: Path, name: str, results: dict[str, Any]) -> str:
+    """Returns a folder of these results alone.
+
+    lm-eval names it by the checkpoint, and `a/b` as `a__b`; another one that was asked, or the
+    same with other arguments, would share it.
+    """
+    own = asked_sha256(results)
+    there = map(files.read_json, (output / name).glob("results_*.json"))
+    return name if all(asked_sha256(found) == own for found in there) else f"{name}__{own[:12]}"
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.scoring.judging import judge
+from factual_forgetting.scoring.reading import require_room, require_uncut
 from factual_forgetting.scoring.styles import STYLES
 
-_ADAPTERS = {"peft", "delta", "lora_local_path"}
+# Arguments by which other weights answer than those in `pretrained`.
+_ELSEWHERE = ("peft", "delta", "lora_local_path", "subfolder", "autogptq")
 _TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 
 
@@ -25,6 +27,7 @@ def load_split(
     ff_descends: bool = False,
     pretrained: str | None = None,
     revision: str | None = None,
+    tokenizer: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Loads a split for lm-eval (`custom_dataset`): `{"test": datasets.Dataset}`, a row a fact.
@@ -38,13 +41,16 @@ def load_split(
         ff_descends: Declares the checkpoint's descent, whatever its shape or marks say.
         pretrained: The checkpoint, from `--model_args`.
         revision: Its revision, likewise.
+        tokenizer: Its tokenizer, if not its own, likewise.
         others: The other keys of `--model_args` and `--metadata`.
 
     Raises:
-        UserError: If the bundle was changed or isn't the one meant, or isn't the checkpoint's.
+        UserError: If the bundle was changed or isn't the one meant, or isn't the checkpoint's, or
+            if prompts would be cut.
     """
     from datasets import Dataset
 
+    require_uncut(others)
     path = local_checkpoint(pretrained, revision)
     if ff_bundle is None and path is None:
         raise InputError(
@@ -61,24 +67,28 @@ def load_split(
     if path and not ff_descends:
         checkpoint.require_descent(path, bundle.manifest["base"])
     # With an adapter on top, the files in `pretrained` aren't the weights that answer.
-    hashed = None if _ADAPTERS & set(others) else path
-    return {"test": Dataset.from_list(task_documents(bundle, ff_split, ff_style, hashed))}
+    hashed = None if any(others.get(name) for name in _ELSEWHERE) else path
+    reads = local_checkpoint(tokenizer, revision) if tokenizer else path
+    documents = task_documents(bundle, ff_split, ff_style, hashed, reads)
+    style, given = STYLES[ff_style], others.get("max_length") or others.get("max_model_len")
+    require_room((row["prompt"] for row in documents), given, style.max_new_tokens, reads)
+    return {"test": Dataset.from_list(documents)}
 
 
 def task_documents(
-    bundle: Bundle, split: str, style_name: str, path: Path | None
+    bundle: Bundle, split: str, style_name: str, path: Path | None, tokenizer: Path | None
 ) -> list[dict[str, Any]]:
     """Returns a split's documents: prompt, answers, the base's outcome, and what made them.
 
-    `style_name` is a key of `STYLES`. `path` is the checkpoint's directory, whose hashes go into
-    each document; None if unknown.
+    `style_name` is a key of `STYLES`. `path` and `tokenizer` are the directories of the weights
+    and of the tokenizer, whose hashes go into each document; None if unknown.
     """
     style = STYLES[style_name]
     made_of = {
         "style": style_name,
         "bundle_sha256": bundle.sha256,
         "weights_sha256": _weights_sha256(path, _stamp(path)) if path else None,
-        "tokenizer_sha256": tokenizer_sha256(path) if path else None,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
     }
     return [
         {
@@ -127,7 +137,7 @@ def tokenizer_sha256(path: Path) -> str | None:
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
-    content = files.read_json(file)
+    content = files.read_json(file, ours=False)
     return files.sha256_json([content.get(part) for part in _TOKENIZER_PARTS])
 
 

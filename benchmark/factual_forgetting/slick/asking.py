@@ -82,7 +82,14 @@ class ShardRun:
 
     def labels(self) -> list[Label]:
         """Returns the labels of a complete shard, in the order of its questions."""
-        return [question.label(self._settings.runs) for question in self._questions]
+        return [
+            question.label(self._settings.runs) for question in self._questions if question.correct
+        ]
+
+    @property
+    def too_long(self) -> int:
+        """Number of questions that were not asked, in a complete shard."""
+        return sum(not question.correct for question in self._questions)
 
     def first_groups(self, most: int) -> list[Group]:
         """Returns what the first round asks of the first questions, `most` of them."""
@@ -96,7 +103,9 @@ class ShardRun:
         """
         while not self.complete:
             planned = self._rounds[self._done]
+            fits = self._fits(engine) if self._done == 0 else None
             alive = [i for i, q in enumerate(self._questions) if self._asks(planned.kind, q)]
+            alive = [i for i in alive if fits is None or fits[i]]
             asked = [self._questions[i] for i in alive]
             answer = self._sample if planned.kind == _SAMPLED else self._answer
             row = {"round": self._done, "asked": alive, **answer(engine, planned, asked)}
@@ -104,7 +113,21 @@ class ShardRun:
             self._take(row)
             yield len(self._questions) * len(planned.runs), len(alive) * len(planned.runs)
 
+    def _fits(self, engine: Engine) -> list[bool] | None:
+        """Tells which golds an answer has room for: no longer one can be learnt, whatever is known.
+
+        They are counted as the base reads them; None where the engine can't tell.
+        """
+        prompts = [question_prompt(question.fact.question) for question in self._questions]
+        golds = [f"{p} {q.fact.answers[0]}" for p, q in zip(prompts, self._questions, strict=True)]
+        if (short := engine.lengths(prompts)) is None or (long := engine.lengths(golds)) is None:
+            return None
+        most = self._settings.max_new_tokens
+        return [whole - prompt <= most for whole, prompt in zip(long, short, strict=True)]
+
     def _asks(self, kind: str, question: _Asked) -> bool:
+        if self._done and not question.correct:
+            return False  # its gold is too long
         if kind == _SAMPLED:
             return "1" not in question.correct
         retired = Category.of(question.correct) is Category.MAYBE_KNOWN

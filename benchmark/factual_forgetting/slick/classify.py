@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import heapq
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from factual_forgetting.slick import labelling as slick
 from factual_forgetting.slick.asking import ShardRun, rounds
 from factual_forgetting.slick.configurations import Configurations, draw_configurations
 from factual_forgetting.slick.labelling import Category, Label, SlickConfig, read_labels
+from factual_forgetting.slick.quotas import Tally
 from factual_forgetting.slick.shards import Shard, Spool, append, lot_of, read_journal, read_shards
 
 CLASSIFY_LOG = "classify.log.json"
 _IDENTITY, _LOG = "identity.json", "log.jsonl"
 _REDRAW, _AGAIN = "redraw.json", "redraw"
-_Counts = Counter[tuple[Category, str]]
+# Why facts are without a label, as the manifest counts them.
+_SMALL, _LONG = "relation_too_small", "answer_too_long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Labelling:
         identity: Base, engine, settings, matcher and facts; goes into the manifest.
         drawn: Exemplars by relation.
         shards: All shards; none if the labelling is finished.
+        small: Facts of relations that have too few of them, by relation.
     """
 
     output: Path
@@ -53,6 +57,7 @@ class Labelling:
     identity: dict[str, Any]
     drawn: dict[str, Configurations]
     shards: list[Shard]
+    small: dict[str, int] = field(default_factory=dict)
 
     @property
     def parts(self) -> Path:
@@ -90,22 +95,17 @@ class Labelling:
         if not self.settings.quota:
             yield from shards
             return
-        counts, earlier = _Counts(), deque(self.shards)
+        tally, earlier = self._tally(), deque(self.shards)
         for shard in shards:
             while earlier[0].block < shard.block and (run := self.run(earlier[0])).complete:
-                counts.update((label.category, label.fact.split) for label in run.labels())
+                tally.add(run.labels())
                 earlier.popleft()
-            if earlier[0].block >= shard.block and not self._missing(counts):
+            if earlier[0].block >= shard.block and not tally.missing():
                 return
             yield shard
 
-    def _missing(self, counts: _Counts) -> dict[str, str]:
-        """Tells what of a quota isn't full: found and wanted, by name."""
-        return {
-            name: f"{counts[slick.QUOTAS[name]]:,} of {wanted:,}"
-            for name, wanted in self.settings.quota.items()
-            if counts[slick.QUOTAS[name]] < wanted
-        }
+    def _tally(self) -> Tally:
+        return Tally(self.settings.quota, self.settings.min_highly_known)
 
     def merge(self, *, some_right: bool = True) -> dict[str, Any]:
         """Writes the labelling from the journals of its shards.
@@ -119,7 +119,8 @@ class Labelling:
         """
         if not self.shards:
             return dict(files.read_json(self.output / slick.LABELS_MANIFEST))
-        categories = self._write_labels(some_right)
+        dropped = Counter({_SMALL: sum(self.small.values())})
+        categories = self._write_labels(some_right, dropped)
         exemplars = [
             {"relation": relation, "run": run, "facts": [fact.row() for fact in facts]}
             for relation, configs in self.drawn.items()
@@ -129,35 +130,40 @@ class Labelling:
         written = (slick.FACTS_FILE, slick.LABELS_FILE, slick.EXEMPLARS_FILE)
         hashes = {name: files.sha256_file(self.output / name) for name in written}
         manifest = {**self.identity, "categories": categories, "files": hashes}
+        if dropped := +dropped:
+            manifest["dropped"] = dict(dropped)
         files.write_json(self.output / CLASSIFY_LOG, read_journal(self.parts / _LOG))
         files.write_json(self.output / slick.LABELS_MANIFEST, manifest)
         shutil.rmtree(self.parts)
         return manifest
 
-    def _write_labels(self, some_right: bool) -> dict[Category, int]:
-        counts = _Counts()
+    def _write_labels(self, some_right: bool, dropped: Counter[str]) -> dict[Category, int]:
+        tally = self._tally()
         with (
             files.atomic(self.output / slick.FACTS_FILE) as facts,
             files.atomic(self.output / slick.LABELS_FILE) as labels,
         ):
-            for label in self._ordered():
-                if self.settings.quota and not self._missing(counts):
+            for label in self._ordered(dropped):
+                if self.settings.quota and not tally.missing():
                     break
                 facts.write((files.dumps(label.fact.row()) + "\n").encode())
                 labels.write((files.dumps(label.row()) + "\n").encode())
-                counts[label.category, label.fact.split] += 1
-            categories = Counter(category for category, _ in counts.elements())
+                tally.add([label])
+            categories = tally.categories()
+            if dropped[_LONG]:
+                told = f"whose answer has more than {self.settings.max_new_tokens} tokens"
+                sys.stderr.write(f"left out: {dropped[_LONG]:,} facts {told}\n")
             if some_right and categories.keys() <= {Category.UNKNOWN, Category.WEAKLY_KNOWN}:
                 raise InputError(
                     f"The base answers none of {categories.total()} questions in any run. "
                     "Check that it is a language model of these facts, and its tokenizer."
                 )
-            if missing := self._missing(counts):
+            if missing := tally.missing():
                 told = ", ".join(f"{name} {found}" for name, found in missing.items())
                 raise InputError(f"All facts together hold {told}. Lower --quota, or add a source.")
         return dict(categories)
 
-    def _ordered(self) -> Iterator[Label]:
+    def _ordered(self, dropped: Counter[str]) -> Iterator[Label]:
         for _, block in groupby(self.shards, lambda shard: shard.block):
             runs = [(shard, self.run(shard)) for shard in block]
             if missing := [str(shard.number) for shard, run in runs if not run.complete]:
@@ -165,6 +171,7 @@ class Labelling:
                     f"{self.output} is unfinished: shard {', '.join(missing[:10])} of "
                     f"{len(self.shards)} (counted from 0). Run classify again for them."
                 )
+            dropped[_LONG] += sum(run.too_long for _, run in runs)
             labels = [label for _, run in runs for label in run.labels()]
             yield from sorted(labels, key=lambda p: lot_of(p.fact, self.settings.seed))
 
@@ -172,7 +179,10 @@ class Labelling:
 def classify(
     facts: Iterable[Fact], engine: Engine, settings: SlickConfig, base: dict[str, Any], output: Path
 ) -> dict[str, Any]:
-    """Labels every fact that isn't an exemplar, or as many as a quota needs.
+    """Labels the training and dev facts that aren't exemplars, or as many as a quota needs.
+
+    No bundle draws from test facts. Facts of a relation that is too small for exemplars, or whose
+    answer is longer than an answer may be, are left out and counted.
 
     Beside the labelling runs, every question is asked once without exemplars and once in the
     fresh configuration: the base's own outcome in the prompts in which checkpoints are scored.
@@ -186,7 +196,7 @@ def classify(
         output: Directory to write.
 
     Raises:
-        UserError: If the directory holds a labelling with other settings, a relation is too
+        UserError: If the directory holds a labelling with other settings, every relation is too
             small, the base answers nothing right at all, or a quota can't be met.
     """
     labelling = begin(facts, engine.name, settings, base, output)
@@ -225,6 +235,10 @@ def begin(
         spool = Spool(stream, settings.seed)
         streamed = spool.fill(facts)
         drawn = draw_configurations(streamed, settings.runs, settings.shots, settings.seed, only)
+        small = {name: n for name, n in spool.counts().items() if name not in drawn}
+        for name, count in small.items():
+            told = f"relation {name} ({count:,} facts), too small to spare exemplars"
+            sys.stderr.write(f"left out: {told}\n")
         if not (engine or begun):
             told = f"{output} holds no labelling that was begun. Run classify without --merge."
             raise InputError(told)
@@ -240,16 +254,28 @@ def begin(
             return Labelling(output, settings, identity, drawn, [])
         # Answers don't depend on a quota: it may be changed while they are collected.
         collected = {**identity, "settings": {**identity["settings"], "quota": None}}
+        collected["settings"].pop("min_highly_known", None)
         if begun:
             _require_same(begun, collected, output)
         shards = read_shards(parts)
         if not shards:
             parts.mkdir(exist_ok=True)
-            exemplars = set().union(*(configs.ids for configs in drawn.values()))
-            asked = only.__contains__ if only else lambda fact: fact not in exemplars
-            shards = spool.shards(asked, settings.shard_size, parts)
+            shards = spool.shards(_asked(drawn, only), settings.shard_size, parts)
             files.write_json(parts / _IDENTITY, collected)
-    return Labelling(output, settings, identity, drawn, shards)
+    return Labelling(output, settings, identity, drawn, shards, small)
+
+
+def _asked(
+    drawn: Mapping[str, Configurations], only: frozenset[str]
+) -> Callable[[dict[str, Any]], bool]:
+    """Tells which facts are questions; a bundle takes none of the test split."""
+    exemplars = set().union(*(configurations.ids for configurations in drawn.values()))
+
+    def asked(row: dict[str, Any]) -> bool:
+        wanted = row["id"] in only if only else row["id"] not in exemplars
+        return wanted and row["relation"] in drawn and row["split"] != "test"
+
+    return asked
 
 
 def check_redraw(
@@ -290,8 +316,8 @@ def check_redraw(
     pairs = Counter((first[p.fact.id], p.category) for p in read_labels(again))
     ends = Category.HIGHLY_KNOWN, Category.UNKNOWN
     told = {
-        "sample": sample,
-        "agreement": sum(pairs[one, one] for one in Category) / sample,
+        "sample": pairs.total(),
+        "agreement": sum(pairs[one, one] for one in Category) / pairs.total(),
         "swapped": pairs[ends] + pairs[ends[::-1]],
         "confusion": {one: {other: pairs[one, other] for other in Category} for one in Category},
         "seeds": [seed, settings.seed],

@@ -54,7 +54,8 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     slick.add_argument(
         "--quota", default="", metavar="NAME=N,...",
-        help=f"stop when enough are found: {', '.join(labelling.QUOTAS)}; retires questions too",
+        help="stop when a bundle of these sizes can be built: "
+        f"{', '.join(labelling.QUOTAS)}; retires questions too",
     )  # fmt: skip
     slick.add_argument("--samples", type=int, default=0, help="random answers a run (0)")
     slick.add_argument("--temperature", type=float, default=0.5)
@@ -135,11 +136,14 @@ def _run(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> SlickConfig:
     quota = parse_pairs(args.quota)
+    if "known" in quota:  # a bundle draws its facts for selection and replay from the same
+        quota = {**labelling.SPARE, **quota}
     same = ("runs", "shots", "exemplars", "samples", "temperature", "top_k")
     values = {name: getattr(args, name) for name in same}
     values |= {"seed": args.exemplar_seed, "quota": quota, "retire": args.classes == _ENDS}
     if quota:  # small blocks: the last one overshoots less
         values |= {"retire": True, "shard_size": _QUOTA_SHARD}
+        values["min_highly_known"] = args.min_highly_known
     return parse(SlickConfig, values, "classify")
 
 
@@ -166,6 +170,6 @@ def _print_redraw(facts: Iterable[Fact], engine: Engine, output: Path, sample: i
     rows = [{"category": one, **counts} for one, counts in told["confusion"].items()]
     sys.stdout.write(
         tabulate(rows, headers="keys", tablefmt="github")
-        + f"\n\nWith other exemplars {told['agreement']:.3f} of {sample} facts keep their "
+        + f"\n\nWith other exemplars {told['agreement']:.3f} of {told['sample']} facts keep their "
         f"category; {told['swapped']} swap HighlyKnown and Unknown.\n\n"
     )

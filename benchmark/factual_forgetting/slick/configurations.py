@@ -47,7 +47,8 @@ def draw_configurations(
 
     The labelling runs walk through a reserved pool, so that they share no exemplar while the
     pool lasts. The pool takes at most a quarter of a relation's training facts, unless the
-    questions are given. The facts are read once, and only pools are kept.
+    questions are given. The facts are read once, and only pools are kept. A relation with too
+    few training facts to spare has none.
 
     Args:
         facts: All facts of the source.
@@ -57,7 +58,7 @@ def draw_configurations(
         questions: Ids of facts that must not become exemplars.
 
     Raises:
-        UserError: If a relation has too few training facts to spare.
+        UserError: If no relation has enough training facts to spare.
     """
     pools: dict[str, list[tuple[float, str, Fact]]] = defaultdict(list)
     training: Counter[str] = Counter()
@@ -68,22 +69,23 @@ def draw_configurations(
             entry = (-stable_fraction("exemplar", seed, fact.id), fact.id, fact)
             full = len(pool) >= (runs + 1) * shots
             (heapq.heappushpop if full else heapq.heappush)(pool, entry)
-    drawn = {}
+    spared = {}
     for relation, pool in sorted(pools.items()):
         most = int(training[relation] * (1 if questions else MAX_POOL_SHARE))
-        spared = [fact for *_, fact in sorted(pool)][max(0, len(pool) - most) :]
-        drawn[relation] = _of_relation(relation, spared, runs, shots, seed)
-    return drawn
+        spared[relation] = [fact for *_, fact in sorted(pool)][max(0, len(pool) - most) :]
+    least = min(runs + 1, 3) * shots
+    enough = {name: pool for name, pool in spared.items() if len(pool) >= least}
+    if spared and not enough:
+        largest = max(map(len, spared.values()))
+        raise InputError(
+            f"No relation can spare the {least} training facts that are needed as exemplars (at "
+            f"most {largest}): they may take a quarter, or the rest would go unasked. Give it at "
+            f"least {int(least / MAX_POOL_SHARE)}, or lower --runs or --shots."
+        )
+    return {name: _of_relation(name, pool, runs, shots, seed) for name, pool in enough.items()}
 
 
 def _of_relation(name: str, pool: list[Fact], runs: int, shots: int, seed: int) -> Configurations:
-    least = min(runs + 1, 3) * shots
-    if len(pool) < least:
-        raise InputError(
-            f"Relation {name} can spare {len(pool)} training facts as exemplars and needs "
-            f"{least}: they may take a quarter, or the rest would go unasked. Give it at least "
-            f"{int(least / MAX_POOL_SHARE)}, or leave it out with --relations."
-        )
     walk = _walk(pool[shots:], shots, random.Random(f"exemplars-{seed}-{name}"))
     return Configurations(tuple(islice(walk, runs)), tuple(pool[:shots]))
 

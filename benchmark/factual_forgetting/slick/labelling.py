@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
@@ -45,12 +45,17 @@ ZERO_SHOT, FRESH = "zero_shot", "fresh"
 NOT_ASKED = "-"
 LABELS_FILE, FACTS_FILE, EXEMPLARS_FILE = "labels.jsonl", "facts.jsonl", "exemplars.jsonl"
 LABELS_MANIFEST, SOURCE_FILE, PARTS = "manifest.json", "source.json", "parts"
-# What a quota counts: a category, and the split of the facts.
+# What a quota counts, by the name of a bundle's size: a category, and the split of the facts.
 QUOTAS = {
     "known": (Category.HIGHLY_KNOWN, "train"),
     "unknown": (Category.UNKNOWN, "train"),
     "heldout": (Category.HIGHLY_KNOWN, "dev"),
+    "validation": (Category.HIGHLY_KNOWN, "train"),
+    "replay": (Category.HIGHLY_KNOWN, "train"),
 }
+# What a bundle draws beside D_Known from the same facts, and how many unless told otherwise.
+SPARE = {"validation": 500, "replay": 500}
+_MIN_HIGHLY_KNOWN = 0.3
 
 
 class SlickConfig(Config):
@@ -65,8 +70,10 @@ class SlickConfig(Config):
             question draws its own (Kaplan et al. 2026), which no prefix can be shared over.
         retire: Whether a question is asked no more after one right and one wrong answer: it
             is MaybeKnown, whatever the other runs would say.
-        quota: Facts to find, by `known`, `unknown` and `heldout`. Questions are taken in a
-            random order that the seed fixes until all are found; needs `retire`.
+        quota: Sizes of the bundle that is wanted, by the names of `QUOTAS`. Questions are taken
+            in a random order that the seed fixes until it can be drawn; needs `retire`.
+        min_highly_known: Share of HighlyKnown training facts that a relation must reach to count
+            for the quota.
         samples: Random answers a run for questions with no right greedy one (Gekhman et al.
             2024: 16); 0 for none, and then WeaklyKnown counts as Unknown.
         temperature: Of random answers.
@@ -80,11 +87,20 @@ class SlickConfig(Config):
     max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
-    quota: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    quota: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    min_highly_known: float = _MIN_HIGHLY_KNOWN
     samples: int = Field(default=0, ge=0)
     temperature: float = Field(default=0.5, gt=0)
     top_k: int = Field(default=40, ge=1)
     shard_size: int = Field(default=512, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Labellings from before a setting was there have its default, and name it not."""
+        told = dict(plainly(self))
+        if self.min_highly_known == _MIN_HIGHLY_KNOWN:
+            del told["min_highly_known"]
+        return told
 
     @field_validator("quota")
     @classmethod

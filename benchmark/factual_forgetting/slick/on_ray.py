@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ class _Worker:
         labelling.ask(self._engine, [shard])
 
 
+def _gpus_each(arguments: dict[str, Any], workers: int, there: int) -> int:
+    """Returns the GPUs of a worker: those that its model is spread over; 0 where there are none."""
+    split = ("tensor_parallel_size", "pipeline_parallel_size")
+    each = prod(int(arguments.get(name) or 1) for name in split)
+    if 0 < there < workers * each:
+        raise InputError(
+            f"{workers} workers of {each} GPUs need {workers * each}, and Ray has {there}. "
+            "Lower --ray."
+        )
+    return each if there else 0
+
+
 def classify_on_ray(
     facts: Iterable[Fact],
     opening: tuple[Any, ...],
@@ -55,7 +68,7 @@ def classify_on_ray(
         settings: What decides the labels.
         base: Identity of the base model.
         output: Directory to write, the same for all workers.
-        workers: Number of workers; each takes a GPU where there are any.
+        workers: Number of workers; where there are GPUs, each takes those that its model needs.
 
     Raises:
         UserError: If Ray is not installed, workers keep dying, or as `classify` does.
@@ -65,7 +78,7 @@ def classify_on_ray(
     except ImportError:
         raise PackageError("Ray is not installed. Install factual-forgetting[ray].") from None
     started = None if ray.is_initialized() else ray.init(include_dashboard=False)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= workers else 0
+    gpus = _gpus_each(opening[2], workers, int(ray.cluster_resources().get("GPU", 0)))
     remote = ray.remote(num_gpus=gpus, runtime_env=_NO_BARS, **_RETRIES)(_Worker)
     pool = [remote.remote(opening) for _ in range(workers)]
     try:

@@ -78,11 +78,18 @@ class Spool:
             self._stream.write(line)
             yield fact
 
-    def shards(self, asked: Callable[[str], bool], size: int, parts: Path) -> list[Shard]:
+    def counts(self) -> dict[str, int]:
+        """Returns the number of facts by relation."""
+        counts = Counter(self._relations)
+        return {name: counts[number] for name, number in self._names.items()}
+
+    def shards(
+        self, asked: Callable[[dict[str, Any]], bool], size: int, parts: Path
+    ) -> list[Shard]:
         """Writes the questions and the index of their shards.
 
         Args:
-            asked: Tells by a fact's id whether it is asked.
+            asked: Tells by a fact's row whether it is asked.
             size: Questions of the largest relation in one block, about.
             parts: Directory to write.
 
@@ -93,7 +100,7 @@ class Spool:
         with files.atomic(parts / _QUESTIONS) as stream:
             for (block, relation), lines in groupby(self._ordered(size), itemgetter(0, 1)):
                 start = stream.tell()
-                chosen = [line for *_, line in lines if asked(files.loads(line)["id"])]
+                chosen = [line for *_, line in lines if asked(files.loads(line))]
                 stream.writelines(chosen)
                 if chosen:
                     shards.append(Shard(len(shards), block, relation, start, len(chosen)))
