@@ -9,7 +9,7 @@ from runs import altered, curve, make_run, same, train, weights
 
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.engines import prefix
+from factual_forgetting.engines import decoding, prefix
 from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.facts.fact import Fact
@@ -27,7 +27,6 @@ def saved(architecture: str, tokenizer: Any, path: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # so that it says more than one thing
-    model.generation_config.repetition_penalty = 3.0
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -63,7 +62,8 @@ def test_a_model_that_trees_cannot_run_gives_the_answers_of_greedy_decoding(
     """By hand: the whole text anew for every token, whatever generation_config.json says."""
     path = saved(architecture, tokenizer, tmp_path / "base")
     model, _ = load_causal_lm(path, "float32", "cpu")
-    stops = prefix.stop_ids(tokenizer)
+    model.generation_config.repetition_penalty = 3.0
+    stops = decoding.stop_ids(model, tokenizer)
     expected = []
     for fact in facts[:24]:
         ids = tokenizer(question_prompt(fact.question))["input_ids"]
@@ -78,9 +78,10 @@ def test_a_model_that_trees_cannot_run_gives_the_answers_of_greedy_decoding(
 
 
 def test_the_vocabulary_is_searched_for_newlines_once(tokenizer: Any) -> None:
-    prefix._newlines.cache_clear()
-    assert prefix.stop_ids(tokenizer) == prefix.stop_ids(tokenizer)
-    assert prefix._newlines.cache_info().misses == 1
+    model = make_model("llama", len(tokenizer))
+    decoding._newlines.cache_clear()
+    assert decoding.stop_ids(model, tokenizer) == decoding.stop_ids(model, tokenizer)
+    assert decoding._newlines.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
