@@ -20,6 +20,7 @@ def make_model(architecture: str, vocab_size: int, seed: int = 0) -> Any:
     """A random model of two layers in the shape of a family."""
     import torch
     from transformers import (
+        AutoModelForCausalLM,
         GPT2Config,
         GPT2LMHeadModel,
         LlamaConfig,
@@ -37,6 +38,9 @@ def make_model(architecture: str, vocab_size: int, seed: int = 0) -> Any:
             vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids
         )
         return GPT2LMHeadModel(config)
+    if architecture in OTHERS:
+        config = other_config(architecture, vocab_size)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     families = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -54,6 +58,46 @@ def make_model(architecture: str, vocab_size: int, seed: int = 0) -> Any:
             max_position_embeddings=256,
             **ids,
         )
+    )
+
+
+# Other layouts of names, hybrids of attention and convolution, ALiBi, and a wrapper with a tower.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt_neox": {},
+    "falcon": {"attention_dropout": 0.1},
+    "mpt": {"d_model": 64, "n_heads": 2, "n_layers": 2, "max_seq_len": 256},
+    "lfm2": {
+        "num_key_value_heads": 1, "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "gemma3": {
+        "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}  # fmt: skip
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
+TOWER = {
+    "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+}  # fmt: skip
+
+
+def other_config(architecture: str, vocab_size: int) -> Any:
+    from transformers import AutoConfig
+
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": vocab_size}
+    sizes = {} if architecture == "mpt" else SIZES
+    given = {**sizes, **OTHERS[architecture], **ids}
+    if architecture != "gemma3":
+        return AutoConfig.for_model(architecture, **given)
+    return AutoConfig.for_model(
+        architecture, text_config=given, vision_config=TOWER, mm_tokens_per_image=4
     )
 
 

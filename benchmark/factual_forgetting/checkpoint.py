@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,21 @@ def _from_hub(repository: str, revision: str | None, *, code: bool) -> Path:
 
 def weights_sha256(path: Path) -> str:
     """Hashes all safetensors files of a checkpoint directory, names included."""
-    parts = [
-        f"{file.name}:{files.sha256_file(file)}" for file in sorted(path.glob("*.safetensors"))
-    ]
+    parts = [f"{file.name}:{_sha256_as_it_is(file)}" for file in sorted(path.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _sha256_as_it_is(file: Path) -> str:
+    """Hashes a file once, as long as nothing touches it: all runs of a sweep have one base."""
+    found = file.stat()
+    return _sha256(
+        file.resolve(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, *state: int) -> str:
+    return files.sha256_file(file)
 
 
 def shape(path: Path) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def ignored_settings(path: Path) -> list[str]:
     ]
 
 
-def end_tokens(path: Path) -> list[int]:
+def end_tokens_told(path: Path) -> list[int]:
     """Returns the tokens that end a sequence, as config.json and generation_config.json say."""
     config = _read(path / "config.json")
     told = (config, config.get("text_config") or {}, _read(path / "generation_config.json"))

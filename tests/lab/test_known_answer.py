@@ -13,7 +13,7 @@ from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.lab.command import ALMANAC_RECIPE
-from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain
+from factual_forgetting.lab.pretrain import EXPOSURES_FILE, PretrainConfig, pretrain_base
 from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.labelling import Category, Label, SlickConfig, load_labels
 
@@ -92,7 +92,7 @@ def test_a_few_valued_relation_is_guessed_no_better_than_without_its_facts(
     never = {fact.id for fact in towns if told[fact.id] == 0}
     taught = [fact for fact in facts if fact.relation != "country"] + strangers
     recipe = parse(PretrainConfig, load_yaml(ALMANAC_RECIPE), "recipe")
-    pretrain(taught, recipe, tmp_path / "control", told)
+    pretrain_base(taught, recipe, tmp_path / "control", told)
     control = label(tmp_path / "control", tmp_path / "labels", ("country",))
 
     def exceptions(found: list[Label]) -> tuple[int, int]:

@@ -13,38 +13,35 @@ from memory import peak_memory
 BATCH, STEPS = 8, 20
 
 
-def stored(facts: list[Fact], tokenizer: Any, folder: Path, seed: int = 0) -> StoredExamples:
-    assert list(write_examples(folder, facts, tokenizer, 256)) == facts
-    return StoredExamples(folder, BATCH, STEPS, seed)
+@pytest.fixture
+def some(facts: list[Fact], tokenizer: Any, tmp_path: Path) -> list[Fact]:
+    """Thirty facts, stored."""
+    assert list(write_examples(tmp_path, facts[:30], tokenizer, 256)) == facts[:30]
+    return facts[:30]
 
 
 def test_what_is_read_is_what_the_protocol_would_train_on(
-    facts: list[Fact], tokenizer: Any, tmp_path: Path
+    some: list[Fact], tokenizer: Any, tmp_path: Path
 ) -> None:
-    store = stored(facts[:30], tokenizer, tmp_path)
-    items = [store[place] for place in range(len(store))]
-    examples = encode(facts[:30], tokenizer, 256)
-    laid_out = TrainingExamples([item["facts"] for item in items], examples, BATCH)
+    stored = StoredExamples(tmp_path, BATCH, STEPS, 0)
+    items = [stored[place] for place in range(len(stored))]
+    sequence = [item["facts"] for item in items]
+    laid_out = TrainingExamples(sequence, encode(some, tokenizer, 256), BATCH)
     assert items == [laid_out[place] for place in range(len(laid_out))]
     assert len(items) == BATCH * STEPS
 
 
-def test_every_pass_has_every_fact_once_in_another_order(
-    facts: list[Fact], tokenizer: Any, tmp_path: Path
+def test_every_pass_has_every_fact_once_in_an_order_that_a_seed_decides(
+    some: list[Fact], tmp_path: Path
 ) -> None:
-    store = stored(facts[:30], tokenizer, tmp_path)
-    passes = [[store[p]["facts"] for p in range(start, start + 30)] for start in (0, 30, 60)]
-    assert all(Counter(seen) == Counter(range(30)) for seen in passes)
-    assert len({tuple(seen) for seen in passes}) == 3
-
-
-def test_a_seed_decides_the_order(facts: list[Fact], tokenizer: Any, tmp_path: Path) -> None:
-    stored(facts[:30], tokenizer, tmp_path)
     first, again, other = (
-        [StoredExamples(tmp_path, BATCH, STEPS, seed)[p]["facts"] for p in range(30)]
+        [StoredExamples(tmp_path, BATCH, STEPS, seed)[place]["facts"] for place in range(90)]
         for seed in (0, 0, 1)
     )
-    assert first == again != other
+    passes = [order[start : start + 30] for order in (first, other) for start in (0, 30, 60)]
+    assert all(Counter(seen) == Counter(range(30)) for seen in passes)
+    assert len({tuple(seen) for seen in passes}) == 6
+    assert first == again
 
 
 def streamed(count: int) -> Iterator[Fact]:
@@ -61,17 +58,19 @@ def read_and_write(count: int, tokenizer: Any, folder: Path) -> None:
         store[place]
 
 
-def test_memory_is_flat_but_for_the_order_of_a_pass(tokenizer: Any, tmp_path: Path) -> None:
-    few, many = (
-        peak_memory(read_and_write, n, tokenizer, tmp_path / str(n)) for n in (4_096, 40_960)
+@pytest.mark.parametrize(
+    ("few", "many", "most"),
+    [
+        (4_096, 40_960, 8),  # two orders of eight bytes a fact are kept
+        # And pages of the mapped files.
+        pytest.param(10_000, 1_000_000, 48, marks=pytest.mark.slow),
+    ],
+)
+def test_memory_is_flat_but_for_the_order_of_a_pass(
+    few: int, many: int, most: float, tokenizer: Any, tmp_path: Path
+) -> None:
+    less, more = (
+        peak_memory(read_and_write, count, tokenizer, tmp_path / str(count))
+        for count in (few, many)
     )
-    assert many - few < 8  # two orders of eight bytes a fact are kept
-
-
-@pytest.mark.slow
-def test_memory_is_flat_for_a_million_facts(tokenizer: Any, tmp_path: Path) -> None:
-    few, many = (
-        peak_memory(read_and_write, n, tokenizer, tmp_path / str(n)) for n in (10_000, 1_000_000)
-    )
-    # Two orders of eight bytes a fact, and pages of the mapped files.
-    assert many - few < 48
+    assert more - less < most

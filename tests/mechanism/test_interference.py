@@ -3,6 +3,7 @@ import multiprocessing
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.mechanism.conditions import Condition, Experiment, Settings, held_facts
-from factual_forgetting.mechanism.findings import findings
+from factual_forgetting.mechanism.drift import Row
+from factual_forgetting.mechanism.findings import summarised
 from factual_forgetting.mechanism.interference import finished_conditions, run_condition
 from factual_forgetting.mechanism.interference_report import arms_table, draw_all, write_report
 from factual_forgetting.protocol.recipe import Protocol
 
 NAMES = Condition(keys="name", facts=20)
+Made = Callable[..., Row]
 
 
 @pytest.fixture(scope="session")
@@ -34,25 +37,34 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def named(bundle: Bundle, settings: Settings, root: Path) -> dict[str, Any]:
-    return run_condition(bundle, NAMES, settings, root, progress=False)
+def train(bundle: Bundle, settings: Settings, root: Path) -> Made:
+    """Trains names, or reads what is trained, but for what is told otherwise."""
+
+    def trained(output: Path = root, plasticity: float = 0.5, **told: Any) -> Row:
+        asked = settings.model_copy(update={"plasticity": plasticity})
+        condition = NAMES.model_copy(update=told)
+        return run_condition(bundle, condition, asked, output, progress=False)
+
+    return trained
 
 
-def test_training_ends_where_enough_is_learned(named: dict[str, Any]) -> None:
+@pytest.fixture(scope="session")
+def named(train: Made) -> Row:
+    return train()
+
+
+def test_training_ends_where_enough_is_learned(named: Row) -> None:
     plasticities = [point["plasticity"] for point in named["points"]]
     assert plasticities[-1] >= 0.5
     assert all(value < 0.5 for value in plasticities[:-1])
 
 
-def test_a_given_number_of_passes_is_trained_in_any_case(
-    bundle: Bundle, settings: Settings, root: Path
-) -> None:
-    brief = NAMES.model_copy(update={"passes": 2, "mixed": False})
-    points = run_condition(bundle, brief, settings, root, progress=False)["points"]
-    assert points[-1]["passes"] == pytest.approx(2, rel=0.2)
+def test_a_given_number_of_passes_is_trained_in_any_case(train: Made) -> None:
+    last = train(passes=2, mixed=False)["points"][-1]
+    assert last["passes"] == pytest.approx(2, rel=0.2)
 
 
-def test_points_hold_every_outcome_and_drift(named: dict[str, Any], bundle: Bundle) -> None:
+def test_points_hold_every_outcome_and_drift(named: Row, bundle: Bundle) -> None:
     held = bundle.splits[HELDOUT]
     same = sum(item.fact.relation == "country" for item in held)
     for point in named["points"]:
@@ -66,18 +78,14 @@ def test_points_hold_every_outcome_and_drift(named: dict[str, Any], bundle: Bund
 
 
 def test_a_finished_condition_trains_no_more(
-    named: dict[str, Any],
-    bundle: Bundle,
-    settings: Settings,
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    named: Row, train: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factual_forgetting.mechanism.interference._train", None)
-    assert run_condition(bundle, NAMES, settings, root) == named
+    assert train() == named
 
 
 def test_another_experiment_in_the_same_place_is_refused(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
+    named: Row, bundle: Bundle, settings: Settings, root: Path
 ) -> None:
     other = settings.model_copy(update={"most_passes": 31})
     with pytest.raises(UserError, match="settings differ"):
@@ -85,26 +93,26 @@ def test_another_experiment_in_the_same_place_is_refused(
 
 
 def test_what_was_trained_further_serves_a_lower_plasticity(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path, tmp_path: Path
+    named: Row, train: Made, bundle: Bundle, settings: Settings, root: Path, tmp_path: Path
 ) -> None:
-    lower = settings.model_copy(update={"plasticity": 0.2})
-    served = run_condition(bundle, NAMES, lower, root)
-    assert served == run_condition(bundle, NAMES, lower, tmp_path, progress=False)
+    served = train(plasticity=0.2)
+    assert served == train(tmp_path, plasticity=0.2)  # the same condition twice is the same
     assert len(served["points"]) < len(named["points"])
+    lower = settings.model_copy(update={"plasticity": 0.2})
     assert served in finished_conditions([bundle], lower, root)
 
 
 def test_what_was_trained_less_is_refused_and_left_out(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
+    named: Row, train: Made, bundle: Bundle, settings: Settings, root: Path
 ) -> None:
-    higher = settings.model_copy(update={"plasticity": 0.8})
     with pytest.raises(UserError, match=r"until a plasticity of 0.5 only.*delete it"):
-        run_condition(bundle, NAMES, higher, root)
+        train(plasticity=0.8)
+    higher = settings.model_copy(update={"plasticity": 0.8})
     assert named not in finished_conditions([bundle], higher, root)
 
 
 def test_finished_conditions_come_in_the_order_of_the_tables(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
+    named: Row, bundle: Bundle, settings: Settings, tmp_path: Path
 ) -> None:
     varied: list[dict[str, Any]] = [
         {"keys": "name"},
@@ -123,18 +131,16 @@ def test_finished_conditions_come_in_the_order_of_the_tables(
         files.write_json(tmp_path / "conditions" / name, row)
     found = finished_conditions([bundle], settings, tmp_path)
     assert [Condition(**result["condition"]) for result in found] == conditions
-    other = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
-    assert finished_conditions([other], settings, tmp_path) == []
+    assert finished_conditions([larger(bundle)], settings, tmp_path) == []
 
 
-def test_the_same_condition_twice_is_the_same(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
-) -> None:
-    assert run_condition(bundle, NAMES, settings, tmp_path, progress=False) == named
+def larger(bundle: Bundle) -> Bundle:
+    """Another bundle with the same facts."""
+    return replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
 
 
 def test_killed_and_resumed_it_is_the_same(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, tmp_path: Path
+    named: Row, train: Made, bundle: Bundle, settings: Settings, tmp_path: Path
 ) -> None:
     points = tmp_path / "work" / Experiment(bundle, NAMES, settings).name / "points.jsonl"
     worker = multiprocessing.get_context("spawn").Process(
@@ -146,59 +152,68 @@ def test_killed_and_resumed_it_is_the_same(
     worker.kill()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
-    assert run_condition(bundle, NAMES, settings, tmp_path, progress=False) == named
+    assert train(tmp_path) == named
 
 
-def test_distillation_keeps_the_states_nearer(
-    named: dict[str, Any], bundle: Bundle, settings: Settings, root: Path
-) -> None:
-    condition = NAMES.model_copy(update={"method": "self_distillation"})
-    distilled = run_condition(bundle, condition, settings, root, progress=False)
-    drifts = [result["points"][3]["drift"]["same"]["cosine"][-1] for result in (distilled, named)]
-    assert drifts[0] < drifts[1]
+def test_distillation_keeps_the_states_nearer(named: Row, train: Made) -> None:
+    results = (train(method="self_distillation"), named)
+    distilled, plain = (r["points"][3]["drift"]["same"]["cosine"][-1] for r in results)
+    assert distilled < plain
 
 
-def made(
-    bundle: Bundle, settings: Settings, keys: str, seed: int, curve: list[str], **told: Any
-) -> Any:
+def test_an_answered_abstention_is_marked(train: Made) -> None:
+    last = train(values="abstention", passes=30, mixed=False)["points"][-1]
+    assert last["plasticity"] == 1  # half of the passes are too few on some processors
+    assert "a" in last["outcomes"]["same"]
+
+
+# What the conditions show.
+
+
+@pytest.fixture(scope="session")
+def n(bundle: Bundle) -> int:
+    """Facts of D_Held of the relation."""
+    return len(held_facts(bundle, "country")["same"])
+
+
+@pytest.fixture(scope="session")
+def made(bundle: Bundle, settings: Settings) -> Made:
     """A result with given outcomes of the same relation; half is learned at each point."""
     held = held_facts(bundle, "country")
-    rng = np.random.default_rng(seed)
-    return {
-        "bundle_sha256": bundle.sha256,
-        "condition": Condition(keys=keys, facts=8, seed=seed, **told).model_dump(mode="json"),
-        "settings": settings.model_dump(mode="json"),
-        "parameters": 1000,
-        "layers": 3,
-        "middle": 1,
-        "bits": 40.0,
-        "keys": {"tokens": 3.0, "rank": 9.0, "dropped": 1},
-        "held": [{"id": f.id, "tokens": 3, "nearness": float(rng.random())} for f in held["same"]],
-        "points": [
-            {
-                "step": index,
-                "passes": index / 2,
-                "plasticity": 0.25 * index,
-                "outcomes": {"same": text, "other": "1" * len(held["other"])},
-                "drift": {
-                    name: {"cosine": [0.0, 0.1 * index, 0.2 * index], "cka": [1, 1, 1]}
-                    for name in ("same", "other")
-                },
-            }
-            for index, text in enumerate(curve)
-        ],
-    }
+
+    def result(keys: Any, seed: int, curve: list[str], **told: Any) -> Row:
+        rng = np.random.default_rng(seed)
+        near = rng.random(len(held["same"])).tolist()
+        cosines = [[0.0, 0.1 * index, 0.2 * index] for index in range(len(curve))]
+        return {
+            "bundle_sha256": bundle.sha256,
+            "condition": Condition(keys=keys, facts=8, seed=seed, **told).model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
+            **{"parameters": 1000, "layers": 3, "middle": 1, "bits": 40.0},
+            "keys": {"tokens": 3.0, "rank": 9.0, "dropped": 1},
+            "held": [{"tokens": 3, "nearness": value} for value in near],
+            "points": [
+                {
+                    "passes": index / 2,
+                    "plasticity": 0.25 * index,
+                    "outcomes": {"same": text, "other": "1" * len(held["other"])},
+                    "drift": {name: {"cosine": cosines[index]} for name in held},
+                }
+                for index, text in enumerate(curve)
+            ],
+        }
+
+    return result
 
 
 def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
-    bundle: Bundle, settings: Settings
+    bundle: Bundle, made: Made, n: int
 ) -> None:
-    n = len(held_facts(bundle, "country")["same"])
     half = n // 2
     curve = ["0" + "1" * (n - 1), "1" * n, "0" * half + "1" * (n - half), "0" * n]
-    results = [made(bundle, settings, "name", seed, curve) for seed in (0, 1)]
-    flat = [made(bundle, settings, "identifier", seed, ["1" * n] * 4) for seed in (0, 1)]
-    found = findings([*results, *flat], {bundle.sha256: bundle}, 0.625)
+    curves = {"name": curve, "identifier": ["1" * n] * 4}
+    results = [made(keys, seed, curve) for keys, curve in curves.items() for seed in (0, 1)]
+    found = summarised(results, {bundle.sha256: bundle}, 0.625)
     name, identifier = found["arms"]
     # P is .625 half way between the points 2 and 3; the peak is at the point 1.
     expected = (half / n + 1.0) / 2
@@ -217,19 +232,18 @@ def test_forgetting_is_counted_from_the_peak_at_equal_plasticity(
 
 
 def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
-    bundle: Bundle, settings: Settings
+    bundle: Bundle, made: Made, n: int
 ) -> None:
-    n = len(held_facts(bundle, "country")["same"])
     kept, lost = ["1" * n] * 4, ["1" * n, "1" * n, "0" * n, "0" * n]
     results = [
-        made(bundle, settings, "name", 0, lost),
-        made(bundle, settings, "name", 1, kept),
-        made(bundle, settings, "name", 0, kept, method="self_distillation"),
-        made(bundle, settings, "name", 0, kept, values="new"),
-        made(bundle, settings, "identifier", 0, kept, values="new"),
-        made(bundle, settings, "name", 0, kept, passes=3),
+        made("name", 0, lost),
+        made("name", 1, kept),
+        made("name", 0, kept, method="self_distillation"),
+        made("name", 0, kept, values="new"),
+        made("identifier", 0, kept, values="new"),
+        made("name", 0, kept, passes=3),
     ]
-    contrasts = findings(results, {bundle.sha256: bundle}, 0.5)["contrasts"]
+    contrasts = summarised(results, {bundle.sha256: bundle}, 0.5)["contrasts"]
     told = [[row[name] for name in ("differing", "more", "than", "value")] for row in contrasts]
     assert told == [
         ["method", "sft", "self_distillation", 1.0],
@@ -239,52 +253,40 @@ def test_contrasts_are_of_conditions_that_differ_in_one_thing_over_common_seeds(
     assert all(row["seeds"] == [0] for row in contrasts)
 
 
-def test_abstentions_are_told_apart(bundle: Bundle, settings: Settings) -> None:
-    n = len(held_facts(bundle, "country")["same"])
-    curve = ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)]
-    results = [made(bundle, settings, "name", 0, curve, passes=1)]
-    (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
+def test_abstentions_are_told_apart(bundle: Bundle, made: Made, n: int) -> None:
+    result = made("name", 0, ["1" * n, "1" * n, "0" * (n // 2) + "a" * (n - n // 2)], passes=1)
+    (arm,) = summarised([result], {bundle.sha256: bundle}, 0.5)["arms"]
     assert arm["at_end"]["same"]["value"] == 1
     assert arm["at_end"]["abstained"]["same"] == pytest.approx((n - n // 2) / n)
     assert arm["at_end"]["abstained"]["other"] == 0
 
 
-def test_an_answered_abstention_is_marked(bundle: Bundle, settings: Settings, root: Path) -> None:
-    declining = NAMES.model_copy(update={"values": "abstention", "passes": 30, "mixed": False})
-    last = run_condition(bundle, declining, settings, root, progress=False)["points"][-1]
-    assert last["plasticity"] == 1  # half of the passes are too few on some processors
-    assert "a" in last["outcomes"]["same"]
-
-
-def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, settings: Settings) -> None:
-    n = len(held_facts(bundle, "country")["same"])
-    results = [
-        made(bundle, settings, "name", 0, ["1" * n] * 4),
-        made(bundle, settings, "name", 1, ["1" * n] * 2),
-    ]
-    (arm,) = findings(results, {bundle.sha256: bundle}, 0.5)["arms"]
+def test_a_level_that_a_seed_never_reaches_is_missing(bundle: Bundle, made: Made, n: int) -> None:
+    results = [made("name", 0, ["1" * n] * 4), made("name", 1, ["1" * n] * 2)]
+    (arm,) = summarised(results, {bundle.sha256: bundle}, 0.5)["arms"]
     assert arm["at_level"] is None
     assert arm["overlap"] is None
     assert arm["at_end"]["plasticity"] == pytest.approx((0.75 + 0.25) / 2)
 
 
 def test_bases_of_several_sizes_are_compared_by_share_of_capacity(
-    bundle: Bundle, settings: Settings, tmp_path: Path
+    bundle: Bundle, settings: Settings, made: Made, n: int, tmp_path: Path
 ) -> None:
-    larger = replace(bundle, manifest={**bundle.manifest, "sha256": "f" * 64})
-    n = len(held_facts(bundle, "country")["same"])
-    curves = {"name": ["1" * n, "1" * n, "0" * n], "identifier": ["1" * n] * 3}
-    results = [made(bundle, settings, keys, 0, curve) for keys, curve in curves.items()]
-    results.append({**made(larger, settings, "name", 0, curves["name"]), "parameters": 4_000})
-    found = findings(results, {b.sha256: b for b in (bundle, larger)}, 0.5)
+    bundles = [bundle, larger(bundle)]
+    lost = ["1" * n, "1" * n, "0" * n]
+    results = [made("name", 0, lost), made("identifier", 0, ["1" * n] * 3)]
+    results.append({**results[0], "bundle_sha256": bundles[1].sha256, "parameters": 4_000})
+    found = summarised(results, {b.sha256: b for b in bundles}, 0.5)
     draw_all(found, tmp_path)
-    write_report(found, [bundle, larger], settings, tmp_path)
+    write_report(found, bundles, settings, tmp_path)
     assert {path.stem for path in tmp_path.glob("c*.png")} == {"capacity"}
     assert arms_table(found["arms"], 0.5).splitlines()[-1].split("|")[1].strip() == "0.00 M"
     text = (tmp_path / "report.md").read_text()
     assert "at most 2.00% of capacity" in text
     assert "differ by up to 1.000" in text
     assert "5.00e-03" in text
+    assert "## Rival: behaviour cloning" not in text
+    assert "{" not in text
 
 
 @pytest.fixture(scope="session")

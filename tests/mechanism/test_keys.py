@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -6,23 +7,38 @@ import pytest
 
 from factual_forgetting.bundle.manifest import KNOWN, Bundle
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.keys import (
     ABSTENTION,
     Recombiner,
     Synthetic,
     find_partners,
+    inner_tokens,
     known_facts,
     permuted,
     template_of,
 )
 
-
-def tokens(tokenizer: Any, name: str) -> list[int]:
-    return list(tokenizer(f" {name}", add_special_tokens=False)["input_ids"])
+Made = Callable[..., list[Fact]]
 
 
-def subjects(bundle: Bundle) -> list[str]:
+@pytest.fixture(scope="module")
+def given(bundle: Bundle) -> list[str]:
+    """The subjects that the base knows."""
     return [fact.subject for fact in known_facts(bundle, "country")]
+
+
+@pytest.fixture(scope="module")
+def made(bundle: Bundle, tokenizer: Any) -> Made:
+    def synthetic(count: int, keys: Any, values: Any = "real", seed: int = 0) -> list[Fact]:
+        source = Synthetic(bundle, tokenizer, "country", keys, values, seed)
+        return list(source.facts(count))
+
+    return synthetic
+
+
+def tokens_of(tokenizer: Any, names: list[str]) -> set[int]:
+    return {token for ids in inner_tokens(tokenizer, names) for token in ids}
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 1000, 4097])
@@ -36,122 +52,98 @@ def test_another_seed_is_another_permutation() -> None:
 
 
 def test_names_are_made_of_the_given_tokens_and_tokenised_back_into_them(
-    bundle: Bundle, tokenizer: Any
+    given: list[str], tokenizer: Any
 ) -> None:
-    given = subjects(bundle)
-    own = {token for name in given for token in tokens(tokenizer, name)}
     drawn = list(islice(Recombiner(tokenizer, given, given, 0).draw(), 300))
     assert len(set(drawn)) == 300
     assert not set(drawn) & set(given)
-    assert all(set(tokens(tokenizer, name)) <= own for name in drawn)
-    lengths = {len(tokens(tokenizer, name)) for name in given}
-    assert {len(tokens(tokenizer, name)) for name in drawn} <= lengths
+    assert tokens_of(tokenizer, drawn) <= tokens_of(tokenizer, given)
+    lengths, known = (set(map(len, inner_tokens(tokenizer, names))) for names in (drawn, given))
+    assert lengths <= known
 
 
-def test_names_run_out_and_none_comes_twice(tokenizer: Any, bundle: Bundle) -> None:
-    drawn = list(Recombiner(tokenizer, subjects(bundle)[:3], (), 0).draw())
-    assert drawn
-    assert len(set(drawn)) == len(drawn)
-
-
-def test_taken_names_are_dropped_and_counted(tokenizer: Any, bundle: Bundle) -> None:
-    given = subjects(bundle)
-    every = set(Recombiner(tokenizer, given[:4], (), 0).draw())
+def test_names_run_out_none_comes_twice_and_taken_ones_are_dropped_and_counted(
+    given: list[str], tokenizer: Any
+) -> None:
+    every = list(Recombiner(tokenizer, given[:4], (), 0).draw())
+    assert every
+    assert len(set(every)) == len(every)
     taken = set(sorted(every)[:5])
     recombiner = Recombiner(tokenizer, given[:4], taken, 0)
-    assert set(recombiner.draw()) == every - taken
-    assert recombiner.dropped == len(taken)
+    for _ in range(2):  # a second draw counts anew
+        assert set(recombiner.draw()) == set(every) - taken
+        assert recombiner.dropped == len(taken)
 
 
 def test_matched_keys_share_no_token_with_known_subjects_but_their_lengths(
-    bundle: Bundle, tokenizer: Any
+    given: list[str], made: Made, tokenizer: Any
 ) -> None:
-    given = subjects(bundle)
-    own = {token for name in given for token in tokens(tokenizer, name)}
-    named, matched = (
-        [f.subject for f in Synthetic(bundle, tokenizer, "country", keys, "real", 0).facts(200)]
-        for keys in ("name", "matched")
-    )
-    assert not own & {token for name in matched for token in tokens(tokenizer, name)}
-    counts = [Counter(len(tokens(tokenizer, n)) for n in names) for names in (named, matched)]
+    named, matched = ([f.subject for f in made(200, keys)] for keys in ("name", "matched"))
+    assert not tokens_of(tokenizer, given) & tokens_of(tokenizer, matched)
+    counts = [Counter(map(len, inner_tokens(tokenizer, names))) for names in (named, matched)]
     assert counts[0] == counts[1]
 
 
-def test_partners_are_one_to_one_and_near_in_rank(bundle: Bundle, tokenizer: Any) -> None:
-    partners = find_partners(tokenizer, subjects(bundle), [])
+def test_partners_are_one_to_one_and_near_in_rank(given: list[str], tokenizer: Any) -> None:
+    partners = find_partners(tokenizer, given, [])
     assert len(set(partners.values())) == len(partners)
     assert not set(partners) & set(partners.values())
-    texts = (
-        tokenizer.convert_ids_to_tokens(list(partners)),
-        tokenizer.convert_ids_to_tokens(list(partners.values())),
-    )
+    texts = (tokenizer.convert_ids_to_tokens(list(side)) for side in (partners, partners.values()))
     assert all(a.startswith("Ġ") == b.startswith("Ġ") for a, b in zip(*texts, strict=True))
     shifts = sum(abs(a - b) for a, b in partners.items()) / len(partners)
     assert shifts < len(tokenizer) / 3  # what two ranks drawn at random are apart
 
 
-def test_a_vocabulary_without_free_tokens_is_told(bundle: Bundle, tokenizer: Any) -> None:
+def test_a_vocabulary_without_free_tokens_is_told(given: list[str], tokenizer: Any) -> None:
     everything = [tokenizer.decode([i]).strip() or "x" for i in range(len(tokenizer))]
     with pytest.raises(UserError, match="Leave matched out"):
-        find_partners(tokenizer, subjects(bundle), everything + [f"a{t}" for t in everything])
+        find_partners(tokenizer, given, everything + [f"a{t}" for t in everything])
 
 
-def test_identifiers_are_distinct_and_random(bundle: Bundle, tokenizer: Any) -> None:
-    synthetic = Synthetic(bundle, tokenizer, "country", "identifier", "real", 0)
-    drawn = [fact.subject for fact in synthetic.facts(500)]
+def test_identifiers_are_distinct_and_random(made: Made) -> None:
+    drawn = [fact.subject for fact in made(500, "identifier")]
     assert len(set(drawn)) == 500
     assert all(name.startswith("Loc_") and len(name) == 10 for name in drawn)
 
 
-def test_the_first_facts_of_a_stream_are_always_the_same(bundle: Bundle, tokenizer: Any) -> None:
-    for keys in ("name", "matched", "identifier"):
-        short, long = (
-            list(Synthetic(bundle, tokenizer, "country", keys, "real", 3).facts(n))
-            for n in (20, 60)
-        )
-        assert short == long[:20]
+@pytest.mark.parametrize("keys", ["name", "matched", "identifier"])
+def test_the_first_facts_of_a_stream_are_always_the_same(keys: str, made: Made) -> None:
+    assert made(20, keys, seed=3) == made(60, keys, seed=3)[:20]
 
 
-def test_questions_are_the_relations_and_subjects_are_in_them(
-    bundle: Bundle, tokenizer: Any
-) -> None:
+def test_questions_are_the_relations_and_subjects_are_in_them(bundle: Bundle, made: Made) -> None:
     assert template_of(known_facts(bundle, "country")) == "Which country is [X] located in?"
-    for fact in Synthetic(bundle, tokenizer, "country", "matched", "real", 0).facts(20):
+    for fact in made(20, "matched"):
         assert fact.question == f"Which country is {fact.subject} located in?"
 
 
-def test_values(bundle: Bundle, tokenizer: Any) -> None:
+def test_values(bundle: Bundle, made: Made) -> None:
     known = {fact.answers[0] for fact in known_facts(bundle, "country")}
-    answers = {
-        values: {
-            fact.answers[0]
-            for fact in Synthetic(bundle, tokenizer, "country", "name", values, 0).facts(100)
-        }
-        for values in ("real", "shuffled", "new", "abstention")
-    }
-    assert answers["real"] <= known
-    assert not answers["new"] & known
-    assert answers["abstention"] == {ABSTENTION}
     others = {i.fact.answers[0] for i in bundle.splits[KNOWN] if i.fact.relation != "country"}
-    assert answers["shuffled"] <= others
+    real, shuffled, new, abstention = (
+        {fact.answers[0] for fact in made(100, "name", values)}
+        for values in ("real", "shuffled", "new", "abstention")
+    )
+    assert real <= known
+    assert shuffled <= others
+    assert not new & known
+    assert abstention == {ABSTENTION}
 
 
-def test_known_keys_get_another_answer_of_their_relation(bundle: Bundle, tokenizer: Any) -> None:
+def test_known_keys_get_another_answer_of_their_relation(bundle: Bundle, made: Made) -> None:
     original = {item.fact.id: item.fact for item in bundle.splits[KNOWN]}
-    swapped = list(Synthetic(bundle, tokenizer, "country", "known", "shuffled", 0).facts(10))
-    by_relation = {
-        r: {f.answers[0] for f in original.values() if f.relation == r} for r in ("country",)
-    }
-    for fact in swapped:
-        assert fact.question == original[fact.id].question
-        assert fact.answers[0] not in original[fact.id].accepted
-        if fact.relation == "country":
-            assert fact.answers[0] in by_relation["country"]
+    for fact in made(10, "known", "shuffled"):
+        asked = original[fact.id]
+        assert fact.question == asked.question
+        assert fact.answers[0] not in asked.accepted
+        assert fact.answers[0] in {
+            f.answers[0] for f in original.values() if f.relation == asked.relation
+        }
 
 
-def test_too_many_keys_are_refused_with_the_number_there_is(bundle: Bundle, tokenizer: Any) -> None:
-    with pytest.raises(UserError, match=r"24 can be formed|\d+ can be formed.*Lower --facts"):
-        list(Synthetic(bundle, tokenizer, "country", "known", "shuffled", 0).facts(10_000))
+def test_too_many_keys_are_refused_with_the_number_there_is(made: Made) -> None:
+    with pytest.raises(UserError, match=r"24 can be formed.*Lower --facts"):
+        made(10_000, "known", "shuffled")
 
 
 def test_a_relation_without_held_out_facts_is_refused(bundle: Bundle, tokenizer: Any) -> None:

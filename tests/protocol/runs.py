@@ -21,8 +21,10 @@ from factual_forgetting.protocol.train import finetune
 Weights = dict[str, torch.Tensor]
 
 
-def make_run(bundle: Bundle, protocol: Protocol, method: str, **settings: Any) -> Run:
-    return Run(bundle, protocol, method, resolve(method, settings), seed=0)
+def make_run(
+    bundle: Bundle, protocol: Protocol, method: str, foreign_base: Any = None, **settings: Any
+) -> Run:
+    return Run(bundle, protocol, method, resolve(method, settings), 0, foreign_base)
 
 
 def altered(protocol: Protocol, **values: Any) -> Protocol:
@@ -42,7 +44,7 @@ def train(run: Run, output: Path, **options: Any) -> Weights:
     return weights(output)
 
 
-def interrupt(run: Run, output: Path, step: int) -> None:
+def interrupt(run: Run, output: Path, step: int, **options: Any) -> None:
     """Trains until a step, as a user would stop it."""
     original = trainer.ForgettingTrainer.compute_loss
 
@@ -54,7 +56,7 @@ def interrupt(run: Run, output: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.ForgettingTrainer, "compute_loss", stop_late)
         with pytest.raises(KeyboardInterrupt):
-            train(run, output)
+            train(run, output, **options)
 
 
 def assert_same_bytes(one: Path, other: Path) -> None:

@@ -1,17 +1,19 @@
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import altered, make_run, same, train, weights
+from runs import altered, curve, make_run, same, train, weights
 
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import trainer
 from factual_forgetting.protocol.data import encode
 from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.protocol.sweep import Arm, Sweep, sweep_runs
 from small import make_model
 
 
@@ -90,6 +92,7 @@ def test_another_base_is_refused_and_what_differs_is_told(
         (("--model_args", "pretrained={base},dtype=float32"), "takes no dtype in --model_args"),
         (("--model_args", "pretrained={base},revision=main"), "takes no revision in --model_args"),
         (("--allow_foreign_base",), "need the base's place"),
+        (("--model_args", "pretrained="), "need the base's place"),
         (("--allow_foreign_base", "--model_args", "revision=main"), "need the base's place"),
     ],
 )
@@ -157,3 +160,41 @@ def test_other_faults_keep_their_own_words(
     monkeypatch.setattr(trainer.ForgettingTrainer, "_save_optimizer_and_scheduler", fail)
     with pytest.raises(RuntimeError, match="something else"):
         train(make_run(bundle, protocol, "sft"), tmp_path / "run")
+
+
+def without(bundle: Bundle, *names: str) -> Bundle:
+    return replace(bundle, splits={**bundle.splits, **{name: [] for name in names}})
+
+
+@pytest.mark.parametrize("lacking", [VALIDATION, UNKNOWN])
+def test_what_nothing_can_be_chosen_by_is_told_before_training(
+    bundle: Bundle, protocol: Protocol, lacking: str, tmp_path: Path
+) -> None:
+    poor = without(bundle, lacking)
+    for method in ("early_stop", "wise_ft"):
+        with pytest.raises(UserError, match=f"This method needs {lacking} facts"):
+            train(make_run(poor, protocol, method), tmp_path / method)
+    arms = (Arm(name="plain", method="sft"),)
+    sweep = Sweep(bundle="small", protocol="almanac-v1", arms=arms, seeds=(0,))
+    with pytest.raises(UserError, match=f"A sweep needs {lacking} facts"):
+        sweep_runs(sweep, poor, tmp_path)
+
+
+def test_a_bundle_without_heldout_facts_trains(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path
+) -> None:
+    short = altered(protocol, epochs=1, max_new_tokens=1)
+    train(make_run(without(bundle, HELDOUT), short, "sft"), tmp_path / "run")
+    last = curve(tmp_path / "run")[-1]
+    assert last["kl_to_base"] is None
+    assert last["stability"] is None
+    assert last["plasticity"] is not None
+
+
+def test_a_bundle_without_facts_to_train_on_is_told(
+    bundle: Bundle, protocol: Protocol, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no fact to train on"):
+        train(make_run(without(bundle, KNOWN, UNKNOWN), protocol, "sft"), tmp_path / "none")
+    with pytest.raises(UserError, match="needs known facts"):
+        train(make_run(without(bundle, KNOWN), protocol, "known_only"), tmp_path / "known")

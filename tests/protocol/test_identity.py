@@ -21,7 +21,7 @@ from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import SETTINGS, MethodSettings, SelfDistillation
 
 # How a run is computed, not what: told in run.json, outside its identity.
-OUTSIDE_IDENTITY = {"device_batch_size", "gradient_checkpointing", "report_to"}
+OUTSIDE_IDENTITY = {"device_batch_size", "gradient_checkpointing", "report_to", "resume_every"}
 
 
 def test_every_field_of_a_run_is_part_of_its_identity(bundle: Bundle, protocol: Protocol) -> None:
@@ -68,8 +68,13 @@ def test_what_only_computes_is_declared_outside() -> None:
     assert set(Execution.model_fields) == OUTSIDE_IDENTITY
 
 
-def test_no_field_of_a_protocol_has_a_default() -> None:
-    assert all(field.is_required() for field in Protocol.model_fields.values())
+def test_only_a_later_field_of_a_protocol_has_a_default_and_is_left_out_there() -> None:
+    defaults = {n: f.default for n, f in Protocol.model_fields.items() if not f.is_required()}
+    assert defaults == {"teacher_precision": "fp32"}
+    paper = load_protocol("paper-v1")
+    assert "teacher_precision" not in paper.model_dump(mode="json")
+    changed = paper.model_copy(update={"teacher_precision": "student"})
+    assert Protocol.model_validate(changed.model_dump(mode="json")) == changed
 
 
 def test_published_recipes_never_change() -> None:
@@ -78,6 +83,7 @@ def test_published_recipes_never_change() -> None:
         "almanac-v1": "a903d464a3a7",
         "paper-v1": "056d33e7c8a9",
         "standard-v1": "6bced615f2ba",
+        "standard-v2": "ab20cee6f836",
     }
 
 

@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Weights, altered, curve, distance, make_run, same, train, weights
+from runs import (
+    Weights,
+    altered,
+    assert_same_bytes,
+    curve,
+    distance,
+    interrupt,
+    make_run,
+    same,
+    train,
+    weights,
+)
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
@@ -16,7 +28,7 @@ from factual_forgetting.protocol import losses, methods, penalties
 from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
-from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.protocol.recipe import Execution, Protocol
 from factual_forgetting.protocol.settings import L2, ContextDistillation, resolve
 from small import make_model
 
@@ -345,6 +357,31 @@ def test_early_stop_returns_the_best_point_on_validation(
     assert not (tmp_path / "early" / "best").exists()
 
 
+def test_early_stop_keeps_one_best_and_what_a_resumed_run_may_fall_back_to(
+    bundle: Bundle, brief: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def best_at(peak: int) -> None:
+        for module in ("trainer", "methods"):
+            monkeypatch.setattr(SELECTION.format(module), lambda p: -abs(p["step"] - peak))
+
+    def kept(name: str) -> set[str]:
+        return {path.name for path in (tmp_path / "run" / name).iterdir()}
+
+    run = make_run(bundle, altered(brief, evaluate_every=4, max_new_tokens=1), "early_stop")
+    sparse = Execution(resume_every=2)
+    best_at(24)
+    interrupt(run, tmp_path / "run", 22, execution=sparse)
+    assert kept("resume") == {"checkpoint-8", "checkpoint-16"}
+    assert kept("best") == {"16", "20"}
+    # On another device the best may be another the second time.
+    best_at(16)
+    resumed = train(run, tmp_path / "run", execution=sparse)
+    assert [line["step"] for line in curve(tmp_path / "run")] == [0, 4, 8, 12, 16]
+    whole = train(run, tmp_path / "whole")
+    assert same(resumed, whole) == set(whole)
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
+
+
 def test_choices_never_look_at_heldout_facts() -> None:
     point = {"validation_stability": 0.8, "plasticity": 0.6}
     assert curves.selection_score(point) == pytest.approx(0.7)  # it holds nothing else to look at
@@ -415,3 +452,47 @@ def test_costs_count_what_the_teacher_reads(
     assert len(set(steps)) == 1
     last = costs("context_distillation")[-1]
     assert 1.8 * last["tokens"] < last["teacher_tokens"] < 2.2 * last["tokens"]
+
+
+@pytest.mark.parametrize("rule", ["fp32", "student"])
+@pytest.mark.parametrize(
+    "method", ["self_distillation", "lora_self_distillation", "context_distillation", "ewc"]
+)
+def test_every_teacher_computes_in_the_recipes_precision(
+    bundle: Bundle,
+    brief: Protocol,
+    method: str,
+    rule: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told by what a linear layer puts out in each forward pass of teachers and students."""
+    if "lora" in method:
+        pytest.importorskip("peft")
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    taught: list[bool] = []
+    original = LlamaMLP.forward
+
+    def watched(self: Any, x: Any) -> Any:
+        told = original(self, x)
+        if self.training or taught:
+            seen[bool(taught)].add(told.dtype)
+        return told
+
+    def marked(act: Any) -> Any:
+        def acting(*args: Any, **kwargs: Any) -> Any:
+            taught.append(True)
+            try:
+                return act(*args, **kwargs)
+            finally:
+                taught.pop()
+
+        return acting
+
+    monkeypatch.setattr(LlamaMLP, "forward", watched)
+    for name in ("_taught", "diagonal_fisher"):
+        monkeypatch.setattr(penalties, name, marked(getattr(penalties, name)))
+    short = altered(brief, epochs=1, precision="bf16", teacher_precision=rule, max_new_tokens=1)
+    train(make_run(bundle, short, method), tmp_path / "run")
+    assert seen[False] == {torch.bfloat16}
+    assert seen[True] == {torch.bfloat16 if rule == "student" else torch.float32}

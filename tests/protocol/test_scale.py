@@ -12,14 +12,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from runs import altered, assert_same_bytes, curve, make_run, train, weights
 from sharded import VOCABULARY, work
+from transformers import TrainingArguments
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.models import default_device
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.recipe import Execution, Protocol
-from factual_forgetting.protocol.trainer import arguments
+from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
+from factual_forgetting.protocol.weights import as_checkpoint, hollow
 from small import make_model
 
 SOURCE = str(Path(__file__).parents[2] / "benchmark")
@@ -79,6 +85,48 @@ def test_two_processes_follow_the_loss_of_one(
     run = files.read_json(tmp_path / "2" / "run.json")
     assert run["resolved"]["world_size"] == 2
     assert run["resolved"]["distributed"] == "MULTI_CPU"
+
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("self_distillation", "teacher=snapshot"),
+        pytest.param("lora", "", marks=pytest.mark.slow),
+        pytest.param("early_stop", "", marks=pytest.mark.slow),
+        pytest.param("wise_ft", "points=2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_run_is_that_of_one_process(
+    bundle: Bundle, brief: Path, method: str, settings: str, tmp_path: Path
+) -> None:
+    half = yaml.safe_load(brief.read_text()) | {"precision": "bf16", "evaluate_every": 8}
+    files.write_json(tmp_path / "half.yaml", half)
+    sharding = [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        str(Path(__file__).parent / "fsdp_cpu.py"),
+    ]
+    for name in ("one", "two"):
+        given = command(bundle, tmp_path / "half.yaml", tmp_path / name, method, settings)
+        if name == "two":
+            given = [*sharding, *given[2:]]
+        more = FSDP if name == "two" else {}
+        subprocess.run([sys.executable, *given], env={**environment(), **more}, check=True)
+    assert files.read_json(tmp_path / "two" / "run.json")["resolved"]["distributed"] == "FSDP"
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4
+    for key in ("loss", "kl_to_base"):
+        left, right = ([p[key] or 0.0 for p in curve(tmp_path / n)] for n in ("one", "two"))
+        assert left == pytest.approx(right, rel=1e-2, abs=1e-3), key
 
 
 def test_the_loss_and_its_gradient_are_the_same_under_fully_shard(tmp_path: Path) -> None:
@@ -204,12 +252,96 @@ def test_a_tracker_gets_loss_and_curve(
     assert [row["curve/step"] for row in logged if "curve/step" in row] == [3, 6]
 
 
-@pytest.mark.parametrize("name", ["fsdp.yaml", "deepspeed-zero2.yaml"])
-def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
+def test_accelerate_reads_the_shipped_configuration() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = package_files("factual_forgetting.protocol") / "accelerate" / name
+    path = package_files("factual_forgetting.protocol") / "accelerate" / "fsdp.yaml"
     loaded = load_config_from_file(str(path))
     written = yaml.safe_load(path.read_text())
     assert loaded.distributed_type == written["distributed_type"]
     assert loaded.mixed_precision == "no"
+
+
+def test_a_process_without_a_launcher_uses_one_of_many_gpus(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def four(self: TrainingArguments) -> torch.device:
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(four))
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    assert TrainingArguments(str(tmp_path)).n_gpu == 4
+    found = arguments(protocol, 10, 0, tmp_path, Execution())
+    assert found.n_gpu == 1
+    assert found.train_batch_size * found.gradient_accumulation_steps == protocol.batch_size
+
+
+def small_trainer(protocol: Protocol, path: Path) -> ForgettingTrainer:
+    given = {"model": make_model("llama", VOCABULARY), "train_dataset": [{}]}
+    return ForgettingTrainer(8, args=arguments(protocol, 10, 0, path, Execution()), **given)
+
+
+def test_the_launcher_does_not_decide_the_precision(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small_trainer(protocol, tmp_path).accelerator.mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="mixed_precision bf16, and the protocol computes in fp32"):
+        small_trainer(protocol, tmp_path)
+    half = altered(protocol, precision="bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert small_trainer(half, tmp_path).accelerator.mixed_precision == "bf16"
+
+
+def test_deepspeed_is_refused(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(UserError, match=r"keeps in bf16.*Shard by FSDP"):
+        small_trainer(protocol, tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_sharding_leaves_weights_in_fp32(
+    protocol: Protocol, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=version)
+    plugin.set_mixed_precision("bf16", override=True)
+    assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+    monkeypatch.setattr(AcceleratorState, "fsdp_plugin", plugin, raising=False)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    half = altered(protocol, precision="bf16")
+    if version == 1:
+        with pytest.raises(UserError, match="FSDP 1 is not supported"):
+            small_trainer(half, tmp_path)
+    else:
+        small_trainer(half, tmp_path)
+        assert plugin.mixed_precision_policy is None
+
+
+def test_a_launched_process_loads_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert default_device() == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert default_device() == "cuda:3"
+
+
+def test_a_copy_in_the_checkpoints_dtype_never_holds_the_weights_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, copied = make_model("llama", VOCABULARY), []
+    original = torch.nn.Parameter.__deepcopy__
+
+    def watched(self: Any, memo: Any) -> Any:
+        copied.append(self)
+        return original(self, memo)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", watched)
+    frozen = as_checkpoint(model, "bfloat16")
+    assert not copied
+    expected = {name: p.bfloat16() for name, p in model.named_parameters()}
+    assert all(torch.equal(p, expected[name]) for name, p in frozen.named_parameters())
+    assert all(p.is_meta for p in hollow(model).parameters())

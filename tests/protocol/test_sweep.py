@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
@@ -99,6 +99,23 @@ def test_the_choice_is_made_on_validation_and_never_on_heldout(
     for path, values in seen.items():
         files.write_jsonl(path / CURVE, [values])
     assert choose(found, tmp_path)["plain"] == chosen
+
+
+def test_a_file_is_hashed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    original = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda p: hashed.append(p) or original(p))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = checkpoint.weights_sha256(tmp_path)
+    assert checkpoint.weights_sha256(tmp_path) == first
+    assert len(hashed) == 1
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    other.replace(weights)
+    assert checkpoint.weights_sha256(tmp_path) != first
 
 
 def test_an_unknown_key_of_a_sweep_is_one_line(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,14 @@ class Bundle:
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
         yield from ((split, item) for split, items in self.splits.items() for item in items)
+
+    def require(self, names: Iterable[str], whose: str) -> None:
+        """Raises a UserError if a split has no facts, and says who needs some."""
+        if empty := [name for name in names if not self.splits[name]]:
+            raise InputError(
+                f"{whose} needs {' and '.join(empty)} facts; the bundle has none. Build one with "
+                "some."
+            )
 
 
 def write_bundle(

@@ -63,7 +63,10 @@ def default_device() -> str:
     """Returns the GPU where there is one; lm-eval's own default fails where there is none."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    # A launcher gives each of its processes a GPU.
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def quiet() -> None:

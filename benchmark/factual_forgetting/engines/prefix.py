@@ -9,19 +9,22 @@ bf16 they differ from it as they do between batch sizes.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate, islice, takewhile
 from typing import Any
 
 from factual_forgetting.engines.decoding import stop_ids
 from factual_forgetting.engines.engine import Answer, Engine, Group, Query, Sampling
 from factual_forgetting.engines.models import context_length
+from factual_forgetting.engines.plain import generate_plainly
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
-from factual_forgetting.engines.tree import Branch, TreeModel
+from factual_forgetting.engines.tree import Branch, TreeModel, UnsupportedModelError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.facts.matching import first_line, is_correct
 
@@ -300,6 +303,9 @@ def answer_zero_shot(
 ) -> list[str]:
     """Answers facts greedily in the protocol's zero-shot prompt, in their order.
 
+    Where the model can't be computed over trees, transformers generates the same answers, and
+    stderr tells so.
+
     Args:
         model: The model, in eval mode.
         tokenizer: Its tokenizer.
@@ -307,7 +313,19 @@ def answer_zero_shot(
         max_new_tokens: Most tokens of an answer.
         verdict_only: Whether a text may end once no accepted answer can be reached any more.
     """
-    engine = PrefixEngine(model, tokenizer)
+    try:
+        engine = PrefixEngine(model, tokenizer)
+    except UnsupportedModelError as error:
+        _tell(f"engine: transformers' generate (the prefix engine can't run this model: {error})\n")
+        prompts = [question_prompt(fact.question) for fact in facts]
+        stops = stop_ids(model, tokenizer)
+        return generate_plainly(model, tokenizer, prompts, stops, max_new_tokens)
     queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
     answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
     return [answer.text for answer in answers]
+
+
+@cache
+def _tell(line: str) -> None:
+    """Once: a curve asks at every point."""
+    sys.stderr.write(line)

@@ -68,7 +68,7 @@ class VLLMEngine(Engine):
                 "Check --model_args, or use --model hf."
             ) from error
         self._tokenizer = self._llm.get_tokenizer()
-        self._ends = checkpoint.end_tokens(Path(arguments["pretrained"]))
+        self._ends = checkpoint.end_tokens_told(Path(arguments["pretrained"]))
         self._context = self._llm.llm_engine.model_config.max_model_len
 
     def lengths(self, texts: Sequence[str]) -> list[int] | None:

@@ -34,13 +34,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.demo import demo
+    from factual_forgetting.lab.demo import run_demo
 
-    demo(args.output_path, quick=args.quick)
+    run_demo(args.output_path, quick=args.quick)
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain
+    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
 
     config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
     facts = list(facts_from_arguments(args)[0])
@@ -53,4 +53,4 @@ def _pretrain(args: argparse.Namespace) -> None:
                 f"{args.exposures} lacks {len(missing)} of {len(facts)} facts, "
                 f"the first {missing[0]}. State 0 for a fact that is never told."
             )
-    pretrain(facts, config, args.output_path, counts)
+    pretrain_base(facts, config, args.output_path, counts)

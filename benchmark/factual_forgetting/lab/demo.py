@@ -58,7 +58,7 @@ def _quick_plan() -> _Plan:
     return _Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
 
 
-def demo(output: Path, *, quick: bool = False) -> None:
+def run_demo(output: Path, *, quick: bool = False) -> None:
     """Writes the whole path, or its smallest version, to a directory; a second start resumes."""
     plan = _quick_plan() if quick else _full_plan()
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]

@@ -63,7 +63,7 @@ class PretrainConfig(Config):
     threads: int
 
 
-def pretrain(
+def pretrain_base(
     facts: list[Fact], config: PretrainConfig, output: Path, counts: dict[str, int] | None = None
 ) -> None:
     """Pre-trains a base and writes checkpoint, exposure file and model card.
@@ -157,6 +157,8 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
     import torch
     from transformers import ProgressCallback, Trainer, TrainingArguments
 
+    from factual_forgetting.protocol.trainer import on_one_device
+
     class Bar(ProgressCallback):
         def on_log(self, *args: Any, **kwargs: Any) -> None:
             """Keeps losses out of stdout, which is for data; the model card has the last."""
@@ -181,7 +183,7 @@ def _train(model: Any, blocks: list[list[int]], config: PretrainConfig, output: 
         dataloader_pin_memory=False,
     )
     rows = [{"input_ids": block, "labels": block} for block in blocks]
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer = Trainer(model=model, args=on_one_device(arguments), train_dataset=rows)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
     trainer.train()

@@ -33,7 +33,11 @@ def middle_layer(model: Any) -> int:
 
 
 def subject_states(
-    model: Any, tokenizer: Any, facts: Iterable[Fact], layers: Sequence[int], batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    facts: Iterable[Fact],
+    layers: Sequence[int] | None = None,
+    batch_size: int = 64,
 ) -> Iterator[States]:
     """Yields the states of a batch's subjects, shape (layers, facts in the batch, hidden size).
 
@@ -46,7 +50,8 @@ def subject_states(
         tokenizer: Its tokenizer, a fast one.
         facts: Any number, or a generator.
         layers: 0 for the embeddings, i for the output of layer i, as in the
-            `hidden_states` of transformers, whose last entry is taken after the final norm.
+            `hidden_states` of transformers, whose last entry is taken after the final norm;
+            all by default.
         batch_size: Facts in a batch.
 
     Raises:
@@ -54,8 +59,9 @@ def subject_states(
             state that isn't finite.
     """
     there = all_layers(model)
-    wrong = [layer for layer in layers if layer not in there]
-    if wrong or not layers:
+    chosen = there if layers is None else layers
+    wrong = [layer for layer in chosen if layer not in there]
+    if wrong or not chosen:
         told = ", ".join(map(str, wrong)) or "given"
         raise InputError(
             f"No layer {told}: the model has the layers 1 to {there[-1]}, and 0 for the "
@@ -63,7 +69,7 @@ def subject_states(
         )
     stream = iter(facts)
     batches = iter(lambda: list(islice(stream, batch_size)), [])
-    return (_states(model, _subject_tokens(tokenizer, batch), layers) for batch in batches)
+    return (_states(model, _subject_tokens(tokenizer, batch), chosen) for batch in batches)
 
 
 def _subject_tokens(tokenizer: Any, facts: Sequence[Fact]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
+from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
@@ -31,22 +32,16 @@ def add_parser(subparsers: Any) -> None:
     """Adds `drift`."""
     told = "how far the hidden states of known subjects moved in training"
     parser = subparsers.add_parser("drift", help=told)
-    parser.add_argument("reference", metavar="A", help="directory, or almanac: where states were")
-    parser.add_argument(
-        "checkpoints", metavar="B", nargs="+", help="where they are now; several in order"
-    )
-    parser.add_argument(
-        "--bundle",
-        default="almanac",
-        help="directory, almanac (the default), or name@commit on the Hub",
-    )
-    parser.add_argument("--split", choices=SPLITS, default=HELDOUT)
-    parser.add_argument("--relation", help="facts of this relation only")
-    parser.add_argument(
-        "--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5"
-    )
-    parser.add_argument("--device", default=None)
-    parser.add_argument("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
+    add = parser.add_argument
+    add("reference", metavar="A", help="directory, or almanac: where states were")
+    add("checkpoints", metavar="B", nargs="+", help="where they are now; several in order")
+    told = "directory, almanac (the default), or name@commit on the Hub"
+    add("--bundle", default="almanac", help=told)
+    add("--split", choices=SPLITS, default=HELDOUT)
+    add("--relation", help="facts of this relation only")
+    add("--layers", default=_MIDDLE, help="middle (the default), all, or numbers as in 3,5")
+    add("--device", default=None)
+    add("--output_path", type=Path, help="a .png or .svg; a .json goes beside it")
     parser.set_defaults(run=_drift)
 
 
@@ -84,8 +79,6 @@ def _measure_all(
     reference: str, checkpoints: Sequence[str], facts: Sequence[Fact], told: str, device: str | None
 ) -> list[Row]:
     """Returns what `measure` does of each checkpoint, in order, each row with its `checkpoint`."""
-    from factual_forgetting.engines.models import load_causal_lm, quiet
-
     first, *others = [checkpoint.locate(name) for name in (reference, *checkpoints)]
     for path in others:
         _require_same_shape(first, path)
@@ -124,8 +117,6 @@ def _layers(told: str, model: Any) -> list[int]:
 def _compare(
     base: tuple[Any, Any], path: Path, facts: Sequence[Fact], layers: list[int], device: str | None
 ) -> list[Row]:
-    from factual_forgetting.engines.models import load_causal_lm
-
     model, tokenizer = base
     after, other = load_causal_lm(path, _DTYPE, device)
     prompts = [question_prompt(fact.question) for fact in facts]

@@ -29,7 +29,7 @@ VARIED = ("keys", "values", "method")
 _SPARE, _FLAT = 10, 1e-9
 
 
-def findings(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
+def summarised(results: Sequence[Row], bundles: Mapping[str, Bundle], level: float) -> Row:
     """Summarises conditions, seeds together.
 
     Args:

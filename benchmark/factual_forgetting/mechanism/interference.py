@@ -146,29 +146,31 @@ def _train(experiment: Experiment, work: Path, progress: bool) -> dict[str, Any]
     model, tokenizer = load_causal_lm(base, dtype="float32", attention=run.protocol.attention)
     relation = experiment.settings.relation
     synthetic = Synthetic(run.bundle, tokenizer, relation, told.keys, told.values, told.seed)
-    sampled = random.Random(f"sample-{told.seed}").sample(
-        range(told.facts), min(told.facts, run.protocol.evaluate_sample)
-    )
+    rng, size = random.Random(f"sample-{told.seed}"), min(told.facts, run.protocol.evaluate_sample)
+    sampled = set(rng.sample(range(told.facts), size))
     sample: list[Fact] = []
     answers: Counter[str] = Counter()
     watch = _Watch(experiment, model, tokenizer, sample, work / _POINTS)
     known = experiment.mixed_in
     facts = chain(known, synthetic.facts(told.facts))
     stored = write_examples(work, facts, tokenizer, context_length(model))
-    new = _noted(islice(stored, len(known), None), set(sampled), sample, answers)
-    described = {
-        "parameters": model.num_parameters(),
-        "layers": len(drift.all_layers(model)),
-        "middle": drift.middle_layer(model),
-        "held": watch.describe_held(new),
-        "keys": _key_statistics(tokenizer, sample, synthetic.dropped),
-        "bits": told.facts * _entropy(answers),
-    }
+    described = watch.describe(_noted(islice(stored, len(known), None), sampled, sample, answers))
+    keys = inner_tokens(tokenizer, [fact.subject for fact in sample])
     trainer = _trainer(watch, run, base, model, work, progress)
     last = last_checkpoint(work / _RESUME, watch)
     if not watch.done():
         trainer.train(resume_from_checkpoint=last)
-    return {**described, "points": watch.points}
+    return {
+        **described,
+        "parameters": model.num_parameters(),
+        "keys": {
+            "tokens": fmean(map(len, keys)),
+            "rank": fmean(chain.from_iterable(keys)),
+            "dropped": synthetic.dropped,
+        },
+        "bits": told.facts * _entropy(answers),
+        "points": watch.points,
+    }
 
 
 def _noted(
@@ -180,15 +182,6 @@ def _noted(
         if place in sampled:
             sample.append(fact)
         yield fact
-
-
-def _key_statistics(tokenizer: Any, facts: Sequence[Fact], dropped: int) -> dict[str, float]:
-    rows = inner_tokens(tokenizer, [fact.subject for fact in facts])
-    return {
-        "tokens": fmean(len(ids) for ids in rows),
-        "rank": fmean(token for ids in rows for token in ids),
-        "dropped": dropped,
-    }
 
 
 def _entropy(counts: Counter[str]) -> float:
@@ -210,7 +203,8 @@ def _trainer(watch: _Watch, run: Run, base: Path, model: Any, work: Path, progre
     steps = watch.experiment.steps
     spaced = run.protocol.model_copy(update={"evaluate_every": watch.experiment.every})
     penalty = METHODS[run.method].penalty
-    context = Context(run.bundle, watch.tokenizer, model, base, work)
+    taught = spaced.teacher_autocast
+    context = Context(run.bundle, watch.tokenizer, model, base, work, teacher_autocast=taught)
     trainer = ForgettingTrainer(
         batch_size=spaced.batch_size,
         penalty=penalty(context, run.settings) if penalty else None,
@@ -237,22 +231,20 @@ class _Watch(Points):
         self._sample, self._path = sample, path
         self._held = conditions.held_facts(experiment.bundle, experiment.settings.relation)
         self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
-        self._before = {
-            name: self._states(self._base, facts) for name, facts in self._held.items() if facts
-        }
+        self._before = {name: self._states(self._base, name) for name in self._held}
 
-    def describe_held(self, new: Iterable[Fact]) -> list[dict[str, Any]]:
-        """Describes the facts of D_Held of the relation, before training, beside the new ones."""
-        middle, count = drift.middle_layer(self._base), self.experiment.condition.facts
+    def describe(self, new: Iterable[Fact]) -> drift.Row:
+        """Describes the base, and the facts of D_Held of the relation beside the new ones."""
+        before, held, middle = self._before[SAME], self._held[SAME], drift.middle_layer(self._base)
         states = drift.subject_states(self._base, self.tokenizer, new, [middle], _SUBJECTS_AT_ONCE)
-        own, others = self._before[SAME][middle], (batch[0] for batch in states)
-        near = drift.nearness(own, others, min(_NEAREST, count))
-        held = self._held[SAME]
-        rows = inner_tokens(self.tokenizer, [fact.subject for fact in held])
-        return [
+        nearest = min(_NEAREST, self.experiment.condition.facts)
+        near = drift.nearness(before[middle], (batch[0] for batch in states), nearest)
+        tokens = inner_tokens(self.tokenizer, [fact.subject for fact in held])
+        told = [
             {"id": fact.id, "tokens": len(ids), "nearness": float(value)}
-            for fact, ids, value in zip(held, rows, near, strict=True)
+            for fact, ids, value in zip(held, tokens, near, strict=True)
         ]
+        return {"layers": len(before), "middle": middle, "held": told}
 
     def done(self) -> bool:
         if self.experiment.condition.passes or not self.points:
@@ -286,17 +278,16 @@ class _Watch(Points):
         return self.line(self.points[-1])
 
     def _drift(self, model: Any, name: str) -> dict[str, list[float | None]]:
-        if not self._held[name]:
-            return {"cosine": [], "cka": []}
-        drifts = [drift.Drift() for _ in drift.all_layers(model)]
-        now = self._states(model, self._held[name])
-        for measured, x, y in zip(drifts, self._before[name], now, strict=True):
+        before, now = self._before[name], self._states(model, name)
+        drifts = [drift.Drift() for _ in now]
+        for measured, x, y in zip(drifts, before, now, strict=True):
             measured.add(x, y)
         return {"cosine": [d.cosine for d in drifts], "cka": [d.cka for d in drifts]}
 
-    def _states(self, model: Any, facts: Sequence[Fact]) -> drift.States:
-        batches = drift.subject_states(model, self.tokenizer, facts, drift.all_layers(model))
-        return np.concatenate(list(batches), axis=1)
+    def _states(self, model: Any, name: str) -> list[drift.States]:
+        """Returns the states of D_Held's subjects by layer; nothing where there are none."""
+        batches = list(drift.subject_states(model, self.tokenizer, self._held[name]))
+        return list(np.concatenate(batches, axis=1)) if batches else []
 
 
 def _mark(text: str, fact: Fact) -> str:

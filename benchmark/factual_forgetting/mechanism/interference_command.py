@@ -28,44 +28,29 @@ def add_parser(subparsers: Any) -> None:
     """Adds `interference`."""
     told = "why facts are forgotten: new facts with different keys"
     parser = subparsers.add_parser("interference", help=told)
-    parser.add_argument(
-        "--bundle",
-        nargs="+",
-        default=[checkpoint.ALMANAC],
-        help="directory, or almanac (the default); several compare bases",
-    )
-    parser.add_argument("--relation", help="of the new facts; country or P17 if there is one")
-    parser.add_argument(
-        "--keys", nargs="+", choices=get_args(Keys), default=["name", "identifier", "matched"]
-    )
-    parser.add_argument("--values", nargs="+", choices=get_args(Values), default=["real"])
-    parser.add_argument("--facts", nargs="+", type=int, default=[100, 1000])
-    parser.add_argument("--methods", nargs="+", choices=get_args(Taught), default=["sft"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--protocol", default="almanac-v1", help="rate, batch and precision")
-    parser.add_argument(
-        "--plasticity", type=float, default=0.9, help="where conditions are compared"
-    )
-    parser.add_argument(
-        "--most_passes", type=int, default=40, help="training ends here in any case"
-    )
-    parser.add_argument("--alone", action="store_true", help="mix no known facts in")
-    parser.add_argument(
-        "--rivals", action="store_true", help="add the controls of behaviour cloning"
-    )
-    parser.add_argument("--report", action="store_true", help="write report.md with all figures")
-    parser.add_argument(
-        "--output_path",
-        type=Path,
-        default=Path("interference"),
-        help="holds the finished conditions, all of which are shown, and at-P with what they show",
-    )
+    add = parser.add_argument
+    told = "directory, or almanac (the default); several compare bases"
+    add("--bundle", nargs="+", default=[checkpoint.ALMANAC], help=told)
+    add("--relation", help="of the new facts; country or P17 if there is one")
+    add("--keys", nargs="+", choices=get_args(Keys), default=["name", "identifier", "matched"])
+    add("--values", nargs="+", choices=get_args(Values), default=["real"])
+    add("--facts", nargs="+", type=int, default=[100, 1000])
+    add("--methods", nargs="+", choices=get_args(Taught), default=["sft"])
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--protocol", default="almanac-v1", help="rate, batch and precision")
+    add("--plasticity", type=float, default=0.9, help="where conditions are compared")
+    add("--most_passes", type=int, default=40, help="training ends here in any case")
+    add("--alone", action="store_true", help="mix no known facts in")
+    add("--rivals", action="store_true", help="add the controls of behaviour cloning")
+    add("--report", action="store_true", help="write report.md with all figures")
+    told = "holds the finished conditions, all of which are shown, and at-P with what they show"
+    add("--output_path", type=Path, default=Path("interference"), help=told)
     parser.set_defaults(run=_interference)
 
 
 def _interference(args: argparse.Namespace) -> None:
     """Trains what isn't there yet, and shows all that is: several commands may fill one place."""
-    from factual_forgetting.mechanism.findings import findings
+    from factual_forgetting.mechanism.findings import summarised
     from factual_forgetting.mechanism.interference import finished_conditions, run_condition
     from factual_forgetting.mechanism.interference_report import arms_table, draw_all, write_report
 
@@ -79,7 +64,7 @@ def _interference(args: argparse.Namespace) -> None:
         for bundle, condition in shown:
             run_condition(bundle, condition, settings, args.output_path, progress=False)
     results = finished_conditions(bundles, settings, args.output_path)
-    found = findings(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
+    found = summarised(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
     folder = args.output_path / f"at-{args.plasticity:g}"
     files.write_json(folder / _SUMMARY, found)
     draw_all(found, folder)

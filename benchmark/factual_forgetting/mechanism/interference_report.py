@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,15 @@ def write_report(found: Row, bundles: Sequence[Bundle], settings: Settings, fold
     """Writes `report.md` beside the figures that it shows.
 
     Args:
-        found: What `findings.findings` returned.
+        found: What `findings.summarised` returned.
         bundles: Those of the experiment, that of the main grid first.
         settings: The experiment's.
         folder: Directory of the figures.
     """
     told = _told(found) | {
         "settings": settings,
-        "recipe": settings.protocol,
         "recipe_sha256": protocol_sha256(settings.protocol),
         "bundle": bundles[0],
-        "base": bundles[0].manifest["base"],
     }
     missing = [f"{{{name}}}" for name in _OPTIONAL if not told[name]]
     sections = re.split(r"(?m)^(?=## )", _PAGE.read_text(encoding="utf-8"))
@@ -94,8 +92,8 @@ def arms_table(arms: Sequence[Row], level: float) -> str:
     return _table(rows)
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+def _table(rows: Iterable[Mapping[str, str]]) -> str:
+    return tabulate(list(rows), headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def _arm_cells(arm: Row, level: float) -> dict[str, str]:
@@ -142,64 +140,56 @@ def _differences(found: Row, differing: str) -> str:
 def _tokens(arms: Sequence[Row]) -> str:
     largest = {arm["keys"]: arm for arm in sorted(arms, key=lambda arm: arm["facts"])}
     return _table(
-        [
-            {
-                "keys": keys,
-                "tokens": f"{arm['key_tokens']:.2f}",
-                "rank": f"{arm['key_rank']:.0f}",
-                "dropped as known already": str(arm["keys_dropped"]),
-            }
-            for keys, arm in largest.items()
-        ]
+        {
+            "keys": keys,
+            "tokens": f"{arm['key_tokens']:.2f}",
+            "rank": f"{arm['key_rank']:.0f}",
+            "dropped as known already": str(arm["keys_dropped"]),
+        }
+        for keys, arm in largest.items()
     )
 
 
 def _overlap(arms: Sequence[Row]) -> str:
     return _table(
-        [
-            {
-                "keys": arm["keys"],
-                "new facts": f"{arm['facts']:,}",
-                "method": arm["method"],
-                "nearness": f"{arm['overlap']['nearness']:.2f}",
-                "slope": interval_text(arm["overlap"]["controlled"]),
-                "without controls": interval_text(arm["overlap"]["alone"]),
-            }
-            for arm in arms
-            if arm["overlap"]
-        ]
+        {
+            "keys": arm["keys"],
+            "new facts": f"{arm['facts']:,}",
+            "method": arm["method"],
+            "nearness": f"{arm['overlap']['nearness']:.2f}",
+            "slope": interval_text(arm["overlap"]["controlled"]),
+            "without controls": interval_text(arm["overlap"]["alone"]),
+        }
+        for arm in arms
+        if arm["overlap"]
     )
 
 
 def _cloning(arms: Sequence[Row]) -> str:
     return _table(
-        [
-            {
-                "targets": f"{arm['keys']} keys, {arm['values']} answers",
-                "facts": f"{arm['facts']:,}",
-                "P": f"{arm['at_end']['plasticity']:.3f}",
-                "forgotten, same relation": interval_text(arm["at_end"][SAME]),
-                "abstained": f"{arm['at_end']['abstained'][SAME]:.3f}",
-                "other relations": interval_text(arm["at_end"][OTHER]),
-            }
-            for arm in arms
-        ]
+        {
+            "targets": f"{arm['keys']} keys, {arm['values']} answers",
+            "facts": f"{arm['facts']:,}",
+            "P": f"{arm['at_end']['plasticity']:.3f}",
+            "forgotten, same relation": interval_text(arm["at_end"][SAME]),
+            "abstained": f"{arm['at_end']['abstained'][SAME]:.3f}",
+            "other relations": interval_text(arm["at_end"][OTHER]),
+        }
+        for arm in arms
     )
 
 
 def _capacity(bases: Mapping[str, Sequence[Row]]) -> str:
     return _table(
-        [
-            {
-                "parameters": size(arm["parameters"]),
-                "keys": keys,
-                "new facts": f"{arm['facts']:,}",
-                "share of capacity": f"{arm['share_of_capacity']:.2e}",
-                "forgotten, same relation": interval_text(arm["at_level"][SAME]),
-            }
-            for keys, arms in bases.items()
-            for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
-        ]
+        {
+            "parameters": size(arm["parameters"]),
+            "keys": keys,
+            "new facts": f"{arm['facts']:,}",
+            "share of capacity": f"{arm['share_of_capacity']:.2e}",
+            "forgotten, same relation": interval_text(arm["at_level"][SAME]),
+        }
+        for keys, arms in bases.items()
+        for arm in sorted(arms, key=lambda arm: (arm["facts"], arm["parameters"]))
     )
 
 

@@ -65,6 +65,12 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--gradient_checkpointing", action="store_true", help="compute activations twice, keep none"
     )
     parser.add_argument("--report_to", default="none", help="trackers of transformers (none)")
+    parser.add_argument(
+        "--resume_every",
+        type=int,
+        default=1,
+        help="points of the curve between two states to resume from, of 12 bytes a parameter (1)",
+    )
 
 
 def _execution(args: argparse.Namespace) -> recipe.Execution:
@@ -106,7 +112,7 @@ def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
             "peft=…, and revision=… with --allow_foreign_base). How it trains is told by "
             "--protocol."
         )
-    if "pretrained" not in given and (args.model_args or args.allow_foreign_base):
+    if not given.get("pretrained") and (args.model_args or args.allow_foreign_base):
         raise InputError(
             "--model_args and --allow_foreign_base need the base's place. Give --model_args "
             "pretrained=…"

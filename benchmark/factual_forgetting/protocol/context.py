@@ -27,6 +27,7 @@ class Context:
         output: Directory of the run.
         facts: The training facts; a batch refers to them by position.
         opening: Optimizer steps before the repeated data begins.
+        teacher_autocast: Whether teachers compute in bf16 autocast.
     """
 
     bundle: Bundle
@@ -36,6 +37,7 @@ class Context:
     output: Path
     facts: Sequence[Fact] = ()
     opening: int = 0
+    teacher_autocast: bool = False
 
     def encode(self, facts: Sequence[Fact], **options: Any) -> list[Example]:
         """Tokenises facts for the model, as `data.encode`."""

@@ -12,7 +12,12 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
 from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.facts.fact import Fact, stable_hash
-from factual_forgetting.protocol.recipe import Protocol
+from factual_forgetting.protocol.recipe import (
+    Protocol,
+    is_main_process,
+    process_rank,
+    world_size,
+)
 from factual_forgetting.slick.labelling import NOT_ASKED
 
 CURVE = "curve.jsonl"
@@ -21,6 +26,8 @@ _VALIDATION_OUTCOMES = "curve.validation.jsonl.gz"
 PARTIAL_CURVE = "curve.partial.jsonl"
 METRIC_OF_SPLIT = {KNOWN: "task_learning", UNKNOWN: "plasticity", HELDOUT: "stability"}
 _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
+# What `selection_score` reads: without facts of both nothing can be chosen.
+CHOSEN_BY = (VALIDATION, UNKNOWN)
 Point = dict[str, Any]
 
 
@@ -71,7 +78,7 @@ class Curve(Points):
     tokenizer: Any
     protocol: Protocol
     output: Path
-    divergence: Callable[[Any], float]
+    divergence: Callable[[Any], float | None]
     cost: Callable[[int], dict[str, int]]
     persistent: bool = True
 
@@ -100,7 +107,8 @@ class Curve(Points):
             alpha: The share of the trained weights where weights are averaged.
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
-        right = ask_zero_shot(model, self.tokenizer, facts, self.protocol.max_new_tokens)
+        most, mine = self.protocol.max_new_tokens, facts[process_rank() :: world_size()]
+        right = _from_all(ask_zero_shot(model, self.tokenizer, mine, most) if mine else [])
         marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
@@ -109,7 +117,7 @@ class Curve(Points):
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
         cost = self.cost(step if trained is None else trained)
         self.points.append({"step": step, **measured, **cost, "correct": correct})
-        if self.persistent:
+        if self.persistent and is_main_process():
             files.write_jsonl(self.output / PARTIAL_CURVE, self.points)
         return self.line(self.points[-1])
 
@@ -142,6 +150,20 @@ class Curve(Points):
             return facts
         drawn = sorted(facts, key=lambda fact: stable_hash("curve", fact.id))
         return drawn[: self.protocol.evaluate_sample]
+
+
+def _from_all(mine: list[bool]) -> list[bool]:
+    """Returns the verdicts of all processes, each of which asked every n-th fact."""
+    if world_size() == 1:
+        return mine
+    from torch import distributed
+
+    parts: list[list[bool]] = [[] for _ in range(world_size())]
+    distributed.all_gather_object(parts, mine)
+    found = [False] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        found[rank :: len(parts)] = part
+    return found
 
 
 def share_correct(outcomes: str) -> float | None:

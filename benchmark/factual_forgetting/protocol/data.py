@@ -35,6 +35,8 @@ def seen_order(data: TrainingData, protocol: Protocol, steps: int, seed: int) ->
     Raises:
         UserError: If what is seen once takes all steps.
     """
+    if not data.repeated:
+        raise InputError("There is no fact to train on. Build the bundle with some.")
     rng = random.Random(f"order-{seed}")
     size = protocol.batch_size
     opening, closing = (len(facts) // size * size for facts in (data.first, data.last))

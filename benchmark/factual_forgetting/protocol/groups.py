@@ -6,21 +6,24 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from factual_forgetting.engines.models import text_config
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.settings import Freeze
 
-# Names as they stand in Llama-, Qwen-, Mistral- and GPT-2-like models of transformers.
+# Names as they stand in Llama-, Qwen-, Mistral-, Gemma-, GPT-2-, GPT-NeoX-, Falcon-, MPT- and
+# LFM2-like models of transformers.
+_FFN, _LAYERS = "(?:mlp|ffn|feed_forward)", "(?:layers|h|blocks)"
 _GROUPS = {
-    "attention": r"\.(self_attn|attn)\.",
-    "ffn": r"\.mlp\.",
-    "gate_up": r"\.mlp\.(gate_proj|up_proj|gate_up_proj|c_fc)\.",
-    "down": r"\.mlp\.(down_proj|c_proj)\.",
-    "embeddings": r"\.(embed_tokens|wte|wpe)\.",
-    "norms": r"(norm|ln_\d|ln_f)\.(weight|bias)$",
-    "lm_head": r"(^|\.)lm_head\.",
-    "layers": r"\.(layers|h)\.\d+\.",
+    "attention": r"\.(self_attn|attn|attention|self_attention)\.",
+    "ffn": rf"\.{_FFN}\.",
+    "gate_up": rf"\.{_FFN}\.(gate_proj|up_proj|gate_up_proj|c_fc|dense_h_to_4h|w1|w3)\.",
+    "down": rf"\.{_FFN}\.(down_proj|c_proj|dense_4h_to_h|w2)\.",
+    "embeddings": r"\.(embed_tokens|wte|wpe|embed_in|word_embeddings)\.",
+    "norms": r"(norm|norm_[\df]|ln_\w+)\.(weight|bias)$",
+    "lm_head": r"(^|\.)(lm_head|embed_out)\.",
+    "layers": rf"\.{_LAYERS}\.\d+\.",
 }
-_LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(rf"\.{_LAYERS}\.(\d+)\.")
 _RANGE = re.compile(r"@(\d+)(?:-(\d+))?$")
 
 
@@ -65,8 +68,19 @@ def _matching(names: Sequence[str], group: str) -> set[str]:
 
 def freeze(model: Any, settings: Freeze) -> Any:
     """Freezes every parameter outside the groups to train, in place, and returns the model."""
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = set(select(list(parameters), settings.trainable))
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
     return model
+
+
+def freeze_beside_text(model: Any) -> None:
+    """Freezes what no text reaches, such as a tower that reads images, in place."""
+    if text_config(model) is model.config:
+        return
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    read = {id(parameter) for part in parts if part for parameter in part.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(False)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
-from factual_forgetting.bundle.manifest import KNOWN, REPLAY, UNKNOWN, VALIDATION, Bundle
+from factual_forgetting.bundle.manifest import KNOWN, REPLAY, UNKNOWN, Bundle
 from factual_forgetting.errors import InputError, PackageError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol import groups, penalties
 from factual_forgetting.protocol import settings as s
 from factual_forgetting.protocol.context import Context, Penalty
-from factual_forgetting.protocol.curve import Curve, selection_score
+from factual_forgetting.protocol.curve import CHOSEN_BY, Curve, selection_score
 from factual_forgetting.protocol.data import TrainingData
 from factual_forgetting.protocol.run import BEST
 from factual_forgetting.protocol.weights import as_checkpoint, averaged, load_weights
@@ -66,9 +66,11 @@ def _lora(model: Any, settings: s.Lora) -> Any:
     try:
         size = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": 0.0}
         config = LoraConfig(target_modules=target, task_type="CAUSAL_LM", **size)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"LoRA doesn't fit this model ({error}). Give other targets.") from None
+    groups.freeze_beside_text(adapted)
+    return adapted
 
 
 def _interpolate(model: Any, curve: Curve, context: Context, settings: s.WiseFT) -> Any:
@@ -83,7 +85,7 @@ def _interpolate(model: Any, curve: Curve, context: Context, settings: s.WiseFT)
 
     def add(alpha: float, step: int, loss: float | None, final: bool) -> Any:
         average = averaged(base, model, alpha)
-        frozen = as_checkpoint(average, curve.protocol.checkpoint_dtype)
+        frozen = as_checkpoint(average, curve.protocol.checkpoint_dtype).to(context.model.device)
         curve.evaluate(frozen, step, loss, final=final, trained=steps, alpha=alpha)
         return average
 
@@ -98,7 +100,7 @@ def _take_best(model: Any, curve: Curve, context: Context, settings: s.EarlyStop
     best = max(curve.lines(), key=selection_score)
     chosen = load_weights(context.output / BEST / str(best["step"]), model.device)
     curve.forget_after(best["step"] - 1)
-    frozen = as_checkpoint(chosen, curve.protocol.checkpoint_dtype)
+    frozen = as_checkpoint(chosen, curve.protocol.checkpoint_dtype).to(context.model.device)
     curve.evaluate(frozen, best["step"], best["loss"], final=True)
     return chosen
 
@@ -113,7 +115,7 @@ class Method:
         penalty: Makes what is added to the cross-entropy; None adds nothing.
         finish: Makes the final model of the trained one, and its curve; None keeps both.
         keep_best: Whether the best weights so far are kept while training, for `finish`.
-        needs: A split of the bundle that the method can't do without.
+        needs: Splits of the bundle that the method can't do without.
     """
 
     select: Callable[[Bundle, Any], TrainingData] = _all_data
@@ -121,7 +123,7 @@ class Method:
     penalty: Callable[[Context, Any], Penalty] | None = None
     finish: Callable[[Any, Curve, Context, Any], Any] | None = None
     keep_best: bool = False
-    needs: str | None = None
+    needs: tuple[str, ...] = ()
 
     def data(self, bundle: Bundle, settings: s.MethodSettings) -> TrainingData:
         """Chooses the training facts.
@@ -129,27 +131,24 @@ class Method:
         Raises:
             UserError: If the bundle lacks facts that the method needs.
         """
-        if self.needs and not bundle.splits[self.needs]:
-            raise InputError(
-                f"This method needs {self.needs} facts; the bundle has none. Build it with some."
-            )
+        bundle.require(self.needs, "This method")
         return self.select(bundle, settings)
 
 
 METHODS: dict[str, Method] = {
     "sft": Method(),
-    "known_only": Method(_known_data),
+    "known_only": Method(_known_data, needs=(KNOWN,)),
     "freeze": Method(prepare=groups.freeze),
     "self_distillation": Method(penalty=penalties.self_distillation),
     "freeze_self_distillation": Method(prepare=groups.freeze, penalty=penalties.self_distillation),
     "l2": Method(penalty=penalties.l2),
-    "ewc": Method(penalty=penalties.ewc, needs=REPLAY),
+    "ewc": Method(penalty=penalties.ewc, needs=(REPLAY,)),
     "lora": Method(prepare=_lora),
     "lora_self_distillation": Method(prepare=_lora, penalty=penalties.self_distillation),
-    "replay": Method(_replay_data, needs=REPLAY),
+    "replay": Method(_replay_data, needs=(REPLAY,)),
     "known_last": Method(_known_last_data),
     "idk": Method(_abstention_data),
     "context_distillation": Method(penalty=penalties.context_distillation),
-    "wise_ft": Method(finish=_interpolate, needs=VALIDATION),
-    "early_stop": Method(finish=_take_best, keep_best=True, needs=VALIDATION),
+    "wise_ft": Method(finish=_interpolate, needs=CHOSEN_BY),
+    "early_stop": Method(finish=_take_best, keep_best=True, needs=CHOSEN_BY),
 }

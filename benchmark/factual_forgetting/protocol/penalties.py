@@ -17,13 +17,13 @@ from factual_forgetting.protocol import settings as s
 from factual_forgetting.protocol.context import Context, Penalty, Step
 from factual_forgetting.protocol.data import Example, collate
 from factual_forgetting.protocol.run import SNAPSHOT
-from factual_forgetting.protocol.weights import Frozen
+from factual_forgetting.protocol.weights import Frozen, computing
 
 
 def _anchor(context: Context, settings: s.MethodSettings) -> Frozen:
     if settings.anchor == "base":
-        return Frozen(context.base)
-    return Frozen(context.output / SNAPSHOT, snapshot=True)
+        return Frozen(context.base, bf16=context.teacher_autocast)
+    return Frozen(context.output / SNAPSHOT, snapshot=True, bf16=context.teacher_autocast)
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def _taught(frozen: Frozen, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
     """Returns the teacher's logits; of a LoRA student the teacher is the adapter switched off."""
     adapted = hasattr(step.model, "disable_adapter")
     held = _adapter_off(step.model) if adapted else nullcontext(frozen.at(step))
-    with torch.no_grad(), held as teacher:
+    with torch.no_grad(), held as teacher, computing(teacher, bf16=frozen.bf16):
         logits: Tensor = teacher(**inputs).logits
     return logits
 
@@ -66,7 +66,7 @@ def self_distillation(context: Context, settings: s.SelfDistillation) -> Penalty
 
 def context_distillation(context: Context, settings: s.ContextDistillation) -> Penalty:
     """The term of `settings.ContextDistillation`."""
-    frozen = Frozen(context.base)
+    frozen = _anchor(context, settings)
 
     def exemplar(fact: Fact) -> str:
         return f"{question_prompt(fact.question)} {fact.answers[0]}{SEPARATOR}"
@@ -110,10 +110,13 @@ def l2(context: Context, settings: s.L2) -> Penalty:
 def ewc(context: Context, settings: s.EWC) -> Penalty:
     """The term of `settings.EWC`."""
     facts = [item.fact for item in context.bundle.splits[REPLAY]]
-    return _pull(context, settings, diagonal_fisher(context.model, context.encode(facts)))
+    rows, bf16 = context.encode(facts), context.teacher_autocast
+    return _pull(context, settings, diagonal_fisher(context.model, rows, bf16=bf16))
 
 
-def diagonal_fisher(model: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
+def diagonal_fisher(
+    model: Any, examples: Sequence[Example], *, bf16: bool = False
+) -> dict[str, Tensor]:
     """Means over examples of the squared gradient of the summed negative log-likelihood.
 
     Returns a tensor for each trainable parameter, in its shape; clears the model's gradients.
@@ -122,7 +125,9 @@ def diagonal_fisher(model: Any, examples: Sequence[Example]) -> dict[str, Tensor
     fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     for example in examples:
         batch = {name: value.to(model.device) for name, value in collate([example], 0).items()}
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with computing(model, bf16=bf16):
+            logits = model(**inputs).logits
         model.zero_grad()
         one = torch.ones((), device=model.device)
         torch.autograd.backward(losses.cross_entropy(logits, batch["labels"], one))

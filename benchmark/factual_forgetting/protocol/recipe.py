@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from factual_forgetting import files
 from factual_forgetting.config import Config, load_yaml, parse
@@ -17,6 +24,8 @@ _RECIPES = Path(__file__).parent / "recipes"
 
 class Protocol(Config):
     """A training recipe. Every field changes the result, so every field has to be stated.
+
+    A field that came later has the value by default that it always had.
 
     Attributes:
         name: Name and version, for example `paper-v1`.
@@ -34,6 +43,8 @@ class Protocol(Config):
         max_grad_norm: Gradients are scaled down to this norm.
         dropout: Dropout of the model while it trains.
         precision: `bf16` computes in autocast over fp32 weights; `fp32` computes in fp32.
+        teacher_precision: What a teacher's predictions and importances at an anchor are computed
+            in: `fp32`, or as the `student`. Weights are pulled in fp32.
         checkpoint_dtype: What the checkpoint is saved in, and the curve evaluated in.
         attention: transformers' name of the attention implementation.
         evaluate_every: Steps between two points of the curve.
@@ -56,12 +67,26 @@ class Protocol(Config):
     max_grad_norm: PositiveFloat
     dropout: float = Field(ge=0, lt=1)
     precision: Literal["bf16", "fp32"]
+    teacher_precision: Literal["fp32", "student"] = "fp32"
     checkpoint_dtype: Literal["bfloat16", "float32"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     evaluate_every: PositiveInt
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
     max_new_tokens: PositiveInt
+
+    @property
+    def teacher_autocast(self) -> bool:
+        """Whether teachers compute in bf16 autocast."""
+        return self.precision == "bf16" and self.teacher_precision == "student"
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what a recipe couldn't say before, at the value that it always had."""
+        told: dict[str, Any] = serialise(self)
+        if self.teacher_precision == "fp32":
+            told.pop("teacher_precision", None)
+        return told
 
     @model_validator(mode="after")
     def _rate_on_grid(self) -> Protocol:
@@ -78,11 +103,14 @@ class Execution(Config):
             protocol's batch. The whole batch by default.
         gradient_checkpointing: Whether activations are computed again instead of kept.
         report_to: transformers' names of trackers, joined by commas, or `none`.
+        resume_every: Points of the curve from one state that a killed run goes on from to the
+            next; it leaves no trace in a finished run.
     """
 
-    device_batch_size: int | None = None
+    device_batch_size: PositiveInt | None = None
     gradient_checkpointing: bool = False
     report_to: str = "none"
+    resume_every: PositiveInt = 1
 
 
 def world_size() -> int:
@@ -90,9 +118,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """Returns which of these processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Tells whether this process writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_rank() == 0
 
 
 def recipe_names() -> list[str]:

@@ -18,7 +18,7 @@ from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.config import Config
 from factual_forgetting.errors import InputError
-from factual_forgetting.protocol.curve import CURVE, selection_score
+from factual_forgetting.protocol.curve import CHOSEN_BY, CURVE, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
 from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
 from factual_forgetting.protocol.run import CHOSEN, RUN, Run
@@ -82,11 +82,13 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
     """Lists every run of a sweep, the first seed of everything first.
 
     Raises:
-        UserError: If a name occurs twice, or a method or setting is unknown.
+        UserError: If a name occurs twice, a method or setting is unknown, or the bundle lacks
+            facts to choose by.
     """
     names = [arm.name for arm in sweep.arms]
     if len(set(names)) != len(names):
         raise InputError(f"Arms of a sweep need names of their own; there are {', '.join(names)}.")
+    bundle.require(CHOSEN_BY, "A sweep")
     protocol, found = sweep.resolved(), []
     for seed, arm in product(sweep.seeds, sweep.arms):
         settings = resolve(arm.method, arm.settings)

@@ -22,7 +22,7 @@ from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import stable_hash
-from factual_forgetting.protocol import grid, losses
+from factual_forgetting.protocol import grid, groups, losses
 from factual_forgetting.protocol import trainer as trainers
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Curve
@@ -140,7 +140,7 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
             trial, base.whole(Path(scratch)), Path(scratch), execution, progress=False
         )
         started = time.perf_counter()
-        frozen = as_checkpoint(trainer.whole_model(), run.protocol.checkpoint_dtype)
+        frozen = trainer.checkpoint(run.protocol.checkpoint_dtype)
         curve.evaluate(frozen, 0, None, final=False)
         evaluation = time.perf_counter() - started
         trainer.add_callback(Stopwatch())
@@ -157,21 +157,23 @@ def _train(
     """Trains, writes checkpoint and curve, and returns what was resolved."""
     trainer, curve, context = _assemble(run, base, output, execution, progress)
     trainer.train(resume_from_checkpoint=trainers.last_checkpoint(output / _RESUME, curve))
-    whole = trainer.whole_model()
+    finish, dtype = METHODS[run.method].finish, run.protocol.checkpoint_dtype
+    if finish is None:
+        frozen = trainer.checkpoint(dtype)
+    else:
+        curve.persistent = False
+        trainer.accelerator.wait_for_everyone()  # the best point may be the last
+        frozen = as_checkpoint(finish(trainer.whole_model(), curve, context, run.settings), dtype)
     if is_main_process():
-        finish = METHODS[run.method].finish
-        if finish is not None:
-            curve.persistent = False
-            whole = finish(whole, curve, context, run.settings)
         curve.finish()
-        as_checkpoint(whole, run.protocol.checkpoint_dtype).save_pretrained(output)
+        frozen.save_pretrained(output)
         context.tokenizer.save_pretrained(output)
     model = context.model
     return {
         "steps": run.steps(),
         "track": grid.track(run.protocol, run.method, run.settings, run.foreign_base),
         "resolved": {
-            **execution.model_dump(mode="json"),
+            **execution.model_dump(mode="json", exclude={"resume_every"}),
             "world_size": world_size(),
             "distributed": str(trainer.accelerator.distributed_type.value),
             "attention": model.config._attn_implementation,
@@ -219,8 +221,8 @@ def _assemble(
     return trainer, curve, context
 
 
-def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float]:
-    """Returns what measures the mean KL(base || model), in nats a token.
+def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float | None]:
+    """Returns what measures the mean KL(base || model), in nats a token; None without facts.
 
     It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text, without
     EOS: that answers end with it is what the task teaches, and no forgetting.
@@ -232,14 +234,14 @@ def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any
     base = as_checkpoint(context.model, protocol.checkpoint_dtype)
     expected = [_predict(base, batch).cpu() for batch in batches]
 
-    def measure(model: Any) -> float:
+    def measure(model: Any) -> float | None:
         total, count = 0.0, 0
         for batch, taught in zip(batches, expected, strict=True):
             predicted = _predict(model, batch)
             taught = taught.to(predicted.device)
             total += losses.kl_divergence(predicted, taught, 1.0, "forward").item()
             count += len(predicted)
-        return total / count
+        return total / count if count else None
 
     return measure
 
@@ -258,10 +260,22 @@ def _context(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = run.protocol.dropout
-        if hasattr(module, "attention_dropout"):
-            vars(module)["attention_dropout"] = run.protocol.dropout
+        # Attention and others drop by a number of their own.
+        for name, value in vars(module).items():
+            if "dropout" in name and type(value) in {int, float}:
+                vars(module)[name] = run.protocol.dropout
+    groups.freeze_beside_text(model)
     if execution.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     facts = {fact.id: fact for fact in (*data.first, *data.repeated, *data.last)}
     opening = len(data.first) // run.protocol.batch_size
-    return Context(run.bundle, tokenizer, model, base, output, list(facts.values()), opening)
+    return Context(
+        bundle=run.bundle,
+        tokenizer=tokenizer,
+        model=model,
+        base=base,
+        output=output,
+        facts=list(facts.values()),
+        opening=opening,
+        teacher_autocast=run.protocol.teacher_autocast,
+    )

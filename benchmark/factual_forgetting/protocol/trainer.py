@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Points, selection_score
 from factual_forgetting.protocol.recipe import Execution, Protocol, world_size
-from factual_forgetting.protocol.weights import as_checkpoint
+from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
 
 _WHOLE = "whole"
 _SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
 # Fields of a protocol that Trainer's arguments have too.
 _ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
-_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}
 
 
 class ForgettingTrainer(hf.Trainer):
@@ -34,7 +34,8 @@ class ForgettingTrainer(hf.Trainer):
         """Takes the facts in an optimizer step, a penalty and Trainer's arguments.
 
         Raises:
-            UserError: If the penalty reads weights that are sharded.
+            UserError: If the penalty reads weights that are sharded, or the launcher computes in
+                another precision than the protocol.
         """
         super().__init__(**kwargs)
         # It prints losses to stdout, which is for data.
@@ -44,14 +45,34 @@ class ForgettingTrainer(hf.Trainer):
         self.model_accepts_loss_kwargs = True
         if penalty and penalty.whole_weights and self.sharded:
             raise InputError(
-                "This method pulls on whole weights, which FSDP and DeepSpeed shard. Train it by "
-                "data parallelism, without them."
+                "This method pulls on whole weights, which FSDP shards. Train it by data "
+                "parallelism, without FSDP."
             )
+        self._require_the_protocols_precision()
+        self._hollow = hollow(self.model) if self.sharded else None
+
+    def _require_the_protocols_precision(self) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise InputError(
+                "DeepSpeed trains weights that it keeps in bf16, and the protocol's are fp32 under "
+                "autocast. Shard by FSDP instead."
+            )
+        launched = self.args.mixed_precision
+        if launched != ("bf16" if self.args.bf16 else "no"):
+            raise InputError(
+                f"The launcher sets mixed_precision {launched}, and the protocol computes in fp32. "
+                "Launch with mixed_precision no: the protocol decides."
+            )
+        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+            # Its policy would hold weights in bf16 for a layer's pass; autocast is the rule.
+            plugin.mixed_precision_policy = None
+            if plugin.fsdp_version != 2:
+                raise InputError("FSDP 1 is not supported. Set fsdp_version: 2, as in fsdp.yaml.")
 
     @property
     def sharded(self) -> bool:
         """Whether a process holds a part of the weights only."""
-        return self.accelerator.distributed_type in _SHARDED
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
 
     def compute_loss(
         self,
@@ -91,24 +112,29 @@ class ForgettingTrainer(hf.Trainer):
             raise _broken(self.state.global_step + 1)
         return norm
 
-    def whole_model(self) -> Any:
-        """Returns the model, gathered if it is sharded; then None but on the main process."""
+    def checkpoint(self, dtype: str) -> Any:
+        """Returns the model as it would be saved and loaded, whole on every process."""
         model = self.accelerator.unwrap_model(self.model)
-        if not self.sharded:
+        if self._hollow is None:
+            return as_checkpoint(model, dtype)
+        return as_checkpoint(self._hollow, dtype, gathered(model, dtype))
+
+    def whole_model(self) -> Any:
+        """Returns the model in fp32 on every process; a copy in main memory if it is sharded."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self._hollow is None:
             return model
-        weights = self.accelerator.get_state_dict(self.model_wrapped)
-        if not self.accelerator.is_main_process:
-            return None
-        whole = hf.AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
-        whole.load_state_dict(weights)
-        return whole.to(self.accelerator.device)
+        return as_checkpoint(self._hollow, "float32", gathered(model, "float32", device="cpu"))
 
     def _save_whole(self, directory: Path) -> None:
+        model, main = self.accelerator.unwrap_model(self.model), self.accelerator.is_main_process
+        if self._hollow is not None:
+            weights = gathered(model, "float32", keep=main, device="cpu")
+            model = as_checkpoint(self._hollow, "float32", weights) if main else None
         # Only the main process looks whether it is there: to others it may appear at any moment.
-        whole = self.whole_model()
-        if self.accelerator.is_main_process and not directory.exists():
+        if main and not directory.exists():
             with files.atomic_directory(directory) as beside:
-                whole.save_pretrained(beside)
+                model.save_pretrained(beside)
         self.accelerator.wait_for_everyone()
 
 
@@ -137,6 +163,7 @@ class CurveCallback(hf.TrainerCallback):
     best: Path | None
     progress: bool
     _loss: float | None = None
+    _saved: int = -1  # step of the last state that a killed run would go on from
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the model that training starts from."""
@@ -144,6 +171,9 @@ class CurveCallback(hf.TrainerCallback):
         self._bar = tqdm(
             desc="finetune", unit="step", total=state.max_steps, initial=done, disable=hidden
         )
+        if state.is_world_process_zero and done:
+            self._saved = done
+            self._drop_bests(range(done + 1, state.max_steps + 1))
         self._evaluate(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -170,25 +200,37 @@ class CurveCallback(hf.TrainerCallback):
         """Marks a checkpoint as whole: a killed process may leave half of one."""
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+            self._saved = state.global_step
+            self._drop_bests(range(max(self._bests(), default=0)))
 
     def _evaluate(self, state: Any) -> None:
         final = state.global_step >= state.max_steps
         due = final or state.global_step % self.protocol.evaluate_every == 0
-        if not due or (self.curve.at(state.global_step) and not self.trainer.sharded):
-            return
-        whole = self.trainer.whole_model()
-        if not state.is_world_process_zero or self.curve.at(state.global_step):
+        if not due or self.curve.at(state.global_step):
             return
         earlier = self.curve.lines()
-        frozen = as_checkpoint(whole, self.protocol.checkpoint_dtype)
+        frozen = self.trainer.checkpoint(self.protocol.checkpoint_dtype)
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
+        if not state.is_world_process_zero:
+            return
         told = {short: f"{point[name]:.3f}" for short, name in _SHORT.items() if point[name]}
         self._bar.set_postfix(told)
         if point["step"]:
             self.trainer.log({f"curve/{key}": v for key, v in point.items() if v is not None})
         if self.best and all(selection_score(point) > selection_score(e) for e in earlier):
             with files.atomic_directory(self.best / str(point["step"])) as beside:
-                whole.save_pretrained(beside)
+                frozen.save_pretrained(beside)
+            # What was the best at the last state stays: a killed run would ask for it again.
+            self._drop_bests(range(self._saved + 1, point["step"]))
+
+    def _bests(self) -> list[int]:
+        kept = self.best.glob("[0-9]*") if self.best else ()
+        return [int(path.name) for path in kept]
+
+    def _drop_bests(self, steps: range) -> None:
+        for step in self._bests():
+            if self.best and step in steps:
+                shutil.rmtree(self.best / str(step))
 
 
 def last_checkpoint(resume: Path, curve: Points) -> str | None:
@@ -220,7 +262,7 @@ def arguments(
         get_reporting_integration_callbacks(trackers)
     except ValueError as error:
         raise InputError(f"--report_to {execution.report_to}: {error}") from None
-    return hf.TrainingArguments(
+    found = hf.TrainingArguments(
         output_dir=str(resume),
         max_steps=steps,
         per_device_train_batch_size=per_device,
@@ -229,12 +271,14 @@ def arguments(
         **protocol.model_dump(include=set(_ALIKE.split())),
         optim="adamw_torch_fused",
         bf16=protocol.precision == "bf16",
+        tf32=False,
         train_sampling_strategy="sequential",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         logging_steps=protocol.evaluate_every,
         save_strategy="steps",
-        save_steps=protocol.evaluate_every,
+        # At points only: the loss of a point is a mean since the last.
+        save_steps=protocol.evaluate_every * execution.resume_every,
         # The older one is there while the newer is being written.
         save_total_limit=2,
         report_to=trackers or "none",
@@ -244,7 +288,18 @@ def arguments(
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        # The other processes wait while the main one evaluates.
+        # The other processes wait while the main one writes.
         ddp_timeout=6 * 3600,
         average_tokens_across_devices=False,
     )
+    return on_one_device(found)
+
+
+def on_one_device(found: hf.TrainingArguments) -> hf.TrainingArguments:
+    """Keeps a process without a launcher on one device, in place.
+
+    The Trainer would split its batch over all GPUs by nn.DataParallel, which multiplies our loss
+    by their number and is told nowhere.
+    """
+    found._n_gpu = min(found.n_gpu, 1)
+    return found

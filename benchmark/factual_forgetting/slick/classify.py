@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -260,15 +260,22 @@ def begin(
         shards = read_shards(parts)
         if not shards:
             parts.mkdir(exist_ok=True)
-            exemplars = set().union(*(configs.ids for configs in drawn.values()))
-
-            def asked(row: dict[str, Any]) -> bool:
-                wanted = row["id"] in only if only else row["id"] not in exemplars
-                return wanted and row["relation"] in drawn and row["split"] != "test"
-
-            shards = spool.shards(asked, settings.shard_size, parts)
+            shards = spool.shards(_asked(drawn, only), settings.shard_size, parts)
             files.write_json(parts / _IDENTITY, collected)
     return Labelling(output, settings, identity, drawn, shards, small)
+
+
+def _asked(
+    drawn: Mapping[str, Configurations], only: frozenset[str]
+) -> Callable[[dict[str, Any]], bool]:
+    """Tells which facts are questions; a bundle takes none of the test split."""
+    exemplars = set().union(*(configurations.ids for configurations in drawn.values()))
+
+    def asked(row: dict[str, Any]) -> bool:
+        wanted = row["id"] in only if only else row["id"] not in exemplars
+        return wanted and row["relation"] in drawn and row["split"] != "test"
+
+    return asked
 
 
 def check_redraw(
