@@ -313,3 +313,21 @@ def test_two_servers_of_one_model_are_two() -> None:
         return {"config": {"model": "local-completions", "model_args": args}}
 
     assert asked_sha256(at(1)) == asked_sha256(at(1)) != asked_sha256(at(2))
+
+
+def test_a_checkpoints_own_decoding_changes_no_score(
+    bundle: Bundle, sft: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asking = Path(shutil.copytree(sft, tmp_path / "asking"))
+    file = asking / "generation_config.json"
+    asked = {"suppress_tokens": list(range(3, 300)), "repetition_penalty": 3.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | asked))
+    arguments = f"pretrained={asking},dtype=float32"
+    written = run_lm_eval(bundle, "hf", arguments, tmp_path / "results", batch_size="16")
+    assert read_results(written, bundle).answers == read_results(results, bundle).answers
+    assert "ask for (repetition_penalty 3.0, suppress_tokens)" in capsys.readouterr().err
+    told = json.loads(next(written.rglob("results_*.json")).read_text())
+    assert (told["config"]["model"], told["model_source"]) == ("hf", "hf")
+    # The bare command can't but follow the file.
+    with pytest.raises(UserError, match="Score it with factual-forgetting score"):
+        load_split("heldout", TASK, str(bundle.path), pretrained=str(asking))

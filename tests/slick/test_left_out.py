@@ -107,21 +107,28 @@ class Uneven(StubEngine):
         return min(often, 0.8) if "in R0" in query.text.split("Q: ")[-1] else often
 
 
-def relations() -> list[Fact]:
+def relations(subjects: int) -> list[Fact]:
+    """Four relations of 400 facts; of fewer subjects, some have facts in several."""
     return [
-        Fact.make(f"R{relation}", f"S{relation}-{n}", f"What of S{n} in R{relation}?", ("yes",))
-        for relation in range(4)
+        Fact.make(f"R{r}", f"S{(400 * r + 7 * n) % subjects}", f"What of {n} in R{r}?", ("yes",))
+        for r in range(4)
         for n in range(400)
     ]
 
 
-def test_a_bundle_of_the_sizes_of_a_quota_can_be_built(tmp_path: Path) -> None:
+@pytest.mark.parametrize("subjects", [1600, 1100])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_bundle_of_the_sizes_of_a_quota_can_be_built(
+    subjects: int, seed: int, tmp_path: Path
+) -> None:
+    facts = relations(subjects)
     sizes = {"known": 60, "unknown": 60, "heldout": 20, "validation": 30, "replay": 30}
     settings = SMALL.model_copy(update={"retire": True, "quota": sizes})
-    classify(relations(), Uneven(), settings, BASE, tmp_path / "labels")
+    settings = settings.model_copy(update={"seed": seed})
+    classify(facts, Uneven(), settings, BASE, tmp_path / "labels")
     labels = load_labels(tmp_path / "labels")
-    assert len(labels.labels) < 0.7 * len(relations())
-    bundle = build_bundle(labels, BundleConfig(**sizes), tmp_path / "bundle")
+    assert len(labels.labels) < 0.9 * len(facts)
+    bundle = build_bundle(labels, BundleConfig(**sizes, seed=seed), tmp_path / "bundle")
     assert {name: bundle.manifest["counts"][name] for name in sizes} == sizes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint
+from factual_forgetting.engines.decoding import tell_ignored
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.lm_eval import LM_EVAL, LMEvalEngine
 from factual_forgetting.engines.models import load_causal_lm
@@ -44,9 +45,7 @@ def open_engine(
         code = bool(arguments.get("trust_remote_code"))
         path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"), code=code)
         arguments = {**arguments, "pretrained": str(path)}
-        if ignored := checkpoint.ignored_settings(path):
-            told = "decoding: greedy, whatever the checkpoint's files ask for"
-            sys.stderr.write(f"{told} ({', '.join(ignored)})\n")
+        tell_ignored(path)
     wanted, reason = choice, "as asked"
     if choice == _AUTO:
         wanted, reason = _SUITED.get(model, (LM_EVAL, f"--model {model} is lm-eval's"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines.decoding import follow_protocol, tell_ignored
 from factual_forgetting.engines.merging import merge_adapter
 from factual_forgetting.engines.models import default_device, hasten_bf16
 from factual_forgetting.errors import InputError, UserError
@@ -61,6 +62,8 @@ def run_lm_eval(
         "ff_bundle_sha256": bundle.sha256,
         "ff_descends": descends,
     }
+    if ignored := tell_ignored(Path(str(arguments.get("pretrained")))):
+        metadata["ff_decoding_ignored"] = ignored
     settings: dict[str, Any] = {"model": model, "batch_size": batch_size, "limit": limit}
     settings["device"] = device or default_device()
     written = output
@@ -115,14 +118,18 @@ def _evaluate(
     settings: dict[str, Any], arguments: dict[str, Any], metadata: dict[str, Any], output: Path
 ) -> Path:
     from lm_eval import simple_evaluate
+    from lm_eval.api.registry import get_model
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
     hasten_bf16()
-    tracker = EvaluationTracker(output_path=str(output))
-    with _one_line_where_the_model_fails(settings["model"]):
+    tracker, name = EvaluationTracker(output_path=str(output)), settings["model"]
+    with _one_line_where_the_model_fails(name):
+        where = {key: settings[key] for key in ("batch_size", "device")}
+        lm = get_model(name).create_from_arg_obj(dict(arguments), where)
+        follow_protocol(lm)
         results = simple_evaluate(
-            **settings,
+            **{**settings, "model": lm},
             model_args=dict(arguments),
             log_samples=True,
             evaluation_tracker=tracker,
@@ -132,6 +139,7 @@ def _evaluate(
         )
     samples = results.pop("samples")
     named = tracker.general_config_tracker
+    results["config"]["model"] = named.model_source = name  # as if lm-eval had made it
     named.model_name_sanitized = _folder(output, str(named.model_name_sanitized), results)
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def load_split(
     pretrained: str | None = None,
     revision: str | None = None,
     tokenizer: str | None = None,
+    ff_decoding_ignored: Sequence[str] = (),
     **others: Any,
 ) -> dict[str, Any]:
     """Loads a split for lm-eval (`custom_dataset`): `{"test": datasets.Dataset}`, a row a fact.
@@ -42,11 +44,12 @@ def load_split(
         pretrained: The checkpoint, from `--model_args`.
         revision: Its revision, likewise.
         tokenizer: Its tokenizer, if not its own, likewise.
+        ff_decoding_ignored: What the checkpoint's files ask of decoding and doesn't get.
         others: The other keys of `--model_args` and `--metadata`.
 
     Raises:
         UserError: If the bundle was changed or isn't the one meant, or isn't the checkpoint's, or
-            if prompts would be cut.
+            if prompts would be cut, or decoding isn't the protocol's.
     """
     from datasets import Dataset
 
@@ -66,6 +69,12 @@ def load_split(
     require_matcher(bundle)
     if path and not ff_descends:
         checkpoint.require_descent(path, bundle.manifest["base"])
+    if path and (asked := checkpoint.ignored_settings(path)) != list(ff_decoding_ignored):
+        raise InputError(
+            f"{path} asks for other decoding than greedy ({', '.join(asked)}), and the bare "
+            "lm_eval command does as it says. Score it with factual-forgetting score, which "
+            "doesn't, or take that out of its generation_config.json."
+        )
     # With an adapter on top, the files in `pretrained` aren't the weights that answer.
     hashed = None if any(others.get(name) for name in _ELSEWHERE) else path
     reads = local_checkpoint(tokenizer, revision) if tokenizer else path

@@ -144,11 +144,11 @@ class Labelling:
             files.atomic(self.output / slick.LABELS_FILE) as labels,
         ):
             for label in self._ordered(dropped):
-                if self.settings.quota and not tally.missing():
-                    break
                 facts.write((files.dumps(label.fact.row()) + "\n").encode())
                 labels.write((files.dumps(label.row()) + "\n").encode())
                 tally.add([label])
+                if self.settings.quota and not tally.missing():
+                    break
             categories = tally.categories()
             if dropped[_LONG]:
                 told = f"whose answer has more than {self.settings.max_new_tokens} tokens"
