@@ -41,15 +41,14 @@ def load_split(
             `--metadata`. Without it the embedded bundle, for descendants of its base only.
         ff_bundle_sha256: The hash that the bundle must have, if it matters.
         ff_descends: Declares the checkpoint's descent, whatever its shape or marks say.
-        pretrained: The checkpoint, from `--model_args`.
-        revision: Its revision, likewise.
-        tokenizer: Its tokenizer, if not its own, likewise.
+        pretrained: The checkpoint, from `--model_args`, like the next two.
+        revision: Its revision.
+        tokenizer: Its tokenizer, if not its own.
         ff_decoding_ignored: What the checkpoint's files ask of decoding and doesn't get.
         others: The other keys of `--model_args` and `--metadata`.
 
     Raises:
-        UserError: If the bundle was changed or isn't the one meant, or isn't the checkpoint's, or
-            if prompts would be cut, or decoding isn't the protocol's.
+        UserError: If the bundle isn't the one meant, prompts would be cut, or decoding differs.
     """
     from datasets import Dataset
 
