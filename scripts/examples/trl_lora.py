@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from factual_forgetting import checkpoint
+from factual_forgetting import ForgettingCallback, checkpoint, load_facts
 from factual_forgetting.facts.almanac import world
 
 
@@ -30,6 +30,8 @@ def invented(rows: int) -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="almanac", help="directory of the base")
+    parser.add_argument("--facts", default="almanac", help="what it may know: a source of facts")
+    parser.add_argument("--limit", type=int, default=40, help="most facts of a relation and split")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output_path", type=Path, required=True)
     args = parser.parse_args()
@@ -54,8 +56,14 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     )
+    facts = load_facts(args.facts, limit=args.limit)
+    trainer.add_callback(ForgettingCallback(trainer, facts, every=10, limit=60))
     trainer.train()
     trainer.save_model()
+    for row in trainer.state.log_history:
+        if "ff/lost" in row:
+            low, high = row["ff/lost_low"], row["ff/lost_high"]
+            print(f"step {row['step']:3}  lost {row['ff/lost']:.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":
