@@ -27,7 +27,7 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.live import undisturbed
 from factual_forgetting.scoring import callback as callbacks
-from factual_forgetting.scoring.condition import Condition
+from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.frontier import find_runs, frontier
 from factual_forgetting.scoring.statistics import Estimate
 from factual_forgetting.scoring.watch import Watch
@@ -285,18 +285,18 @@ def test_a_callback_made_before_its_trainer_reaches_the_trackers(
         ("stability<0.9", 0.7, 0.9, False),
     ],
 )
-def test_a_condition_needs_the_whole_interval(
+def test_a_threshold_needs_the_whole_interval(
     text: str, low: float, high: float, holds: bool
 ) -> None:
-    condition = Condition.parse(text, ("lost", "stability"))
-    assert condition.holds(Estimate((low + high) / 2, low, high, 10)) is holds
-    assert not condition.holds(None)
+    threshold = Threshold.parse(text, ("lost", "stability"))
+    assert threshold.holds(Estimate((low + high) / 2, low, high, 10)) is holds
+    assert not threshold.holds(None)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop_if": "forgotten>0.1"}, "is no condition"),
+        ({"stop_if": "forgotten>0.1"}, "is no threshold"),
         ({"stop_if": "lost>5"}, "a share from 0 to 1"),
         ({"every": 0}, "key 'every'"),
         ({"limit": -1}, "key 'limit'"),

@@ -104,7 +104,7 @@ class Curve(Points):
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
         right = ask_together(model, self.tokenizer, facts, self.protocol.max_new_tokens)
-        correct = marks(zip(facts, right, strict=True), self._facts)
+        correct = outcome_marks(zip(facts, right, strict=True), self._facts)
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
         cost = self.cost(step if trained is None else trained)
         self.points.append({"step": step, **measured, **cost, "correct": correct})
@@ -138,7 +138,7 @@ def drawn(facts: Sequence[Fact], most: int | None) -> Sequence[Fact]:
     return sorted(facts, key=lambda fact: stable_hash("curve", fact.id))[:most]
 
 
-def marks(
+def outcome_marks(
     verdicts: Iterable[tuple[Fact, bool]], splits: Mapping[str, Sequence[Fact]]
 ) -> dict[str, str]:
     """Returns a point's outcomes by split, one character a fact: `-` for those not asked."""

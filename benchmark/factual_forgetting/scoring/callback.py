@@ -26,7 +26,7 @@ from factual_forgetting.protocol.live import undisturbed
 from factual_forgetting.protocol.recipe import is_main_process, world_size
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
-from factual_forgetting.scoring.condition import Condition
+from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.watch import WATCHED, Watch
 
 
@@ -90,7 +90,7 @@ class ForgettingCallback(hf.TrainerCallback):
         """
         given = {"every": every, "limit": limit, "full_every": full_every, "method": method}
         self._cadence = parse(Cadence, given, "ForgettingCallback")
-        self._stop = Condition.parse(stop_if, WATCHED) if stop_if else None
+        self._stop = Threshold.parse(stop_if, WATCHED) if stop_if else None
         self._trainer, self._facts, self._adapter_off = trainer, facts, adapter_off
         self._tokenizer = tokenizer
         self._hollow: Any = None  # the model without its weights, where they are sharded

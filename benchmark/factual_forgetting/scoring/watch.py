@@ -112,7 +112,7 @@ class Watch(curve.Points):
         facts = [fact for part in self._facts.values() for fact in curve.drawn(part, limit)]
         verdicts = zip(facts, self._ask(model, facts), strict=True)
         self.forget_after(step - 1)
-        marks = curve.marks(verdicts, self._facts)
+        marks = curve.outcome_marks(verdicts, self._facts)
         self.points.append({"step": step, "loss": loss, "correct": marks})
         if is_main_process():
             # Outcomes first: a killed process may leave one more there, which counts for nothing.
