@@ -27,9 +27,9 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.live import undisturbed
 from factual_forgetting.scoring import callback as callbacks
-from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.frontier import find_runs, frontier
 from factual_forgetting.scoring.statistics import Estimate
+from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.watch import Watch
 
 ROOT = Path(__file__).parents[2]
@@ -173,19 +173,33 @@ def test_the_best_model_at_the_end_ends_the_curve(
 
 
 def environment() -> dict[str, str]:
-    source = f"{ROOT / 'benchmark'}{os.pathsep}{ROOT / 'tests'}"
+    source = os.pathsep.join(str(ROOT / name) for name in ("benchmark", "tests", "tests/protocol"))
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 
-def test_processes_share_the_questions(bundle: Bundle, base: Path, tmp_path: Path) -> None:
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+@pytest.mark.parametrize("sharding", [{}, FSDP], ids=["whole", "sharded"])
+def test_processes_share_the_questions(
+    bundle: Bundle, base: Path, tmp_path: Path, sharding: dict[str, str]
+) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = str(Path(__file__).with_name("watched.py"))
     given = [*launch, script, str(base), str(bundle.path), str(tmp_path / "two")]
-    subprocess.run([sys.executable, *given], env=environment(), check=True)
+    subprocess.run([sys.executable, *given], env={**environment(), **sharding}, check=True)
     watched(base, bundle, tmp_path / "one")
     alone, together = (points(tmp_path / name) for name in ("one", "two"))
     assert together[0] == alone[0]
     assert [point["step"] for point in together] == [0, 2, 4, 6]
+    told = files.read_json(tmp_path / "two" / "run.json")["resolved"]["distributed"]
+    assert told == ("FSDP" if sharding else "MULTI_CPU")
     assert together[-1]["task_learning"] == pytest.approx(alone[-1]["task_learning"], abs=0.1)
 
 

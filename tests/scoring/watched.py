@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,5 +43,7 @@ def watched(base: Path, bundle: Bundle, output: Path, **options: Any) -> Trainer
 
 
 if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_FSDP"):
+        import fsdp_cpu  # noqa: F401, takes processes on the CPU for GPUs
     given = [Path(argument) for argument in sys.argv[1:4]]
     watched(given[0], load_bundle(given[1]), given[2], per_device_train_batch_size=4)
