@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from factual_forgetting.facts.almanac import world
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.live import undisturbed
+from factual_forgetting.protocol.run import RUN
 from factual_forgetting.scoring import callback as callbacks
 from factual_forgetting.scoring.frontier import find_runs, frontier
 from factual_forgetting.scoring.statistics import Estimate
@@ -344,6 +346,15 @@ def test_what_cannot_be_asked_is_refused_before_training(
     trainer.model = BertForSequenceClassification(tiny)
     with pytest.raises(InputError, match="generates no text"):
         ForgettingCallback(trainer, bundle, tokenizer=tokenizer)
+
+
+def test_a_run_of_finetune_is_left_alone(
+    bundle: Bundle, base: Path, sft: Path, tmp_path: Path
+) -> None:
+    shutil.copy(sft / RUN, tmp_path)
+    with pytest.raises(InputError, match="run of finetune"):
+        watched(base, bundle, tmp_path)
+    assert (tmp_path / RUN).read_bytes() == (sft / RUN).read_bytes()
 
 
 def plugins() -> Iterator[tuple[dict[str, Any], str]]:

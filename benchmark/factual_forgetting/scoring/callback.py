@@ -127,10 +127,12 @@ class ForgettingCallback(hf.TrainerCallback):
         if state.global_step:
             self._watch.resume(state.global_step)
             return
-        if is_main_process():
-            (output / RUN).unlink(missing_ok=True)  # of a training whose curve is overwritten
+        if (output / RUN).is_file() and files.read_json(output / RUN)["protocol"]:
+            raise InputError(f"{output} holds a run of finetune. Train into another output_dir.")
         with self._asked(kwargs["model"], self._adapter_off) as model:
             self._watch.start(model)
+        if is_main_process():
+            (output / RUN).unlink(missing_ok=True)  # of a training whose curve is overwritten
         self._log(args, state, control, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
