@@ -43,7 +43,7 @@ class ForgettingTrainer(hf.Trainer):
         self._batch_size, self._penalty = batch_size, penalty
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
-        if penalty and penalty.whole_weights and self.sharded:
+        if penalty and penalty.of_weights and self.sharded:
             raise InputError(
                 "This method pulls on whole weights, which FSDP shards. Train it by data "
                 "parallelism, without FSDP."
@@ -87,8 +87,9 @@ class ForgettingTrainer(hf.Trainer):
         labels, facts, answers, positions = (inputs.pop(name) for name in names)
         outputs = model(**inputs)
         loss = losses.cross_entropy(outputs.logits, labels, answers[0])
-        if self._penalty is not None and self.state.global_step >= self._penalty.from_step:
-            loss = loss + self._penalty.term(
+        penalty = self._penalty
+        if penalty is not None and (share := self._share(penalty, len(labels))):
+            loss = loss + penalty.term(
                 Step(
                     model=self.accelerator.unwrap_model(model),
                     inputs=inputs,
@@ -97,13 +98,22 @@ class ForgettingTrainer(hf.Trainer):
                     facts=facts,
                     answers=answers[0],
                     positions=positions[0],
-                    share=len(labels) / self._batch_size,
+                    share=share,
                     save=self._save_whole,
                 )
             )
         # Data parallelism averages gradients over processes; ours are shares of a sum.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, penalty: Penalty, facts: int) -> float:
+        """Returns this pass's share of the optimizer step's penalty."""
+        if self.state.global_step < penalty.from_step:
+            return 0.0
+        if penalty.of_weights:
+            # They are the same in every pass of a step: once is enough.
+            return float(self.accelerator.sync_gradients) / float(self.accelerator.num_processes)
+        return facts / self._batch_size
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Stops before a gradient that isn't finite reaches the weights."""
