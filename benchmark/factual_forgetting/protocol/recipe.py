@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -20,6 +20,13 @@ from factual_forgetting.config import Config, load_yaml, parse
 from factual_forgetting.errors import InputError
 
 _RECIPES = Path(__file__).parent / "recipes"
+
+
+class Stored(NamedTuple):
+    """How a checkpoint holds a model: the dtype's name, and whether it casts every buffer to it."""
+
+    dtype: str
+    all_buffers: bool = False
 
 
 class Protocol(Config):
@@ -46,6 +53,8 @@ class Protocol(Config):
         teacher_precision: What a teacher's predictions and importances at an anchor are computed
             in: `fp32`, or as the `student`. Weights are pulled in fp32.
         checkpoint_dtype: What the checkpoint is saved in, and the curve evaluated in.
+        curve_buffers: What the curve is evaluated with where a checkpoint holds no value (rotary
+            frequencies): `cast` to `checkpoint_dtype`, or in fp32, as `loaded` checkpoints have it.
         attention: transformers' name of the attention implementation.
         evaluate_every: Steps between two points of the curve.
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
@@ -69,6 +78,7 @@ class Protocol(Config):
     precision: Literal["bf16", "fp32"]
     teacher_precision: Literal["fp32", "student"] = "fp32"
     checkpoint_dtype: Literal["bfloat16", "float32"]
+    curve_buffers: Literal["cast", "loaded"] = "cast"
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     evaluate_every: PositiveInt
     evaluate_sample: PositiveInt
@@ -80,13 +90,17 @@ class Protocol(Config):
         """Whether teachers compute in bf16 autocast."""
         return self.precision == "bf16" and self.teacher_precision == "student"
 
+    @property
+    def stored(self) -> Stored:
+        """How checkpoints hold the model, and the curve evaluates it."""
+        return Stored(self.checkpoint_dtype, self.curve_buffers == "cast")
+
     @model_serializer(mode="wrap")
     def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what a recipe couldn't say before, at the value that it always had."""
         told: dict[str, Any] = serialise(self)
-        if self.teacher_precision == "fp32":
-            told.pop("teacher_precision", None)
-        return told
+        always = {"teacher_precision": "fp32", "curve_buffers": "cast"}
+        return {key: value for key, value in told.items() if always.get(key) != value}
 
     @model_validator(mode="after")
     def _rate_on_grid(self) -> Protocol:

@@ -18,10 +18,11 @@ from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Points, selection_score
-from factual_forgetting.protocol.recipe import Execution, Protocol, world_size
+from factual_forgetting.protocol.recipe import Execution, Protocol, Stored, world_size
 from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
 
 _WHOLE = "whole"
+_WHOLE_FP32 = Stored("float32")
 _SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
 # Fields of a protocol that Trainer's arguments have too.
 _ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
@@ -122,25 +123,25 @@ class ForgettingTrainer(hf.Trainer):
             raise _broken(self.state.global_step + 1)
         return norm
 
-    def checkpoint(self, dtype: str) -> Any:
+    def checkpoint(self, stored: Stored) -> Any:
         """Returns the model as it would be saved and loaded, whole on every process."""
         model = self.accelerator.unwrap_model(self.model)
         if self._hollow is None:
-            return as_checkpoint(model, dtype)
-        return as_checkpoint(self._hollow, dtype, gathered(model, dtype))
+            return as_checkpoint(model, stored)
+        return as_checkpoint(self._hollow, stored, gathered(model, stored.dtype))
 
     def whole_model(self) -> Any:
         """Returns the model in fp32 on every process; a copy in main memory if it is sharded."""
         model = self.accelerator.unwrap_model(self.model)
         if self._hollow is None:
             return model
-        return as_checkpoint(self._hollow, "float32", gathered(model, "float32", device="cpu"))
+        return as_checkpoint(self._hollow, _WHOLE_FP32, gathered(model, "float32", device="cpu"))
 
     def _save_whole(self, directory: Path) -> None:
         model, main = self.accelerator.unwrap_model(self.model), self.accelerator.is_main_process
         if self._hollow is not None:
             weights = gathered(model, "float32", keep=main, device="cpu")
-            model = as_checkpoint(self._hollow, "float32", weights) if main else None
+            model = as_checkpoint(self._hollow, _WHOLE_FP32, weights) if main else None
         # Only the main process looks whether it is there: to others it may appear at any moment.
         if main and not directory.exists():
             with files.atomic_directory(directory) as beside:
@@ -219,7 +220,7 @@ class CurveCallback(hf.TrainerCallback):
         if not due or self.curve.at(state.global_step):
             return
         earlier = self.curve.lines()
-        frozen = self.trainer.checkpoint(self.protocol.checkpoint_dtype)
+        frozen = self.trainer.checkpoint(self.protocol.stored)
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
         if not state.is_world_process_zero:
             return
