@@ -43,10 +43,10 @@ def shares(counts: Matrix, outcomes: Sequence[str]) -> Floats:
     """
     signs = np.array(outcomes, dtype=bytes).view("S1").reshape(len(outcomes), -1)
     right = (counts @ (signs == b"1").astype(np.float32)).astype(float)
-    # Few points ask other facts than the point before.
-    samples, which = np.unique(signs != b"-", axis=1, return_inverse=True)
-    asked = (counts @ samples.astype(np.float32)).astype(float)[:, which.reshape(-1)]
-    found: Floats = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
+    if (asked := signs != b"-").all():
+        return np.asarray(right / counts.sum(axis=1, dtype=float)[:, None])
+    known = (counts @ asked.astype(np.float32)).astype(float)
+    found: Floats = np.divide(right, known, out=np.full_like(right, np.nan), where=known > 0)
     return found
 
 
