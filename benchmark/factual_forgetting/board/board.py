@@ -20,6 +20,7 @@ from factual_forgetting.board.ranking import (
     ranks,
     resample_counts,
     shares,
+    signs_of,
 )
 from factual_forgetting.board.record import Outcome, by_split, curve_points
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
@@ -203,15 +204,14 @@ def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matr
         return _Seed(record, final, {}, never, final[HELDOUT], first_point=False, coarse=False)
     points = curve_points(outcomes, len(record.curve))
     by_step = {point.step: told for point, told in zip(record.curve, points, strict=True)}
-    new, held = ([one.curve for one in parts[split]] for split in (UNKNOWN, HELDOUT))
+    new, held = (signs_of([one.curve for one in parts[split]]) for split in (UNKNOWN, HELDOUT))
     found = find_crossing(shares(counts[UNKNOWN], new))
     read = np.unique([found.before, found.point])  # Few of the points.
     measured = np.full((len(counts[HELDOUT]), len(record.curve)), np.nan)
-    measured[:, read] = shares(counts[HELDOUT], ["".join(c[i] for i in read) for c in held])
+    measured[:, read] = shares(counts[HELDOUT], held[:, read])
     stability = found.read(measured)
     before, there = (
-        np.array([curve[int(point[0])] == "1" for curve in held], float)
-        for point in (found.before, found.point)
+        (held[:, point[0]] == b"1").astype(float) for point in (found.before, found.point)
     )
     between = before + found.weight[0] * (there - before)
     first_point, coarse = bool(found.first_point[0]), bool(found.coarse[0])
@@ -270,9 +270,7 @@ def _references(arms: Sequence[_Arm]) -> dict[_Recipe, list[_Arm]]:
     return found
 
 
-def _reference(
-    name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]]
-) -> _Arm | None:
+def _reference(name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]]) -> _Arm | None:
     """The reference under the same recipe, at the same rate if there is one."""
     return max(
         references.get((name, _recipe(arm)[1]), ()),

@@ -14,6 +14,7 @@ from factual_forgetting.scoring.statistics import Estimate, over_seeds
 _RESAMPLES = 4000
 _LEVEL = 0.99
 Matrix = NDArray[np.float32]
+Signs = NDArray[np.bytes_]
 
 
 def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
@@ -32,19 +33,23 @@ def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
     return counts
 
 
-def shares(counts: Matrix, outcomes: Sequence[str]) -> Floats:
+def signs_of(curves: Sequence[str]) -> Signs:
+    """Returns curves as an array, a sign a fact and point."""
+    return np.array(curves, dtype=bytes).view("S1").reshape(len(curves), -1)
+
+
+def shares(counts: Matrix, signs: Signs) -> Floats:
     """Returns the share right among the facts asked, at each point of a curve.
 
     Its shape is (1 + resamples, points); it is NaN where a resample asks nothing.
 
     Args:
         counts: How often each fact occurs in each resample; shape (1 + resamples, facts).
-        outcomes: One text a fact, a sign a point: `1` right, `0` wrong, `-` not asked.
+        signs: Of each fact at each point: `1` right, `0` wrong, `-` not asked.
     """
-    signs = np.array(outcomes, dtype=bytes).view("S1").reshape(len(outcomes), -1)
     right = (counts @ (signs == b"1").astype(np.float32)).astype(float)
     if (asked := signs != b"-").all():
-        return np.asarray(right / counts.sum(axis=1, dtype=float)[:, None])
+        return np.asarray(right / len(signs))  # The size of every resample.
     known = (counts @ asked.astype(np.float32)).astype(float)
     found: Floats = np.divide(right, known, out=np.full_like(right, np.nan), where=known > 0)
     return found

@@ -301,14 +301,15 @@ def recompute(bundle: Bundle, outcomes: Sequence[Outcome], points: int) -> dict[
 
 def curve_points(outcomes: Sequence[Outcome], points: int) -> list[dict[str, float | None]]:
     """Computes task learning, plasticity and stability at each point of a curve."""
-    texts = {
-        METRIC_OF_SPLIT[split]: [outcome.curve for outcome in part]
+    shares = {
+        METRIC_OF_SPLIT[split]: [
+            share_correct("".join(signs))
+            for signs in zip(*(one.curve for one in part), strict=True)
+        ]
+        or [None] * points
         for split, part in by_split(outcomes).items()
     }
-    return [
-        {name: share_correct("".join(text[i] for text in found)) for name, found in texts.items()}
-        for i in range(points)
-    ]
+    return [{name: found[i] for name, found in shares.items()} for i in range(points)]
 
 
 def by_split(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
