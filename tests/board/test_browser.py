@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from factual_forgetting.board.board import Entry
-from factual_forgetting.board.page import page, write_page
+from factual_forgetting.board.page import page, tell_records, write_page
 from factual_forgetting.bundle.manifest import Bundle
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -41,7 +41,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def site(board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path_factory: Any) -> Path:
-    return write_page(board, entries, {world.sha256: world}, tmp_path_factory.mktemp("site"))
+    return written(board, entries, world, tmp_path_factory.mktemp("site"))
+
+
+def written(board: dict[str, Any], entries: list[Entry], world: Bundle, output: Path) -> Path:
+    bundles = {world.sha256: world}
+    assert len(list(tell_records(entries, bundles, output))) == len(entries)
+    return write_page(board, bundles, output)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def large(
     few = [row for row in bundle["rows"] if row["id"] in opened]
     narrow = {**wide, "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": []}}]}
     output = tmp_path_factory.mktemp("large")
-    index = write_page(narrow, entries, {world.sha256: world}, output)
+    index = written(narrow, entries, world, output)
     index.write_text(page(wide), encoding="utf-8")
     return index
 

@@ -336,7 +336,7 @@ def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     if len(outcomes) != record.outcomes.rows:
         raise InputError(f"{beside} has {len(outcomes)} rows, not {record.outcomes.rows}.")
     for outcome in outcomes:
-        if len(outcome.curve) != len(record.curve) or {*outcome.curve} - {"0", "1", NOT_ASKED}:
+        if len(outcome.curve) != len(record.curve) or outcome.curve.strip(f"01{NOT_ASKED}"):
             raise InputError(f"{beside}: the curve of {outcome.id} is malformed.")
     if form.is_record_1(plain) and any(outcome.answer is not None for outcome in outcomes):
         record = _scored(record)
