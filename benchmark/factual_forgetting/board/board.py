@@ -16,13 +16,14 @@ from factual_forgetting.board.form import LEVELS, Cost, Record
 from factual_forgetting.board.ranking import (
     Matrix,
     Ranked,
+    Signs,
     difference,
     ranks,
     resample_counts,
     shares,
     signs_of,
 )
-from factual_forgetting.board.record import Outcome, by_split, curve_points
+from factual_forgetting.board.record import Outcome, by_split
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
@@ -40,6 +41,7 @@ _NEEDED = (
     ("plasticity", 0.10, "P below .10: as if never trained on D_Unk"),
 )
 _Recipe = tuple[str, str]  # A method and the name of a protocol.
+_METRICS = tuple(METRIC_OF_SPLIT.values())
 _NO_PROTOCOL = "no protocol"  # Whatever its track; one that is named has a hash behind it.
 
 
@@ -202,9 +204,13 @@ def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matr
     if len(record.curve) < 2:
         never = np.full(len(counts[HELDOUT]), np.nan)
         return _Seed(record, final, {}, never, final[HELDOUT], first_point=False, coarse=False)
-    points = curve_points(outcomes, len(record.curve))
-    by_step = {point.step: told for point, told in zip(record.curve, points, strict=True)}
-    new, held = (signs_of([one.curve for one in parts[split]]) for split in (UNKNOWN, HELDOUT))
+    signs = {split: signs_of([one.curve for one in part]) for split, part in parts.items() if part}
+    told = {METRIC_OF_SPLIT[split]: _shares_asked(found) for split, found in signs.items()}
+    by_step = {
+        point.step: {name: told[name][index] if name in told else None for name in _METRICS}
+        for index, point in enumerate(record.curve)
+    }
+    new, held = signs[UNKNOWN], signs[HELDOUT]
     found = find_crossing(shares(counts[UNKNOWN], new))
     read = np.unique([found.before, found.point])  # Few of the points.
     measured = np.full((len(counts[HELDOUT]), len(record.curve)), np.nan)
@@ -216,6 +222,12 @@ def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matr
     between = before + found.weight[0] * (there - before)
     first_point, coarse = bool(found.first_point[0]), bool(found.coarse[0])
     return _Seed(record, final, by_step, stability, between, first_point, coarse)
+
+
+def _shares_asked(signs: Signs) -> list[float | None]:
+    """The share right of the facts asked at each point; None where none was."""
+    counted = zip((signs == b"1").sum(axis=0), (signs != b"-").sum(axis=0), strict=True)
+    return [float(right / asked) if asked else None for right, asked in counted]
 
 
 def _row(
@@ -345,11 +357,11 @@ def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | No
 
 def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
     """Averages the curves at the steps at which every seed was evaluated."""
-    curves, names = [one.curve for one in arm.seeds], METRIC_OF_SPLIT.values()
+    curves = [one.curve for one in arm.seeds]
     return [
         {
             "step": step,
-            **{name: _average([curve[step][name] for curve in curves]) for name in names},
+            **{name: _average([curve[step][name] for curve in curves]) for name in _METRICS},
             "seeds": [[curve[step]["plasticity"], curve[step]["stability"]] for curve in curves],
         }
         for step in sorted(set.intersection(*(set(curve) for curve in curves)))

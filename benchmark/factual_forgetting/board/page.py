@@ -120,7 +120,7 @@ def _json(value: Any) -> str:
 
 def _write_data(output: Path, name: str, value: Any) -> Path:
     path = _data(output, name)
-    files.write_atomic(path, f"{_call(name)}{_json(value)})\n".encode())
+    files.write_atomic(path, f"{_call(name)}{_json(value)})\n".encode(), lasting=False)
     return path
 
 

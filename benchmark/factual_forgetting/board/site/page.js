@@ -68,7 +68,7 @@ function methodCell(row) {
   if (row.leak === "included") cell.append(make("span", { class: "tag warn" }, "trained on D_Held"));
   if (row.leak === "unknown") cell.append(make("span", { class: "tag" }, "undeclared"));
   if (row.reference) cell.append(make("span", { class: "tag" }, state.table === "keeps" ? "the ceiling" : "reference"));
-  else if (row.unranked[state.table] && row.leak !== "included") cell.append(make("span", { class: "tag" }, row.unranked[state.table]));
+  else if (row.unranked[state.table] && row.unranked[state.table] !== row.told) cell.append(make("span", { class: "tag" }, row.unranked[state.table]));
   cell.append(make("small", {}, row.protocol.split("@")[0]));
   return cell;
 }
@@ -357,6 +357,8 @@ function enter() {
   const { rows } = bundle();
   for (const name of ["track", "level", "family"]) options(name, rows.map((row) => row[name]), true);
   for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.family}`.toLowerCase();
+  // What the table shows elsewhere.
+  for (const row of rows) row.told = row.leak === "included" ? "trained on D_Held" : row.why === "never" ? "never reaches P .90" : row.why;
   bundle().byKey = new Map(rows.map((row) => [row.key, row]));
   at("about").textContent = bundle().about;
   Object.assign(state, { shown: PAGE, selected: [], sort: null });
