@@ -51,6 +51,9 @@ class Protocol(Config):
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
         kl_sample: Most facts of D_Held on which the divergence from the base is measured.
         max_new_tokens: Most tokens of an answer.
+        settings: What the recipe pins of each method, by its name: its settings in full, several
+            for several arms. A method that isn't named isn't on the closed track. Where the
+            recipe names none, every method is pinned to its defaults.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -74,6 +77,7 @@ class Protocol(Config):
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
     max_new_tokens: PositiveInt
+    settings: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
 
     @property
     def teacher_autocast(self) -> bool:
@@ -86,6 +90,8 @@ class Protocol(Config):
         told: dict[str, Any] = serialise(self)
         if self.teacher_precision == "fp32":
             told.pop("teacher_precision", None)
+        if not self.settings:
+            told.pop("settings", None)
         return told
 
     @model_validator(mode="after")
