@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, make_bundle, write_run
+from synthetic import ME, drawn, make_bundle, write_run
 
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
@@ -40,7 +40,7 @@ def records(world: Bundle, runs: list[Path], tmp_path_factory: pytest.TempPathFa
     """Their records; only to be read."""
     root = tmp_path_factory.mktemp("leaderboard") / "records"
     for run in runs:
-        make_record(run, world, root)
+        make_record(run, world, root, ME)
     return root
 
 

@@ -22,11 +22,12 @@ from factual_forgetting.bundle.manifest import (
     write_bundle,
 )
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES
 from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256
 from factual_forgetting.protocol.run import RUN
 
-EVERY = 8
+ME = Declared(submitter="me")
 RELATIONS = ("country", "place_of_birth")
 BASE = {
     "pretrained": "almanac",
@@ -51,6 +52,7 @@ def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 2
         "settings": {"min_highly_known": 0.3},
         "relations": {},
         "majority_baseline": {"micro": None, "macro": None},
+        "labels": {"matcher": MATCHER_VERSION},
     }
     return write_bundle(path, splits, {}, details)
 
@@ -97,7 +99,12 @@ def write_run(
         for (split, item), text in zip(facts, curves, strict=True)
     ]
     points = [
-        {"step": EVERY * i, "loss": 1 / (i + 1), "tokens": 9 * i, "teacher_tokens": i}
+        {
+            "step": recipe.evaluate_every * i,
+            "loss": 1 / (i + 1),
+            "tokens": 9 * i,
+            "teacher_tokens": i,
+        }
         for i in range(len(curves[0]))
     ]
     path.mkdir(parents=True)
@@ -111,7 +118,7 @@ def write_run(
         "protocol": recipe.model_dump(mode="json"),
         "protocol_sha256": protocol_sha256(recipe),
         "seed": seed,
-        "steps": EVERY * (len(curves[0]) - 1),
+        "steps": points[-1]["step"],
         "weights_sha256": checkpoint.weights_sha256(path),
         "environment": {"device": "cpu, 1 threads", "python": "3.11.2", "packages": {}},
     }
@@ -125,4 +132,4 @@ def publish(
     """Writes a run as `write_run` does, and its record under `records/` of a directory."""
     folder = Path(tempfile.mkdtemp(dir=root))
     path = write_run(folder / "run", bundle, curves, *run, **more)
-    return make_record(path, bundle, root / "records", Declared(**(declared or {})))
+    return make_record(path, bundle, root / "records", ME.model_copy(update=declared or {}))

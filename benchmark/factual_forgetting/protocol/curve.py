@@ -148,8 +148,13 @@ class Curve(Points):
         facts = [item.fact for item in self.bundle.splits[name]]
         if name in {HELDOUT, VALIDATION} or final:
             return facts
-        drawn = sorted(facts, key=lambda fact: stable_hash("curve", fact.id))
-        return drawn[: self.protocol.evaluate_sample]
+        by_id = {fact.id: fact for fact in facts}
+        return [by_id[key] for key in sampled(by_id, self.protocol.evaluate_sample)]
+
+
+def sampled(ids: Iterable[str], most: int) -> list[str]:
+    """Draws the facts of D_Known or D_Unk that are asked at every point before the last."""
+    return sorted(ids, key=lambda key: stable_hash("curve", key))[:most]
 
 
 def _from_all(mine: list[bool]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,12 @@ def trials(protocol: Protocol, method: str) -> list[Trial]:
     return [Trial(rate, strength) for rate in spread for strength in strengths]
 
 
+def trial_count(protocol: Mapping[str, Any] | None, method: str) -> int | None:
+    """Counts a method's trials under a recipe of the package, told by its name and hash."""
+    recipe = find_recipe(protocol["name"], protocol["sha256"]) if protocol else None
+    return None if recipe is None or method not in SETTINGS else len(trials(recipe, method))
+
+
 def pinned(protocol: Protocol, method: str) -> list[MethodSettings]:
     """Returns what a recipe pins of a method: the settings that its grid's factors start from."""
     if not protocol.settings:
@@ -56,14 +62,10 @@ def track(
     if foreign_base or find_recipe(protocol.name, protocol_sha256(protocol)) is None:
         return "open"
     at_this_rate = [
-        trial
-        for trial in trials(protocol, method)
-        if trial.learning_rate == protocol.learning_rate
+        trial for trial in trials(protocol, method) if trial.learning_rate == protocol.learning_rate
     ]
     tried = [
-        trial.apply(protocol, own)[1]
-        for own in pinned(protocol, method)
-        for trial in at_this_rate
+        trial.apply(protocol, own)[1] for own in pinned(protocol, method) for trial in at_this_rate
     ]
     return "closed" if _rounded(settings) in map(_rounded, tried) else "open"
 

@@ -151,14 +151,26 @@ def load_protocol(name: str) -> Protocol:
             f"Unknown protocol '{name}'. There are {', '.join(recipe_names())}; "
             "a file of your own must end in .yaml."
         )
-    return parse(Protocol, load_yaml(path), name)
+    found = _load(path)
+    require_own_name(found.name, protocol_sha256(found))
+    return found
+
+
+def _load(path: Path) -> Protocol:
+    return parse(Protocol, load_yaml(path), path.stem)
+
+
+def require_own_name(name: str, sha256: str) -> None:
+    """Raises a UserError for what calls itself a recipe of the package and is another."""
+    if name in recipe_names() and find_recipe(name, sha256) is None:
+        raise InputError(f"It isn't the {name} of this package. Give a recipe a name of its own.")
 
 
 def find_recipe(name: str, sha256: str) -> Protocol | None:
     """Returns the package's protocol of a name and hash, at the rate of its grid that gives it."""
     if name not in recipe_names():
         return None
-    recipe = load_protocol(name)
+    recipe = _load(_RECIPES / f"{name}.yaml")
     rates = (recipe.learning_rate, *recipe.learning_rates)
     at_rates = (recipe.model_copy(update={"learning_rate": rate}) for rate in rates)
     return next((found for found in at_rates if protocol_sha256(found) == sha256), None)
