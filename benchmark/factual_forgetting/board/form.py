@@ -20,7 +20,7 @@ _PRINTED = (
 )
 # Above every honest number, and whole in a page's floating point.
 _MOST = 10**15
-_MOST_TEXT, _MOST_ENTRIES, _MOST_POINTS, _DEEPEST = 1000, 256, 10_000, 8
+_MOST_TEXT, _MOST_ENTRIES, MOST_POINTS, _DEEPEST = 1000, 256, 10_000, 8
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RecordId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -237,7 +237,7 @@ class Record(Config):
     weights_sha256: Hash | None
     repository: Repository | None = None
     metrics: dict[Key, Metric] = Field(max_length=_MOST_ENTRIES)
-    curve: list[CurvePoint] = Field(max_length=_MOST_POINTS)
+    curve: list[CurvePoint] = Field(max_length=MOST_POINTS)
     outcomes: OutcomesOf
     cost: Cost = Cost()
     environment: EnvironmentOf
@@ -287,7 +287,7 @@ def _require_bounded(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         if not depth:
             raise ValueError("it is nested too deeply")
-        if len(value) > (_MOST_ENTRIES if isinstance(value, dict) else _MOST_POINTS):
+        if len(value) > (_MOST_ENTRIES if isinstance(value, dict) else MOST_POINTS):
             raise ValueError("it has too many entries")
         for part in (*value, *value.values()) if isinstance(value, dict) else value:
             _require_bounded(part, depth - 1)

@@ -386,6 +386,11 @@ def by_split(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return found
 
 
+def answered(outcomes: Sequence[Outcome]) -> bool:
+    """Whether every fact's answer is there, so that its outcome can be judged again."""
+    return all(outcome.answer is not None for outcome in outcomes)
+
+
 def load_record(path: Path) -> tuple[Record, list[Outcome]]:
     """Reads a record and its outcomes, whoever wrote them: size, form and hash are checked.
 

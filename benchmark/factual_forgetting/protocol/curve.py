@@ -108,7 +108,8 @@ class Curve(Points):
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
         most, mine = self.protocol.max_new_tokens, facts[process_rank() :: world_size()]
-        right = _from_all(ask_zero_shot(model, self.tokenizer, mine, most) if mine else [])
+        asked = (model, self.tokenizer, mine, most, self.bundle.matcher)
+        right = _from_all(ask_zero_shot(*asked) if mine else [])
         marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
