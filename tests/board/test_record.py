@@ -50,9 +50,9 @@ NOW = {"submitter": "me", "matcher_version": "exact-2"}
         ({"seed": None}, "37161b38d4ff0fdb"),
         ({"protocol": None, "weights_sha256": None}, "2c869ccb64b5fe6c"),
         ({"method": {"name": "sft", "settings": {}}}, "85595488224099d1"),
-        (NOW, "?"),
-        ({**NOW, "submitter": "other"}, "?"),
-        ({**NOW, "matcher_version": "exact-3"}, "?"),
+        (NOW, "12a709797ac714de"),
+        ({**NOW, "submitter": "other"}, "aedf342ee6be83f3"),
+        ({**NOW, "matcher_version": "exact-3"}, "356c78572365c891"),
     ],
 )
 def test_identity_is_golden(change: dict[str, Any], identifier: str) -> None:
@@ -99,7 +99,7 @@ def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path
     content = files.read_json(make_record(runs[-1], world, tmp_path, declared))
     assert content["method"] == {"name": "self_distillation", "settings": {"tau": 1.0}}
     assert content["seed"] == 2
-    assert (content["track"], content["trials"], content["note"]) == ("closed", 4, "first")
+    assert (content["track"], content["trials"], content["note"]) == ("open", 4, "first")
     assert content["cost"] == {
         "steps": 88, "tokens": 99, "extra_tokens": 11, "extra_data": 0, "gpu_hours": None,
     }  # fmt: skip
@@ -197,7 +197,13 @@ def test_reference_rows_by_hand(world: Bundle) -> None:
         ("sft", {}, {}, "closed", None),
         ("sft", {}, {"learning_rate": 1e-4}, "closed", 9),
         ("sft", {}, {"learning_rate": 1e-4}, "open", 10),
-        ("sft", {}, {"name": "mine", "learning_rate": 3e-4}, "open", None),
+        (
+            "sft",
+            {},
+            {"name": "mine", "learning_rate": 3e-4, "learning_rates": (3e-4,)},
+            "open",
+            None,
+        ),
         ("sft", {}, {"name": "mine", "epochs": 31}, "open", None),
         ("self_distillation", {"weight": 5.0}, {"learning_rate": 1e-4}, "open", None),
         ("self_distillation", {"weight": 5.0}, {"learning_rate": 5e-5}, "closed", None),
