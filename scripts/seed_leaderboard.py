@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official
-from factual_forgetting.board.record import make_record
+from factual_forgetting.board.record import Declared, make_record
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle, locate_bundle
 from factual_forgetting.checkpoint import ALMANAC
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.run import RUN
+from factual_forgetting.protocol.run import CHOSEN, RUN
 
-CHOSEN = "chosen.json"
+_OURS = Declared(submitter="factual-forgetting")
 
 
 def seed(output: Path, leaderboard: Path, version: str) -> list[Path]:
@@ -38,7 +38,7 @@ def seed(output: Path, leaderboard: Path, version: str) -> list[Path]:
     for run in tqdm(runs, desc="record", unit="run"):
         scored = output / "results" / run.relative_to(output / "runs")
         source = scored if any(scored.rglob("results_*.json")) else run
-        records.append(make_record(source, bundle, leaderboard / "records"))
+        records.append(make_record(source, bundle, leaderboard / "records", _OURS))
     make_official(bundle, leaderboard / "bundles", version)
     return records
 

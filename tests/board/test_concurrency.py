@@ -6,6 +6,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
+from synthetic import ME
 
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.record import find_records, load_record, make_record
@@ -18,7 +19,7 @@ PROCESSES = 32
 def _record(runs: list[Path], bundle: Bundle, root: Path, worker: int) -> None:
     while True:
         for run in random.Random(worker).sample(runs, len(runs)):
-            make_record(run, bundle, root)
+            make_record(run, bundle, root, ME)
         if not _is_victim(worker):
             return
 

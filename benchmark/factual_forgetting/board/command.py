@@ -9,7 +9,6 @@ from typing import Any
 
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
-from factual_forgetting.board.form import LEVELS
 from factual_forgetting.board.page import tell_records, write_page
 from factual_forgetting.board.record import Declared, find_records, load_records, make_record
 from factual_forgetting.board.tables import diff, diff_text, render_board
@@ -52,6 +51,9 @@ def _add_record(subparsers: Any) -> None:
     record = subparsers.add_parser("record", help="write a record of an lm-eval output or a run")
     record.add_argument("source", nargs="+", type=Path, help="run directory or lm-eval results")
     record.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
+    record.add_argument(
+        "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
+    )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
     record.add_argument("--seed", type=int, help="its seed")
     record.add_argument("--trials", type=int, help="settings tried before these were chosen")
@@ -60,9 +62,6 @@ def _add_record(subparsers: Any) -> None:
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
     record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
     record.add_argument("--note", metavar="WORDS")
-    record.add_argument(
-        "--level", choices=LEVELS, default=LEVELS[0], help="for those who score or train again"
-    )
     record.add_argument("--output_path", type=Path, default=DEFAULT_ROOT, metavar="RECORDS")
     record.set_defaults(run=_record)
 

@@ -122,7 +122,8 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     finetune(told, run, progress=False)
     if not any(results.rglob("results_*.json")):
         run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
-    return record.make_record(results, bundle, output / "records")
+    declared = record.Declared(submitter="demo", trials=1)
+    return record.make_record(results, bundle, output / "records", declared)
 
 
 def _closing(output: Path) -> str:
@@ -140,5 +141,6 @@ Next:
   factual-forgetting finetune --bundle {output}/bundle --protocol almanac-v1 \\
       --method self_distillation --method_args teacher=base,weight=2 --output_path my-run
   factual-forgetting score --model_args my-run --bundle {output}/bundle --output_path my-results
-  factual-forgetting record my-results --bundle {output}/bundle --output_path {output}/records
+  factual-forgetting record my-results --bundle {output}/bundle --submitter me \\
+      --output_path {output}/records
   factual-forgetting board {output}/records"""

@@ -83,7 +83,14 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     prompts = (sample.prompt for sample in asked)
     require_room(prompts, results.get("max_length"), STYLES[style].max_new_tokens, tokenizer)
     judgements = {
-        s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
+        s.id: judge(
+            s.text,
+            fact.answers,
+            fact.aliases,
+            fact.subject,
+            chat=STYLES[style].chat,
+            matcher=bundle.matcher,
+        )
         for s in asked
         for fact in [items[s.id].fact]
     }
