@@ -60,7 +60,7 @@ def _add_record(subparsers: Any) -> None:
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
-    record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
+    record.add_argument("--heldout", choices=words, help=f"{told} (excluded for runs)")
     record.add_argument("--note", metavar="WORDS")
     record.add_argument("--output_path", type=Path, default=DEFAULT_ROOT, metavar="RECORDS")
     record.set_defaults(run=_record)
@@ -73,6 +73,8 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
+    if args.seed is not None and len(args.source) > 1:
+        raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
         sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")
