@@ -43,7 +43,8 @@ from factual_forgetting.protocol.settings import SETTINGS
 from factual_forgetting.slick.labelling import NOT_ASKED
 
 _Severity = Literal["error", "warning"]
-_MOST_DISAGREEING = 0.02
+# In bf16 single answers move with what is asked beside them.
+_MANY_DISAGREEING, _MOST_DISAGREEING = 0.01, 0.02
 _FEWEST_SEEDS = 3
 _FEWEST_ASKED = 100  # Of D_Known and D_Unk at a point, where there are so many.
 _TOLERANCE = 1e-9
@@ -228,7 +229,7 @@ def _wrong_sample(part: list[Outcome], record: Record) -> str | None:
 
 def _agreement(given: _Submission) -> Iterator[str]:
     differing = _disagreeing(given.outcomes)
-    if 0 < differing <= _MOST_DISAGREEING * len(given.outcomes):
+    if _MANY_DISAGREEING < differing / len(given.outcomes) <= _MOST_DISAGREEING:
         yield _DISAGREEING.format(differing)
 
 
