@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from synthetic import drawn, publish
 
-from factual_forgetting.board.board import Entry
+from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.form import Record
-from factual_forgetting.board.page import page, reproduce, write_page
+from factual_forgetting.board.page import page, reproduce, tell_records, write_page
 from factual_forgetting.board.record import load_record
 from factual_forgetting.board.tables import LEGEND, markdown
 from factual_forgetting.bundle.manifest import Bundle
@@ -114,10 +114,33 @@ def test_what_is_written(
     assert len(one) == 2 + 1 + 4 + 12
 
 
+def test_only_what_the_command_wrote_is_removed(
+    entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+
+    def write(kept: list[Entry]) -> set[str]:
+        write_page(make_board(tell_records(kept, {}, tmp_path)), {}, tmp_path)
+        return {path.name for path in folder.iterdir()}
+
+    before = write(entries)
+    strangers = {"notes.js": "factualForgetting(1)", f"record-{'0' * 16}.js": "mine", "CNAME": "x"}
+    for name, text in strangers.items():
+        (folder / name).write_text(text)
+    fewer = [entry for entry in entries if entry[0].method.name != "freeze"]
+    assert write(fewer) - strangers.keys() < before
+    assert strangers.keys() <= {path.name for path in folder.iterdir()}
+    gone = {f"record-{record.id}.js" for record, _ in entries if record.method.name == "freeze"}
+    assert not gone & {path.name for path in folder.iterdir()}
+    # A record that is superseded has no file either.
+    assert write(entries) - strangers.keys() == before
+
+
 def test_a_row_s_data_tells_facts_lost_and_learned(
     entries: list[Entry], world: Bundle, board: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_page(board, entries, {world.sha256: world}, tmp_path)
+    assert [record.id for record, _ in tell_records(entries, {world.sha256: world}, tmp_path)]
+    write_page(board, {world.sha256: world}, tmp_path)
     by_id = {record.id: rows for record, rows in entries}
     written = list((tmp_path / "data").glob("record-*.js"))
     assert len(written) == len(entries)
@@ -131,10 +154,8 @@ def test_a_row_s_data_tells_facts_lost_and_learned(
         assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
 
 
-def test_without_the_bundle_facts_have_numbers_only(
-    entries: list[Entry], board: dict[str, Any], tmp_path: Path
-) -> None:
-    write_page(board, entries, {}, tmp_path)
+def test_without_the_bundle_facts_have_numbers_only(board: dict[str, Any], tmp_path: Path) -> None:
+    write_page(board, {}, tmp_path)
     (facts,) = (tmp_path / "data").glob("facts-*.js")
     assert facts.read_text().endswith(",null)\n")
 

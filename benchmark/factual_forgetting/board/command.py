@@ -9,11 +9,11 @@ from typing import Any
 
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
-from factual_forgetting.board.page import write_page
+from factual_forgetting.board.page import tell_records, write_page
 from factual_forgetting.board.record import Declared, find_records, load_records, make_record
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import render_findings, validate
-from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.scoring.frontier import draw_frontier
@@ -95,14 +95,16 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
-    bundles = bundles_at_hand(args.bundle)
-    board = _make(args.records, bundles)
+    bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
+    if args.format == "html":
+        entries = tell_records(entries, bundles, args.output_path)
+    board = make_board(entries, references_for(args.records, bundles))
     if args.plot:
         if len(board["bundles"]) > 1:
             raise InputError("The records are of several bundles; plot each bundle's by itself.")
         draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
-        told = str(write_page(board, load_records(args.records), bundles, args.output_path))
+        told = str(write_page(board, bundles, args.output_path))
     else:
         told = render_board(board, args.format)
     sys.stdout.write(f"{told}\n")
@@ -110,9 +112,8 @@ def _board(args: argparse.Namespace) -> None:
 
 def _diff(args: argparse.Namespace) -> None:
     bundles = bundles_at_hand(args.bundle)
-    before, after = (_make(records, bundles) for records in (args.before, args.after))
+    before, after = (
+        make_board(load_records(records), references_for(records, bundles))
+        for records in (args.before, args.after)
+    )
     sys.stdout.write(diff_text(diff(before, after)) + "\n")
-
-
-def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
-    return make_board(load_records(records), references_for(records, bundles))

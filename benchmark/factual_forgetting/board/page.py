@@ -6,8 +6,9 @@ import base64
 import hashlib
 import html
 import json
+import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
@@ -24,38 +25,69 @@ from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
-_SHOWN = ("method", "family", "protocol", "track", "level", "trials", "rank", "reference")
+_OURS = re.compile(r"(facts-[0-9a-f]{12}|record-[0-9a-f]{16}|[0-9a-f]{12}-[0-9a-f]{12})\.js")
+_SHOWN = (
+    "method",
+    "family",
+    "protocol",
+    "track",
+    "level",
+    "trials",
+    "rank",
+    "unranked",
+    "reference",
+)
 
 
-def write_page(
-    board: Mapping[str, Any], entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
-) -> Path:
-    """Writes the page, `board.json`, and data files of rows, records, bundles; tells its path.
-
-    The page needs no server and no network. Data that is shown on demand lies in scripts beside
-    it, since a page opened from file:// may load scripts and nothing else.
+def tell_records(
+    entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
+) -> Iterator[Entry]:
+    """Writes the data of each record on its way to the board, so that they are read once.
 
     Args:
-        board: What `make_board` made.
-        entries: The records and outcomes that it was made of.
+        entries: The records with their outcomes.
         bundles: Bundles at hand by hash; of others the page knows facts by number only.
-        output: Directory to write to.
+        output: Directory of the page.
     """
+    for record, outcomes in entries:
+        part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
+        _write_data(output, f"record-{record.id}", part)
+        yield record, outcomes
+
+
+def write_page(board: Mapping[str, Any], bundles: Mapping[str, Bundle], output: Path) -> Path:
+    """Writes the page, `board.json`, and the data of rows and bundles; tells the page's path.
+
+    The page needs no server and no network. Data that is shown on demand lies in scripts beside
+    it, since a page opened from file:// may load scripts and nothing else. What an earlier call
+    wrote there of records and rows that are gone is removed, and nothing else.
+
+    Args:
+        board: What `make_board` made of records that went through `tell_records`.
+        bundles: As there.
+        output: As there.
+    """
+    kept = set()
     for bundle in board["bundles"]:
         known, short = bundles.get(bundle["sha256"]), bundle["sha256"][:12]
-        _write_data(output, f"facts-{short}", _facts(known) if known else None)
+        kept.add(_write_data(output, f"facts-{short}", _facts(known) if known else None))
         for row in bundle["rows"]:
             told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
-            _write_data(output, f"{short}-{row['id']}", told)
-    rows = [row for bundle in board["bundles"] for row in bundle["rows"]]
-    shown = {name for row in rows for name in row["records"]}
-    for record, outcomes in entries:
-        if record.id in shown:
-            part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
-            _write_data(output, f"record-{record.id}", part)
+            kept.add(_write_data(output, f"{short}-{row['id']}", told))
+            kept |= {_data(output, f"record-{name}") for name in row["records"]}
+    _remove_stale(output / DATA, kept)
     files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
     files.write_atomic(output / INDEX, page(board).encode())
     return output / INDEX
+
+
+def _remove_stale(folder: Path, kept: set[Path]) -> None:
+    for path in folder.glob("*.js"):
+        if path not in kept and _OURS.fullmatch(path.name) and path.is_file():
+            with path.open("rb") as stream:
+                ours = stream.readline(100).startswith(_call(path.stem).encode())
+            if ours:
+                path.unlink()
 
 
 def page(board: Mapping[str, Any]) -> str:
@@ -86,20 +118,31 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _write_data(output: Path, name: str, value: Any) -> None:
-    content = f"factualForgetting({_json(name)},{_json(value)})\n"
-    files.write_atomic(output / DATA / f"{name}.js", content.encode())
+def _write_data(output: Path, name: str, value: Any) -> Path:
+    path = _data(output, name)
+    files.write_atomic(path, f"{_call(name)}{_json(value)})\n".encode(), lasting=False)
+    return path
+
+
+def _data(output: Path, name: str) -> Path:
+    return output / DATA / f"{name}.js"
+
+
+def _call(name: str) -> str:
+    return f"factualForgetting({_json(name)},"
 
 
 def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
     reference, short = bundle["reference"] or {}, bundle["sha256"][:12]
+    places = {row["id"]: place for place, row in enumerate(bundle["rows"])}
     return {
         "title": reference.get("name") or f"{bundle['base']} {short}",
         "about": _about(bundle, reference),
         "facts": f"facts-{short}",
         "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
         "references": _references(reference),
-        **{name: [f"{short}-{row}" for row in rows] for name, rows in bundle["tables"].items()},
+        # By their place in `rows`.
+        **{name: [places[row] for row in rows] for name, rows in bundle["tables"].items()},
     }
 
 
@@ -152,7 +195,7 @@ def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    return None if value is None else round(value, 5)
 
 
 def _curve(row: Mapping[str, Any]) -> dict[str, Any]:

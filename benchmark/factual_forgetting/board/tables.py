@@ -15,7 +15,7 @@ from factual_forgetting.scoring.statistics import interval_text
 
 _TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
-    KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
+    KEEPS: "Need not learn (ranked by final S, at T of .95 and P of .10 or more)",
 }
 # How to read a board, told once: under the tables, on the page, and in leaderboard/README.md.
 LEGEND = {
@@ -26,10 +26,16 @@ LEGEND = {
     "before it, ^ at the first point.",
     "Lost": "Share now wrong of what the base gets right in the same prompt.",
     "Loss": "Stability of known_only minus that of the method, same seeds.",
-    "Intervals": "95 %, over facts, resampled within their relation.",
-    "Rank": "1 + the number of methods that are significantly better (paired bootstrap over "
-    "facts, Holm's correction). All that are not significantly worse than the best share rank 1. "
-    "Ranks are of the whole table; filters don't move them. A dash: unranked.",
+    "Over sft": "S@P90 of the method minus that of sft, same seeds.",
+    "Need not learn": "For methods that train on D_Unk and needn't learn it. By outcomes: P of .10 "
+    "or more, since less can be guessed without D_Unk. known_only, which never sees it, is the "
+    "ceiling.",
+    "Intervals": "95 %, over facts, resampled within their relation, and over seeds where there "
+    "are three or more.",
+    "Rank": "In the order of the numbers: the first leads rank 1, and who is worse than a rank's "
+    "leader leads the next, 1 + the number of methods before it. Worse: the 99 % interval of the "
+    "paired difference, over facts and seeds, lies below 0. Ranks are of the whole table; filters "
+    "don't move them. A dash: unranked.",
     "Track": "Closed: a recipe of the package, known by its hash, at one of its trials. "
     "Open: anything else.",
     "Level": "Self-reported: the arithmetic was recomputed from the outcomes, the outcomes are "
@@ -40,7 +46,7 @@ LEGEND = {
 }
 _START = ("rank", "method", "protocol", "track", "level", "seeds")
 _HEADERS = {
-    LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
+    LEARNS: [*_START, "S@P90", "over sft", "P", "S", "macro S", "lost"],
     KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
 }
 _COMPARED = (
@@ -65,9 +71,19 @@ def markdown(board: Mapping[str, Any]) -> str:
         for table, title in _TITLES.items():
             cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
-            parts += [f"**{title}**", text]
+            parts += [f"**{title}**", text, *_unranked(bundle, table)]
     parts.append("\n".join(f"- {term}: {meaning}" for term, meaning in LEGEND.items()))
     return "\n\n".join(parts)
+
+
+def _unranked(bundle: Mapping[str, Any], table: str) -> list[str]:
+    """Why the methods without a rank have none, each reason once."""
+    why: dict[str, list[str]] = {}
+    for row in bundle["rows"]:
+        if row["unranked"][table] and not row["reference"]:
+            why.setdefault(row["unranked"][table], []).append(_markdown_text(row["method"]))
+    told = [f"{reason} ({', '.join(methods)})" for reason, methods in sorted(why.items())]
+    return [f"Unranked: {'; '.join(told)}."] if told else []
 
 
 def latex(board: Mapping[str, Any]) -> str:
@@ -146,6 +162,7 @@ def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
         "level": row["level"],
         "seeds": str(len(row["records"])),
         "S@P90": marks(crossing) + interval_text(crossing) if crossing else never,
+        "over sft": interval_text(row["difference_at_p90"]["sft"]),
         "P": _number(row["plasticity"]),
         "S": interval_text(row["stability"]),
         "macro S": _share(row["stability_macro"]),
@@ -159,7 +176,7 @@ def _reference_rows(reference: Mapping[str, Any] | None) -> list[dict[str, str]]
     """The base itself and the majority answer; neither trained, so neither has T or P."""
     if not reference:
         return []
-    none = dict.fromkeys(("rank", "S@P90", "lost", "loss"), "-")
+    none = dict.fromkeys(("rank", "S@P90", "over sft", "lost", "loss"), "-")
     blank = {**dict.fromkeys(_START, ""), **none, "P": _number(None), "T": _number(None)}
     base = interval_text(reference["base_stability"]), reference["base_macro"]
     majority = _share(reference["majority_micro"]), reference["majority_macro"]
