@@ -3,9 +3,9 @@
     python scripts/seed_leaderboard.py OUTPUT [--score] [--leaderboard leaderboard] [--version v1]
 
 OUTPUT holds runs in `runs/`, their scores by lm-eval in `results/` under the same names where they
-were scored (--score does that first), and their bundle in `bundle/` unless it is the embedded one. Of a sweep the runs that
-it chose are recorded. A run that is recorded already is left as it is, so the command can be given
-again.
+were scored (--score does that first), and their bundle in `bundle/` unless it is the embedded one.
+Of a sweep the runs that it chose are recorded. A run that is recorded already is left as it is, so
+the command can be given again.
 """
 
 from __future__ import annotations

@@ -81,9 +81,9 @@ def by_hand(world: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Ent
     return read(root)
 
 
-def test_the_golden_board(by_hand: list[Entry]) -> None:
+def test_the_golden_board(by_hand: list[Entry], world: Bundle) -> None:
     golden = files.read_json(GOLDEN)
-    (bundle,) = make_board(by_hand)["bundles"]
+    (bundle,) = make_board(by_hand, {world.sha256: reference_of(world)})["bundles"]
     names = {row["id"]: row["method"] for row in bundle["rows"]}
     for table in ("learns", "keeps"):
         assert [names[key] for key in bundle["tables"][table]] == golden[table]
@@ -349,5 +349,5 @@ def test_references_of_another_rate_and_seeds_of_other_lengths(
     row = next(row for row in rows_of(tmp_path) if row["family"] == "early_stop")
     assert row["track"] == "closed"
     assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
-    assert [point["step"] for point in row["curve"]] == [*range(0, 57, 8)]
+    assert [point["step"] for point in row["curve"]] == [*range(0, 876, 125)]
     assert all(len(point["seeds"]) == 2 for point in row["curve"])
