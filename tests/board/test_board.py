@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import drawn, make_bundle, publish
+from synthetic import ME, drawn, make_bundle, publish, write_run
 
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.ranking import Ranked, ranks, resample_counts
-from factual_forgetting.board.record import load_records
+from factual_forgetting.board.record import load_records, make_record
 from factual_forgetting.board.tables import _HEADERS, diff, diff_text, latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
@@ -272,6 +272,26 @@ def test_the_best_verified_record_of_a_seed_counts(world: Bundle, tmp_path: Path
     assert now["seeds"] == row["seeds"] == [0, 1]
     assert now["records"] != row["records"]
     assert now["level"] == "self-reported"
+
+
+def test_a_record_without_answers_is_shown_and_not_ranked(world: Bundle, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", world, drawn(world, 0, 0.3, 0.1))
+    make_record(run, world, tmp_path / "records", ME)
+    (row,) = rows_of(tmp_path)
+    assert row["rank"] == {"learns": None, "keeps": None}
+    assert "Unranked: no answers (sft)" in markdown(make_board(read(tmp_path)))
+
+
+def test_arms_of_two_submitters_stand_beside_each_other(world: Bundle, tmp_path: Path) -> None:
+    for name in ("me", "you"):
+        text = drawn(world, 7, 0.3, 0.1) if name == "me" else drawn(world, 3, 0.3, 0.05)
+        publish(tmp_path, world, text, declared={"submitter": name})
+    rows = rows_of(tmp_path)
+    assert {row["submitter"] for row in rows} == {"me", "you"}
+    assert len({row["id"] for row in rows}) == 2
+    assert {row["method"] for row in rows} == {"sft"}
+    # Neither is the other's reference.
+    assert all(row["difference_at_p90"]["sft"] is None for row in rows)
 
 
 def test_macro_weighs_relations_equally(tmp_path: Path) -> None:

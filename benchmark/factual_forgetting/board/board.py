@@ -23,11 +23,10 @@ from factual_forgetting.board.ranking import (
     shares,
     signs_of,
 )
-from factual_forgetting.board.record import Outcome, by_split
+from factual_forgetting.board.record import Outcome, arm_of, by_split
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
-from factual_forgetting.errors import InputError, UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
-from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.frontier import SeedCurve
 from factual_forgetting.scoring.metrics import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, over_seeds, proportion, row_of
@@ -42,7 +41,6 @@ _NEEDED = (
 )
 _Recipe = tuple[str, str]  # A method and the name of a protocol.
 _METRICS = tuple(METRIC_OF_SPLIT.values())
-_NO_PROTOCOL = "no protocol"  # Whatever its track; one that is named has a hash behind it.
 
 
 def make_board(
@@ -55,9 +53,9 @@ def make_board(
         references: What is known of bundles beside their records, by hash.
 
     Returns:
-        `bundles`: of each its hash, base, reference and `rows`, one for each method and protocol,
-        with ranks of the whole table; `tables` names the rows of *learns* (by S@P90) and *keeps*
-        (by final S, for those who need not learn) in order.
+        `bundles`: of each its hash, base, reference and `rows`, one for each method, protocol and
+        submitter, with ranks of the whole table; `tables` names the rows of *learns* (by S@P90)
+        and *keeps* (by final S, for those who need not learn) in order.
 
     Raises:
         UserError: If records of a bundle have other facts than the rest.
@@ -90,6 +88,7 @@ class _Seed:
     """One run of an arm, and what it keeps where its plasticity first reaches .90."""
 
     record: Record
+    answered: bool  # Whether the record holds the answer to every fact.
     final: dict[str, Floats]  # Outcome of each fact by split.
     curve: dict[int, dict[str, float | None]]  # Share right by step and metric.
     at_p90: Floats  # S there, first the estimate, then its resamples; NaN where never reached.
@@ -132,10 +131,11 @@ def _facts(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """The seeds of a method under a protocol."""
+    """A submitter's seeds of a method under a protocol."""
 
     method: str
     protocol: str
+    submitter: str
     seeds: list[_Seed]
 
     def stability_at_p90(self) -> Floats | None:
@@ -157,9 +157,9 @@ class _Arm:
 
 
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
-    groups: dict[tuple[str, str], list[_Seed]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
-        groups[_arm_of(one.record)].append(one)
+        groups[arm_of(one.record)].append(one)
     arms = [_Arm(*key, _shown(group)) for key, group in sorted(groups.items())]
     references = _references(arms)
     base_right = reference.base_right if reference else None
@@ -177,18 +177,6 @@ def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> di
     }
 
 
-def _arm_of(record: Record) -> tuple[str, str]:
-    """Method and protocol of a record as they are shown; seeds of an arm share them."""
-    name, settings = record.method.name, record.method.settings
-    try:
-        label = method_label(name, resolve(name, settings))
-    except UserError:
-        told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-        label = f"{name}({told})" if told else name
-    protocol = record.protocol
-    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else _NO_PROTOCOL
-
-
 def _shown(seeds: list[_Seed]) -> list[_Seed]:
     """One record a seed, the best verified: a reproduction stands for what it reproduced."""
     chosen: dict[Any, _Seed] = {}
@@ -202,9 +190,10 @@ def _shown(seeds: list[_Seed]) -> list[_Seed]:
 def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matrix]) -> _Seed:
     parts = by_split(outcomes)
     final = {split: np.array([one.final for one in part], float) for split, part in parts.items()}
+    answered = all(one.answer is not None for one in outcomes)
     if len(record.curve) < 2:
         never = np.full(len(counts[HELDOUT]), np.nan)
-        return _Seed(record, final, {}, never, final[HELDOUT], first_point=False, coarse=False)
+        return _Seed(record, answered, final, {}, never, final[HELDOUT], False, False)
     signs = {split: signs_of([one.curve for one in part]) for split, part in parts.items() if part}
     told = {METRIC_OF_SPLIT[split]: _shares_asked(found) for split, found in signs.items()}
     by_step = {
@@ -222,7 +211,7 @@ def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matr
     )
     between = before + found.weight[0] * (there - before)
     first_point, coarse = bool(found.first_point[0]), bool(found.coarse[0])
-    return _Seed(record, final, by_step, stability, between, first_point, coarse)
+    return _Seed(record, answered, final, by_step, stability, between, first_point, coarse)
 
 
 def _shares_asked(signs: Signs) -> list[float | None]:
@@ -243,11 +232,12 @@ def _row(
     macro = arm.share(HELDOUT, relations[HELDOUT], macro=True)
     declared = {record.training_data.heldout for record in records}
     return {
-        "id": files.sha256_json([arm.method, arm.protocol])[:12],
+        "id": files.sha256_json([arm.method, arm.protocol, arm.submitter])[:12],
         "method": arm.method,
         "family": records[0].method.name,
         "protocol": arm.protocol,
-        "track": records[0].track,
+        "submitter": arm.submitter,
+        "track": max(record.track for record in records),
         "trials": max((r.trials for r in records if r.trials), default=None),
         "level": min((record.level for record in records), key=LEVELS.index),
         # The gravest of what the seeds declare.
@@ -286,10 +276,14 @@ def _references(arms: Sequence[_Arm]) -> dict[_Recipe, list[_Arm]]:
 
 
 def _reference(name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]]) -> _Arm | None:
-    """The reference under the same recipe, at the same rate if there is one."""
+    """The reference under the same recipe: of the same submitter, at the same rate, if there is."""
     return max(
         references.get((name, _recipe(arm)[1]), ()),
-        key=lambda other: (other.protocol == arm.protocol, len(arm.paired(other))),
+        key=lambda other: (
+            other.submitter == arm.submitter,
+            other.protocol == arm.protocol,
+            len(arm.paired(other)),
+        ),
         default=None,
     )
 
@@ -394,6 +388,8 @@ def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Ra
         return "reference"
     if row["heldout_in_training"] == "included":
         return "trained on D_Held"
+    if not all(one.answered for one in arm.seeds):
+        return "no answers"
     facts = counts.shape[1]
     if table == LEARNS:
         if (drawn := arm.stability_at_p90()) is None:
@@ -409,4 +405,10 @@ def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Ra
 def _order(table: str, row: dict[str, Any]) -> tuple[Any, ...]:
     """Ranked rows first, best number first; the rest after them."""
     number = (table == LEARNS and row["stability_at_p90"]) or row["stability"]
-    return (row["rank"][table] is None, -number["value"], row["method"], row["protocol"])
+    return (
+        row["rank"][table] is None,
+        -number["value"],
+        row["method"],
+        row["protocol"],
+        row["submitter"],
+    )

@@ -7,7 +7,6 @@ import hashlib
 import html
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -18,25 +17,18 @@ from factual_forgetting import files
 from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome, by_split
+from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.board.tables import LEGEND, marks
-from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle
-from factual_forgetting.checkpoint import ALMANAC, embedded
+from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN, Bundle
 from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
 _OURS = re.compile(r"(facts-[0-9a-f]{12}|record-[0-9a-f]{16}|[0-9a-f]{12}-[0-9a-f]{12})\.js")
 _SHOWN = (
-    "method",
-    "family",
-    "protocol",
-    "track",
-    "level",
-    "trials",
-    "rank",
-    "unranked",
+    "method", "family", "protocol", "submitter", "track", "level", "trials", "rank", "unranked",
     "reference",
-)
+)  # fmt: skip
 
 
 def tell_records(
@@ -250,13 +242,18 @@ def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None)
         ],
         "lostTitle": told if bundle else "Facts of D_Held now wrong",
         "learned": [index for index, one in enumerate(new) if one.final],
-        "command": reproduce(record),
+        "command": "\n".join(remake_commands(record)),
         "provenance": _provenance(record),
     }
 
 
 def _share(outcomes: list[Outcome]) -> float | None:
     return _rounded(sum(one.final for one in outcomes) / len(outcomes)) if outcomes else None
+
+
+def _tokenizer(record: Record) -> str | None:
+    found, base = record.origin.tokenizer_sha256, record.origin.base_tokenizer_sha256
+    return f"{found}, not that of the base" if found and base not in (None, found) else found
 
 
 def _provenance(record: Record) -> list[list[Any]]:
@@ -267,6 +264,7 @@ def _provenance(record: Record) -> list[list[Any]]:
     protocol = record.protocol
     return [
         ["record", place(record.model_dump(mode="json"))],
+        ["submitter", record.submitter],
         ["level", record.level],
         ["recorded", record.recorded],
         ["base", record.base.pretrained],
@@ -277,6 +275,9 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["weights", record.weights_sha256],
         ["repository", record.repository],
         ["outcomes", record.outcomes.sha256],
+        ["answers judged by", record.matcher_version],
+        ["descent", record.origin.descent],
+        ["tokenizer", _tokenizer(record)],
         ["trained on", record.training_data.description],
         ["facts of D_Held in training", record.training_data.heldout],
         ["steps", cost.steps],
@@ -292,28 +293,3 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["commit", f"{made.commit}{dirty}" if made.commit else None],
         ["note", record.note],
     ]
-
-
-def reproduce(record: Record) -> str:
-    """Returns commands, safe in a shell, that train again what finetune made, and score it."""
-    manifest = embedded("bundle") / MANIFEST
-    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == record.bundle_sha256
-    bundle = ALMANAC if shipped else f"bundle-{record.bundle_sha256[:12]}"
-    checkpoint = "run"
-    if record.protocol is None:
-        checkpoint = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
-    score = ["score", "--model_args", checkpoint, "--bundle", bundle, "--output_path", "results"]
-    commands = [score]
-    if record.protocol:
-        settings = ",".join(f"{k}={_setting(v)}" for k, v in sorted(record.method.settings.items()))
-        train = ["finetune", "--bundle", bundle, "--protocol", record.protocol.name]
-        train += ["--method", record.method.name]
-        train += ["--method_args", settings] if settings else []
-        train += ["--seed", str(record.seed), "--output_path", "run"]
-        again = ["record", "results", "--bundle", bundle, "--output_path", "records"]
-        commands = [train, score, again]
-    return "\n".join(shlex.join(["factual-forgetting", *words]) for words in commands)
-
-
-def _setting(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

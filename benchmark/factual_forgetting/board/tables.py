@@ -44,7 +44,7 @@ LEGEND = {
     "D_Held": "! or 'trained on D_Held': so its maker declares, and it isn't ranked. "
     "? or 'undeclared': its maker doesn't say.",
 }
-_START = ("rank", "method", "protocol", "track", "level", "seeds")
+_START = ("rank", "method", "submitter", "protocol", "track", "level", "seeds")
 _HEADERS = {
     LEARNS: [*_START, "S@P90", "over sft", "P", "S", "macro S", "lost"],
     KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
@@ -53,6 +53,7 @@ _COMPARED = (
     f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
     "plasticity.value", "task_learning.value", "level", "heldout_in_training",
 )  # fmt: skip
+_ROW_KEY = ("bundle", "method", "protocol", "submitter")
 _Escape = Callable[[str], str]
 
 
@@ -157,6 +158,7 @@ def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
     return {
         "rank": "-" if rank is None else str(rank),
         "method": escape(row["method"]) + mark,
+        "submitter": escape(row["submitter"]),
         "protocol": escape(row["protocol"].split("@")[0]),
         "track": row["track"],
         "level": row["level"],
@@ -214,7 +216,8 @@ def _printable(text: str) -> str:
 def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Compares two boards: `added` and `removed` ids of records, and `changed`.
 
-    That is bundle, method, protocol, field, before and after of each row new, gone or moved.
+    That is bundle, method, protocol, submitter, field, before and after of each row new, gone or
+    moved.
     """
     old, new = _flat_rows(before), _flat_rows(after)
     changed = []
@@ -223,7 +226,7 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         sides: dict[str, tuple[Any, Any]] = {"row": (was and "there", now and "there")}
         if now:
             sides |= {field: (was and was.get(field), now.get(field)) for field in _COMPARED}
-        named = dict(zip(("bundle", "method", "protocol"), key, strict=True))
+        named = dict(zip(_ROW_KEY, key, strict=True))
         changed += [
             {**named, "field": field, "before": first, "after": second}
             for field, (first, second) in sides.items()
@@ -233,9 +236,9 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     return {"added": sorted(are - were), "removed": sorted(were - are), "changed": changed}
 
 
-def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     return {
-        (bundle["sha256"][:12], row["method"], row["protocol"]): _flat(row)
+        (bundle["sha256"][:12], row["method"], row["protocol"], row["submitter"]): _flat(row)
         for bundle in board["bundles"]
         for row in bundle["rows"]
     }
@@ -244,7 +247,7 @@ def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str,
 def diff_text(found: Mapping[str, Any]) -> str:
     """Renders a difference as markdown, for a pull request."""
     head = f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded."
-    names = ("bundle", "method", "protocol", "field", "before", "after")
+    names = (*_ROW_KEY, "field", "before", "after")
     rows = [[_value(change[name]) for name in names] for change in found["changed"]]
     table = tabulate(rows, names, tablefmt="github", disable_numparse=True)
     return "\n\n".join([head, table if rows else "The board doesn't change."])

@@ -69,7 +69,7 @@ function methodCell(row) {
   if (row.leak === "unknown") cell.append(make("span", { class: "tag" }, "undeclared"));
   if (row.reference) cell.append(make("span", { class: "tag" }, state.table === "keeps" ? "the ceiling" : "reference"));
   else if (row.unranked[state.table] && row.unranked[state.table] !== row.told) cell.append(make("span", { class: "tag" }, row.unranked[state.table]));
-  cell.append(make("small", {}, row.protocol.split("@")[0]));
+  cell.append(make("small", {}, `${row.protocol.split("@")[0]}, by ${row.submitter}`));
   return cell;
 }
 function interval(estimate, marks) {
@@ -356,7 +356,7 @@ function options(id, values, all) {
 function enter() {
   const { rows } = bundle();
   for (const name of ["track", "level", "family"]) options(name, rows.map((row) => row[name]), true);
-  for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.family}`.toLowerCase();
+  for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.submitter} ${row.family}`.toLowerCase();
   // What the table shows elsewhere.
   for (const row of rows) row.told = row.leak === "included" ? "trained on D_Held" : row.why === "never" ? "never reaches P .90" : row.why;
   bundle().byKey = new Map(rows.map((row) => [row.key, row]));
