@@ -40,7 +40,13 @@ BASE = {
 }
 
 
-def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 20) -> Bundle:
+def make_bundle(
+    path: Path,
+    known: int = 20,
+    unknown: int = 20,
+    heldout: int = 20,
+    matcher: str = MATCHER_VERSION,
+) -> Bundle:
     """A bundle of two relations whose base answers all of D_Held."""
     sizes = {KNOWN: known, UNKNOWN: unknown, HELDOUT: heldout, VALIDATION: 4, REPLAY: 4}
     splits = {
@@ -54,7 +60,7 @@ def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 2
         "settings": {"min_highly_known": 0.3},
         "relations": {},
         "majority_baseline": {"micro": None, "macro": None},
-        "labels": {"matcher": MATCHER_VERSION},
+        "labels": {"matcher": matcher},
     }
     return write_bundle(path, splits, {}, details)
 
@@ -132,6 +138,7 @@ def publish(
     root: Path, bundle: Bundle, curves: Sequence[str], *run: Any, declared: Any = None, **more: Any
 ) -> Path:
     """Writes a run as `write_run` does, and its record under `records/` of a directory."""
+    root.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=root))
     path = write_run(folder / "run", bundle, curves, *run, **more)
     given = ME.model_copy(update=declared or {})

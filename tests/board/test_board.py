@@ -81,9 +81,9 @@ def by_hand(world: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[Ent
     return read(root)
 
 
-def test_the_golden_board(by_hand: list[Entry]) -> None:
+def test_the_golden_board(by_hand: list[Entry], world: Bundle) -> None:
     golden = files.read_json(GOLDEN)
-    (bundle,) = make_board(by_hand)["bundles"]
+    (bundle,) = make_board(by_hand, {world.sha256: reference_of(world)})["bundles"]
     names = {row["id"]: row["method"] for row in bundle["rows"]}
     for table in ("learns", "keeps"):
         assert [names[key] for key in bundle["tables"][table]] == golden[table]

@@ -11,14 +11,14 @@ from synthetic import ME, drawn, publish
 from factual_forgetting import files
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.form import OUTCOMES_SUFFIX, RECORD_FORM, Record, record_id
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, RECORD_FORM, UNSTATED, Record, record_id
 from factual_forgetting.board.record import find_records, load_record, load_records, make_record
 from factual_forgetting.board.tables import render_board
 from factual_forgetting.board.validate import validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.errors import UserError
 
-PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
+BEFORE = Path(__file__).parent / "before" / "records"  # Published in the first form.
 
 
 def as_record_2(path: Path) -> Path:
@@ -59,15 +59,15 @@ def old(records: Path, tmp_path: Path) -> Path:
 
 
 def test_published_records_of_the_form_before_are_read() -> None:
-    paths = find_records(PUBLISHED)
+    paths = find_records(BEFORE)
     told = [(files.read_json(path), path.stem) for path in paths]
     for content, name in told:
         record = Record.model_validate(content)
         plain = record.model_dump(mode="json")
         assert record_id(content) == record_id(plain) == record.id == name
-        if content["format"] == "record-1":
-            assert record.cost.extra_tokens == content["cost"]["extra_forwards"]
-            assert record.environment.training_batch_size == content["environment"]["batch_size"]
+        assert record.cost.extra_tokens == content["cost"]["extra_forwards"]
+        assert record.environment.training_batch_size == content["environment"]["batch_size"]
+        assert (record.submitter, record.matcher_version) == (UNSTATED, "exact-2")
 
 
 def test_a_record_of_the_form_before_has_the_same_numbers_on_the_board(

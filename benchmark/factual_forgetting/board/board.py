@@ -162,7 +162,8 @@ def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> di
         groups[arm_of(one.record)].append(one)
     arms = [_Arm(*key, _shown(group)) for key, group in sorted(groups.items())]
     references = _references(arms)
-    rows = [_row(arm, references, bundle) for arm in arms]
+    base_right = reference.base_right if reference else None
+    rows = [_row(arm, references, bundle, base_right) for arm in arms]
     for table in (LEARNS, KEEPS):
         _rank(table, arms, rows, bundle.counts[HELDOUT])
     ordered = {table: sorted(rows, key=partial(_order, table)) for table in (LEARNS, KEEPS)}
@@ -220,7 +221,10 @@ def _shares_asked(signs: Signs) -> list[float | None]:
 
 
 def _row(
-    arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]], bundle: _Bundle
+    arm: _Arm,
+    references: Mapping[_Recipe, Sequence[_Arm]],
+    bundle: _Bundle,
+    base_right: str | None,
 ) -> dict[str, Any]:
     records = [one.record for one in arm.seeds]
     sft, known_only = (_reference(name, arm, references) for name in (_SFT, _KNOWN_ONLY))
@@ -247,8 +251,7 @@ def _row(
         },
         "stability_macro": macro.value if macro else None,
         "stability_range": _range([float(one.final[HELDOUT].mean()) for one in arm.seeds]),
-        "lost": _average([_metric(record, "lost") for record in records]),
-        "gained": _average([_metric(record, "gained") for record in records]),
+        **_against_base(arm, base_right),
         "stability_at_p90": _at_p90(arm, relations[HELDOUT]),
         "loss_against": {_KNOWN_ONLY: _loss(arm, known_only, held), _SFT: _loss(arm, sft, held)},
         "difference_at_p90": {_SFT: _difference_at_p90(arm, sft)},
@@ -285,9 +288,16 @@ def _reference(name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]
     )
 
 
-def _metric(record: Record, name: str) -> float | None:
-    value = record.metrics.get(name)
-    return float(value["value"] or 0) if isinstance(value, dict) and "value" in value else None
+def _against_base(arm: _Arm, base_right: str | None) -> dict[str, float | None]:
+    """Share now wrong of what the base gets right, and now right of the rest, by the outcomes."""
+    final = np.mean([one.final[HELDOUT] for one in arm.seeds], axis=0)
+    right = np.array([sign == "1" for sign in base_right or ""])
+    if len(right) != len(final):  # Nobody says what the base gets right.
+        return {"lost": None, "gained": None}
+    return {
+        "lost": float(1 - final[right].mean()) if right.any() else None,
+        "gained": float(final[~right].mean()) if not right.all() else None,
+    }
 
 
 def _average(values: Sequence[float | None]) -> float | None:

@@ -12,6 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
+from factual_forgetting.protocol.recipe import Protocol
 
 # Neither control characters nor what turns or hides text: a name can't forge a line of a terminal,
 # of a log or of a page, nor look like another one.
@@ -20,7 +21,7 @@ _PRINTED = (
 )
 # Above every honest number, and whole in a page's floating point.
 _MOST = 10**15
-_MOST_TEXT, _MOST_ENTRIES, MOST_POINTS, _DEEPEST = 1000, 256, 10_000, 8
+_MOST_TEXT, _MOST_ENTRIES, _MOST_POINTS, _DEEPEST = 1000, 256, 10_000, 8
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RecordId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -228,7 +229,7 @@ class Record(Config):
     submitter: Submitter
     method: MethodOf
     protocol: ProtocolOf | None
-    resolved_protocol: dict[str, Any] | None
+    resolved_protocol: Protocol | None
     seed: Whole | None
     track: Literal["closed", "open"]
     trials: Annotated[int, Field(ge=1, le=_MOST)] | None = None
@@ -237,7 +238,7 @@ class Record(Config):
     weights_sha256: Hash | None
     repository: Repository | None = None
     metrics: dict[Key, Metric] = Field(max_length=_MOST_ENTRIES)
-    curve: list[CurvePoint] = Field(max_length=MOST_POINTS)
+    curve: list[CurvePoint] = Field(max_length=_MOST_POINTS)
     outcomes: OutcomesOf
     cost: Cost = Cost()
     environment: EnvironmentOf
@@ -287,7 +288,7 @@ def _require_bounded(value: Any, depth: int) -> None:
     if isinstance(value, dict | list):
         if not depth:
             raise ValueError("it is nested too deeply")
-        if len(value) > (_MOST_ENTRIES if isinstance(value, dict) else MOST_POINTS):
+        if len(value) > (_MOST_ENTRIES if isinstance(value, dict) else _MOST_POINTS):
             raise ValueError("it has too many entries")
         for part in (*value, *value.values()) if isinstance(value, dict) else value:
             _require_bounded(part, depth - 1)

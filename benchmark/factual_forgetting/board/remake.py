@@ -59,5 +59,5 @@ def _protocol_argument(record: Record) -> tuple[list[str], str]:
         return [], told.name
     if record.resolved_protocol is None:  # A form before.
         return [], told.name
-    content = files.dumps(record.resolved_protocol)
+    content = files.dumps(record.resolved_protocol.model_dump(mode="json"))
     return [f"printf '%s' {shlex.quote(content)} > {_PROTOCOL}"], _PROTOCOL
