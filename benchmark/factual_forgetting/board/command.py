@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
+    gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
     bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
     if args.format == "html":
         entries = tell_records(entries, bundles, args.output_path)
