@@ -76,6 +76,17 @@ def atomic(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same path; a killed one is out."""
+    import fcntl  # Not on every platform, and needed by few commands.
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Gives a directory beside a path, which takes the path's place when all in it is written."""
     beside = path.with_name(f".{path.name}.partial")

@@ -12,6 +12,7 @@ from factual_forgetting.board.form import IDENTITY, Record, record_id, slug
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 
 LEADERBOARD = Path(__file__).parents[2] / "leaderboard"
@@ -106,6 +107,28 @@ def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path
     assert content["environment"]["dtype"] == "bfloat16"
     assert content["training_data"]["heldout"] == "excluded"
     assert [point["step"] for point in content["curve"]] == [*range(0, 89, 8)]
+
+
+def test_a_declaration_is_written_or_refused(
+    world: Bundle, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs[1]  # sft, seed 1
+
+    def record(**declared: Any) -> dict[str, Any]:
+        told = Declared(submitter="me", **declared)
+        return dict(files.read_json(make_record(run, world, tmp_path, told)))
+
+    assert record(heldout="included")["training_data"]["heldout"] == "included"
+    assert record(heldout="unknown")["training_data"]["heldout"] == "unknown"
+    assert record()["training_data"]["heldout"] == "excluded"
+    assert record(training_data="more")["training_data"]["heldout"] == "unknown"
+    assert record(method="sft", seed=1)["seed"] == 1
+    for declared in ({"method": "lora"}, {"seed": 2}):
+        with pytest.raises(UserError, match="Leave out --"):
+            record(**declared)
+    argv = ["record", *map(str, runs[:2]), "--bundle", str(world.path), "--submitter", "me"]
+    assert main([*argv, "--seed", "1", "--output_path", str(tmp_path)]) == 1
+    assert "one by one" in capsys.readouterr().err
 
 
 def test_recording_twice_writes_the_same_bytes_whenever(

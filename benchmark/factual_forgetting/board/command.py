@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _add_record(subparsers: Any) -> None:
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
-    record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
+    record.add_argument("--heldout", choices=words, help=f"{told} (excluded for runs)")
     record.add_argument("--note", metavar="WORDS")
     record.add_argument("--output_path", type=Path, default=DEFAULT_ROOT, metavar="RECORDS")
     record.set_defaults(run=_record)
@@ -73,6 +74,8 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
+    if args.seed is not None and len(args.source) > 1:
+        raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
         sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")
@@ -95,6 +98,7 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
+    gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
     bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
     if args.format == "html":
         entries = tell_records(entries, bundles, args.output_path)

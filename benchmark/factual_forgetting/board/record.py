@@ -26,7 +26,7 @@ from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.protocol import grid
 from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES, share_correct
 from factual_forgetting.protocol.recipe import find_recipe, require_own_name
-from factual_forgetting.protocol.run import CHOSEN, LOG, RUN
+from factual_forgetting.protocol.run import CHOSEN, LOG, RUN, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results, read_results
@@ -83,7 +83,7 @@ class Declared(Config):
     trials: int | None = None
     repository: str | None = None
     training_data: str | None = None
-    heldout: str = "unknown"
+    heldout: str | None = None
     note: str | None = None
 
 
@@ -118,7 +118,9 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared) ->
     """
     trained, results = _read_source(source, bundle)
     if trained is None and declared.method is None:
-        raise InputError(f"{source} is no run of finetune. Say how it was made with --method NAME.")
+        raise InputError(f"{_not_a_run(source, results)} Say how it was made with --method NAME.")
+    _require_agreement(source, trained, declared)
+    _require_all(source, results, bundle)
     outcomes = _outcomes(trained, results, bundle)
     rows = [outcome.model_dump() for outcome in outcomes]
     curve = trained.curve if trained else []
@@ -149,12 +151,37 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared) ->
     return path
 
 
+def _not_a_run(source: Path, results: Results | None) -> str:
+    named = results.pretrained if results else None
+    if named and not Path(named).exists():
+        return f"The checkpoint {named} of {source} isn't there from here, so no run tells of it."
+    return f"{source} is no run of finetune."
+
+
+def _require_agreement(source: Path, trained: _Trained | None, declared: Declared) -> None:
+    """Refuses a declaration that the run contradicts: it says itself what it is."""
+    told = {"method": trained.run["method"]["name"], "seed": trained.run["seed"]} if trained else {}
+    for name, value in told.items():
+        if getattr(declared, name) not in (None, value):
+            raise InputError(f"The {name} of the run in {source} is {value}. Leave out --{name}.")
+
+
+def _require_all(source: Path, results: Results | None, bundle: Bundle) -> None:
+    asked = results.correct if results else None
+    for name in METRIC_OF_SPLIT:
+        if asked is not None and any(item.fact.id not in asked for item in bundle.splits[name]):
+            raise InputError(
+                f"{source} holds no answers to the facts of {name}. A record needs those of all "
+                "splits: score the checkpoint again, with all tasks."
+            )
+
+
 def _read_source(source: Path, bundle: Bundle) -> tuple[_Trained | None, Results | None]:
-    if (source / RUN).is_file():
+    if told_by_run(source):
         return _read_run(source, bundle), None
     results = read_results(source, bundle)
     path = Path(results.pretrained) if results.pretrained else None
-    if path is None or not (path / RUN).is_file():
+    if path is None or not told_by_run(path):
         return None, results
     trained = _read_run(path, bundle)
     if results.weights_sha256 not in (None, trained.run["weights_sha256"]):
@@ -357,9 +384,11 @@ def _origin(trained: _Trained | None, results: Results | None, bundle: Bundle) -
 
 
 def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, Any]:
+    told_data = {"description": declared.training_data, "heldout": "unknown"}
     if trained and declared.training_data is None:
-        return {"description": "the bundle's training splits, by finetune", "heldout": "excluded"}
-    told_data = {"description": declared.training_data, "heldout": declared.heldout}
+        told = "the bundle's training splits, by finetune"
+        told_data = {"description": told, "heldout": "excluded"}
+    told_data["heldout"] = declared.heldout or told_data["heldout"]
     return parse(form.TrainingDataOf, told_data, "training data").model_dump()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import cache
 from typing import Any
 
 from factual_forgetting import files
@@ -46,16 +47,26 @@ def _command(*words: str) -> str:
 
 
 def _bundle_name(record: Record) -> str:
-    manifest = embedded("bundle") / MANIFEST
-    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == record.bundle_sha256
+    shipped = record.bundle_sha256 == _embedded_sha256()
     return ALMANAC if shipped else f"bundle-{record.bundle_sha256[:12]}"
+
+
+# A page asks for thousands of records.
+@cache
+def _embedded_sha256() -> str | None:
+    manifest = embedded("bundle") / MANIFEST
+    return files.read_json(manifest)["sha256"] if manifest.is_file() else None
+
+
+@cache
+def _recipe_sha256(name: str) -> str | None:
+    return protocol_sha256(load_protocol(name)) if name in recipe_names() else None
 
 
 def _protocol_argument(record: Record) -> tuple[list[str], str]:
     """What writes the protocol to a file, and what finetune calls it; a recipe needs no file."""
     told: Any = record.protocol
-    shipped = told.name in recipe_names()
-    if shipped and protocol_sha256(load_protocol(told.name)) == told.sha256:
+    if _recipe_sha256(told.name) == told.sha256:
         return [], told.name
     if record.resolved_protocol is None:  # A form before.
         return [], told.name
