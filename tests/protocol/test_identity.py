@@ -88,6 +88,7 @@ def test_published_recipes_never_change() -> None:
         "paper-v1": "056d33e7c8a9",
         "standard-v1": "6bced615f2ba",
         "standard-v2": "ab20cee6f836",
+        "standard-v3": "ebdd6eb7b44f",
     }
 
 
@@ -107,12 +108,13 @@ def test_run_json_says_what_was_resolved(sft: Path) -> None:
     assert run["track"] == "open"  # the test's protocol is none of the package
 
 
+@pytest.mark.parametrize(("name", "trials"), [("almanac-v2", 3), ("standard-v3", 9)])
 @pytest.mark.parametrize("method", sorted(SETTINGS))
-def test_a_recipe_pins_every_setting_of_a_method(method: str) -> None:
-    recipe = load_protocol("almanac-v2")
+def test_a_recipe_pins_every_setting_of_a_method(method: str, name: str, trials: int) -> None:
+    recipe = load_protocol(name)
     for told, own in zip(recipe.settings[method], grid.pinned(recipe, method), strict=True):
         assert own.model_dump(mode="json") == told
-        assert len(grid.trials(recipe, method)) == 3
+        assert len(grid.trials(recipe, method)) == trials
         for trial in grid.trials(recipe, method):
             tried, settings = trial.apply(recipe, own)
             assert grid.track(tried, method, settings, None) == "closed"
