@@ -10,7 +10,7 @@ from synthetic import ME, drawn, publish
 
 from factual_forgetting import files
 from factual_forgetting.board.board import make_board
-from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.bundles import bundles_at_hand, reference_of
 from factual_forgetting.board.form import OUTCOMES_SUFFIX, RECORD_FORM, UNSTATED, Record, record_id
 from factual_forgetting.board.record import find_records, load_record, load_records, make_record
 from factual_forgetting.board.tables import render_board
@@ -68,6 +68,12 @@ def test_published_records_of_the_form_before_are_read() -> None:
         assert record.cost.extra_tokens == content["cost"]["extra_forwards"]
         assert record.environment.training_batch_size == content["environment"]["batch_size"]
         assert (record.submitter, record.matcher_version) == (UNSTATED, "exact-2")
+    found = validate(BEFORE, bundles_at_hand([]))
+    assert {(finding.check, finding.severity) for finding in found} == {
+        ("before", "warning"),
+        ("answered", "warning"),
+        ("seeds", "warning"),
+    }
 
 
 def test_a_record_of_the_form_before_has_the_same_numbers_on_the_board(
