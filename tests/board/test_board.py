@@ -11,6 +11,7 @@ import pytest
 from synthetic import ME, drawn, make_bundle, publish, write_run
 
 from factual_forgetting import files
+from factual_forgetting.board import ranking
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.ranking import Ranked, ranks, resample_counts
@@ -175,6 +176,19 @@ def test_worse_methods_move_no_rank() -> None:
     good = [drawn_at(value) for value in (0.9, 0.85, 0.84, 0.8, 0.75)]
     junk = [drawn_at(0.3 + index / 1000) for index in range(100)]
     assert ranks([*good, *junk])[:5] == ranks(good) == [1, 2, 2, 4, 5]
+
+
+def test_as_many_comparisons_as_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def count(method: Ranked, leader: Ranked) -> bool:
+        compared.append(method)
+        return bool(method.drawn[0] < leader.drawn[0] - 0.01)
+
+    monkeypatch.setattr(ranking, "_worse", count)
+    methods = [Ranked(np.full(2, value), [value], 500) for value in np.linspace(0.1, 0.9, 300)]
+    ranks(methods)
+    assert len(compared) < len(methods)
 
 
 def test_seeds_that_differ_widely_tell_less() -> None:
