@@ -49,7 +49,7 @@ const COLUMNS = {
   lost: { title: "Lost", value: (r) => r.lost, cell: (r) => number(r.lost) },
   loss: { title: "Loss", value: (r) => r.loss && r.loss[0], cell: (r) => number(r.loss && r.loss[0]) },
   seeds: { title: "Seeds", value: (r) => r.seeds, cell: (r) => String(r.seeds) },
-  track: { title: "Track", value: (r) => r.track, cell: (r) => r.trials ? `${r.track} (${r.trials} trials)` : r.track },
+  track: { title: "Track", value: (r) => r.track, cell: (r) => r.trials ? `${r.track} (${r.trials} trial${r.trials === 1 ? "" : "s"})` : r.track },
   level: { title: "Level", value: (r) => r.level, cell: (r) => r.level },
 };
 const SHOWN = {
