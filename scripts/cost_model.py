@@ -158,7 +158,7 @@ class Peak:
 def measured(base: Path, method: str, texts: int, steps: int) -> list[dict[str, Any]]:
     """Returns a row for each phase of a few steps from a checkpoint, in fp32 on the CPU."""
     identity = checkpoint.identity(str(base))
-    brief = load_protocol("standard-v2").model_copy(
+    brief = load_protocol("standard-v3").model_copy(
         update={"name": "brief", "batch_size": texts, "precision": "fp32", "warmup_steps": 1,
                 "checkpoint_dtype": "float32", "evaluate_every": 10**6, "evaluate_sample": texts,
                 "kl_sample": 8, "max_new_tokens": 4}

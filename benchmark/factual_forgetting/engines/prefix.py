@@ -26,7 +26,7 @@ from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel, UnsupportedModelError
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.facts.matching import first_line, is_correct
+from factual_forgetting.facts.matching import MATCHER_VERSION, first_line, is_correct
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
@@ -286,11 +286,17 @@ def _common_prefix(ids: list[list[int]]) -> int:
 
 
 def ask_zero_shot(
-    model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    max_new_tokens: int,
+    matcher: str = MATCHER_VERSION,
 ) -> list[bool]:
     """Tells which facts `answer_zero_shot` answers right: lm-eval's greedy verdicts."""
-    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=True)
-    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
+    # What can't become right any more is known of this version alone.
+    brief = matcher == MATCHER_VERSION
+    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=brief)
+    return [is_correct(t, fact.accepted, matcher) for t, fact in zip(texts, facts, strict=True)]
 
 
 def answer_zero_shot(

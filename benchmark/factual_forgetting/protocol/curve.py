@@ -108,7 +108,8 @@ class Curve(Points):
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
         most, mine = self.protocol.max_new_tokens, facts[process_rank() :: world_size()]
-        right = _from_all(ask_zero_shot(model, self.tokenizer, mine, most) if mine else [])
+        asked = (model, self.tokenizer, mine, most, self.bundle.matcher)
+        right = _from_all(ask_zero_shot(*asked) if mine else [])
         marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
         correct = {
             name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
@@ -148,8 +149,13 @@ class Curve(Points):
         facts = [item.fact for item in self.bundle.splits[name]]
         if name in {HELDOUT, VALIDATION} or final:
             return facts
-        drawn = sorted(facts, key=lambda fact: stable_hash("curve", fact.id))
-        return drawn[: self.protocol.evaluate_sample]
+        by_id = {fact.id: fact for fact in facts}
+        return [by_id[key] for key in sampled(by_id, self.protocol.evaluate_sample)]
+
+
+def sampled(ids: Iterable[str], most: int) -> list[str]:
+    """Draws the facts of D_Known or D_Unk that are asked at every point before the last."""
+    return sorted(ids, key=lambda key: stable_hash("curve", key))[:most]
 
 
 def _from_all(mine: list[bool]) -> list[bool]:

@@ -60,6 +60,9 @@ class Protocol(Config):
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
         kl_sample: Most facts of D_Held on which the divergence from the base is measured.
         max_new_tokens: Most tokens of an answer.
+        settings: What the recipe pins of each method, by its name: its settings in full, several
+            for several arms. A method that isn't named isn't on the closed track. Where the
+            recipe names none, every method is pinned to its defaults.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -84,6 +87,7 @@ class Protocol(Config):
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
     max_new_tokens: PositiveInt
+    settings: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
 
     @property
     def teacher_autocast(self) -> bool:
@@ -99,7 +103,7 @@ class Protocol(Config):
     def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what a recipe couldn't say before, at the value that it always had."""
         told: dict[str, Any] = serialise(self)
-        always = {"teacher_precision": "fp32", "curve_buffers": "cast"}
+        always = {"teacher_precision": "fp32", "curve_buffers": "cast", "settings": {}}
         return {key: value for key, value in told.items() if always.get(key) != value}
 
     @model_validator(mode="after")
@@ -159,14 +163,26 @@ def load_protocol(name: str) -> Protocol:
             f"Unknown protocol '{name}'. There are {', '.join(recipe_names())}; "
             "a file of your own must end in .yaml."
         )
-    return parse(Protocol, load_yaml(path), name)
+    found = _load(path)
+    require_own_name(found.name, protocol_sha256(found))
+    return found
+
+
+def _load(path: Path) -> Protocol:
+    return parse(Protocol, load_yaml(path), path.stem)
+
+
+def require_own_name(name: str, sha256: str) -> None:
+    """Raises a UserError for what calls itself a recipe of the package and is another."""
+    if name in recipe_names() and find_recipe(name, sha256) is None:
+        raise InputError(f"It isn't the {name} of this package. Give a recipe a name of its own.")
 
 
 def find_recipe(name: str, sha256: str) -> Protocol | None:
     """Returns the package's protocol of a name and hash, at the rate of its grid that gives it."""
     if name not in recipe_names():
         return None
-    recipe = load_protocol(name)
+    recipe = _load(_RECIPES / f"{name}.yaml")
     rates = (recipe.learning_rate, *recipe.learning_rates)
     at_rates = (recipe.model_copy(update={"learning_rate": rate}) for rate in rates)
     return next((found for found in at_rates if protocol_sha256(found) == sha256), None)
