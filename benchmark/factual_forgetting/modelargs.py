@@ -6,10 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting import files
 from factual_forgetting.errors import InputError
 
 # Names, though they may look like numbers: a commit as a revision does at times.
 _NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path", "gguf_file"}
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Parses a method's settings: `key=value,key=value`, or a JSON object, which can say all.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if not text.lstrip().startswith("{"):
+        return parse_pairs(text)
+    try:
+        return dict(files.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{text}' is not JSON ({error}). Write key=value,key=value.") from None
 
 
 def parse_pairs(text: str) -> dict[str, Any]:

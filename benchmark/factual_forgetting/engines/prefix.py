@@ -26,7 +26,7 @@ from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel, UnsupportedModelError
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.facts.matching import first_line, is_correct
+from factual_forgetting.facts.matching import MATCHER_VERSION, first_line, is_correct
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
@@ -291,6 +291,7 @@ def ask_facts(
     facts: Sequence[Fact],
     max_new_tokens: int,
     preface: Callable[[Fact], str] = lambda fact: "",
+    matcher: str = MATCHER_VERSION,
 ) -> list[bool]:
     """Tells which facts a model answers right, in their order: lm-eval's greedy verdicts.
 
@@ -300,10 +301,13 @@ def ask_facts(
         facts: Facts to ask.
         max_new_tokens: Most tokens of an answer.
         preface: What stands before a fact's zero-shot prompt, exemplars say; nothing by default.
+        matcher: The version that judges.
     """
     heads = [preface(fact) for fact in facts]
-    texts = _answer(model, tokenizer, facts, heads, max_new_tokens, verdict_only=True)
-    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
+    # What can't become right any more is known of this version alone.
+    brief = matcher == MATCHER_VERSION
+    texts = _answer(model, tokenizer, facts, heads, max_new_tokens, verdict_only=brief)
+    return [is_correct(t, fact.accepted, matcher) for t, fact in zip(texts, facts, strict=True)]
 
 
 def answer_zero_shot(

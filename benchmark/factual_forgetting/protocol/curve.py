@@ -103,7 +103,8 @@ class Curve(Points):
             alpha: The share of the trained weights where weights are averaged.
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
-        right = ask_together(model, self.tokenizer, facts, self.protocol.max_new_tokens)
+        asked = (model, self.tokenizer, facts, self.protocol.max_new_tokens)
+        right = ask_together(*asked, matcher=self.bundle.matcher)
         correct = outcome_marks(zip(facts, right, strict=True), self._facts)
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
         cost = self.cost(step if trained is None else trained)
@@ -131,11 +132,17 @@ class Curve(Points):
         return drawn(self._facts[name], None if whole else self.protocol.evaluate_sample)
 
 
+def sampled(ids: Iterable[str], most: int) -> list[str]:
+    """Draws the facts of D_Known or D_Unk that are asked at every point before the last."""
+    return sorted(ids, key=lambda key: stable_hash("curve", key))[:most]
+
+
 def drawn(facts: Sequence[Fact], most: int | None) -> Sequence[Fact]:
     """Returns the facts that a point asks: all of them without `most`, else always the same."""
     if most is None:
         return facts
-    return sorted(facts, key=lambda fact: stable_hash("curve", fact.id))[:most]
+    by_id = {fact.id: fact for fact in facts}
+    return [by_id[key] for key in sampled(by_id, most)]
 
 
 def outcome_marks(

@@ -11,6 +11,7 @@ import numpy as np
 
 from factual_forgetting.engines.prefix import ask_facts
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import MATCHER_VERSION
 
 
 def ask_together(
@@ -19,6 +20,7 @@ def ask_together(
     facts: Sequence[Fact],
     max_new_tokens: int,
     preface: Callable[[Fact], str] = lambda fact: "",
+    matcher: str = MATCHER_VERSION,
 ) -> list[bool]:
     """Asks facts as `ask_facts` does, each process its share; every process returns all verdicts.
 
@@ -30,7 +32,7 @@ def ask_together(
     if distributed.is_available() and distributed.is_initialized():
         rank, world = distributed.get_rank(), distributed.get_world_size()
     mine = facts[rank::world]
-    right = ask_facts(model, tokenizer, mine, max_new_tokens, preface) if mine else []
+    right = ask_facts(model, tokenizer, mine, max_new_tokens, preface, matcher) if mine else []
     if world == 1:
         return right
     parts: list[list[bool]] = [[] for _ in range(world)]

@@ -23,7 +23,7 @@ from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.live import undisturbed
-from factual_forgetting.protocol.recipe import is_main_process, world_size
+from factual_forgetting.protocol.recipe import Stored, is_main_process, world_size
 from factual_forgetting.protocol.run import RUN
 from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
 from factual_forgetting.scoring.threshold import Threshold
@@ -167,7 +167,7 @@ class ForgettingCallback(hf.TrainerCallback):
         bare = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         if self._hollow is not None:
             dtype = _dtype(bare)
-            bare = as_checkpoint(self._hollow, dtype, gathered(bare, dtype))
+            bare = as_checkpoint(self._hollow, Stored(dtype), gathered(bare, dtype))
         with undisturbed(bare), bare.disable_adapter() if adapter_off else nullcontext():
             yield bare
 

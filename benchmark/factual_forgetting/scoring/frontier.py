@@ -19,7 +19,7 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.errors import InputError
 from factual_forgetting.plotting import new_figure, plain_text, save_figure
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.run import CHOSEN, RUN
+from factual_forgetting.protocol.run import CHOSEN, RUN, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring import metrics
 
@@ -78,11 +78,10 @@ def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
 
 
 def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
-    if not (path / RUN).exists():
+    if (run := told_by_run(path)) is None:
         raise InputError(
             f"{path} is neither a finished run ({RUN}) nor a finished sweep ({CHOSEN})."
         )
-    run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
         raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     method, protocol = run["method"]["name"], _OWN
