@@ -91,7 +91,7 @@ class Job:
         """Returns the bytes that a device holds at most in each phase.
 
         A penalty's anchor is held in fp32; EWC's importances are as large again. Autocast keeps a
-        bf16 copy of the weights from forward to backward. A point adds the checkpoint's copy, and so
+        bf16 copy of the weights from forward to backward. A point adds the checkpoint's copy; so
         does the start, where the base's predictions on D_Held are kept.
         """
         weights = self.weights

@@ -12,6 +12,8 @@ SIGNATURES = {
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
     "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
+    "ForgettingCallback": "trainer, facts, every=50, limit=200, full_every=None, stop_if=None, "
+    "tokenizer=None, adapter_off=False, method='own'",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
     "warmup_steps, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, dropout, "
     "precision, teacher_precision='fp32', checkpoint_dtype, curve_buffers='cast', attention, "

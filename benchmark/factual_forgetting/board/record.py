@@ -198,9 +198,9 @@ def _read_run(path: Path, bundle: Bundle) -> _Trained:
             f"{path} was trained from another base than the bundle's, so its stability says "
             "nothing about forgetting. Build a bundle for that base, and train again."
         )
-    require_own_name(run["protocol"]["name"], run["protocol_sha256"])
-    if checkpoint.weights_sha256(path) != run["weights_sha256"]:
-        raise InputError(f"The weights in {path} were changed after training. Train again.")
+    if run["protocol"]:
+        require_own_name(run["protocol"]["name"], run["protocol_sha256"])
+    run["weights_sha256"] = _weights(path, run)
     curve = list(files.read_jsonl(path / CURVE))
     correct = {row["id"]: row["correct"] for row in files.read_jsonl(path / OUTCOMES)}
     expected = {item.fact.id for name in METRIC_OF_SPLIT for item in bundle.splits[name]}
@@ -240,6 +240,19 @@ def _trials(
     return 1 if told is None and only else told
 
 
+def _weights(path: Path, run: Mapping[str, Any]) -> str:
+    """Hashes a run's weights. A trainer saves them after the callback that wrote the run."""
+    told, found = run["weights_sha256"], checkpoint.weights_sha256(path)
+    if told is None and (found == run.get("earlier_sha256") or not any(path.glob("*.safetensors"))):
+        raise NotFoundError(
+            f"{path} holds a curve, but not the weights that training ended with. Save them there "
+            "with the trainer's save_model()."
+        )
+    if told not in (None, found):
+        raise InputError(f"The weights in {path} were changed after training. Train again.")
+    return found
+
+
 def _identity(
     trained: _Trained | None,
     results: Results | None,
@@ -251,7 +264,8 @@ def _identity(
     if trained:
         run = trained.run
         made = {key: run[key] for key in ("weights_sha256", "method", "seed")}
-        made["protocol"] = {"name": run["protocol"]["name"], "sha256": run["protocol_sha256"]}
+        recipe, digest = run["protocol"], run["protocol_sha256"]
+        made["protocol"] = {"name": recipe["name"], "sha256": digest} if recipe else None
     else:
         made = {
             "weights_sha256": results.weights_sha256 if results else None,
@@ -346,10 +360,12 @@ def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
 def _environment(trained: _Trained | None, results: Results | None) -> dict[str, Any]:
     """Reports the run and the scoring; of neither known, the matcher that scored again."""
     if trained:
-        run, protocol = trained.run, trained.run["protocol"]
+        run, resolved = trained.run, trained.run.get("resolved", {})
+        # Without a recipe the trainer's arguments say it.
+        protocol = run["protocol"] or {**resolved, "checkpoint_dtype": resolved["dtype"]["weights"]}
         made = {
             **run["environment"],
-            "attention": run.get("resolved", {}).get("attention") or protocol["attention"],
+            "attention": resolved.get("attention") or protocol["attention"],
             "dtype": protocol["checkpoint_dtype"],
             "training_batch_size": str(protocol["batch_size"]),
         }
@@ -385,7 +401,7 @@ def _origin(trained: _Trained | None, results: Results | None, bundle: Bundle) -
 
 def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, Any]:
     told_data = {"description": declared.training_data, "heldout": "unknown"}
-    if trained and declared.training_data is None:
+    if trained and trained.run["protocol"] and declared.training_data is None:
         told = "the bundle's training splits, by finetune"
         told_data = {"description": told, "heldout": "excluded"}
     told_data["heldout"] = declared.heldout or told_data["heldout"]

@@ -39,6 +39,7 @@ _COLUMNS = {
 _LEVELS = [index / 100 for index in range(101)]
 _MARKERS = "osD^vPX*<>"
 _FEW = 10
+_OWN = "own"  # of a trainer that followed no recipe
 # Plasticity and stability at each point of training; None where they weren't measured.
 SeedCurve = Sequence[Sequence[float | None]]
 
@@ -83,10 +84,14 @@ def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
         )
     if run["bundle_sha256"] != bundle.sha256:
         raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
-    settings = resolve(run["method"]["name"], run["method"]["settings"])
+    method, protocol = run["method"]["name"], _OWN
+    label = method
+    if run["protocol"]:
+        label = method_label(method, resolve(method, run["method"]["settings"]))
+        protocol = run["protocol"]["name"]
     return Trained(
-        arm or method_label(run["method"]["name"], settings),
-        run["protocol"]["name"],
+        arm or label,
+        protocol,
         run["seed"],
         list(files.read_jsonl(path / CURVE)),
         {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(path / OUTCOMES)},
@@ -133,8 +138,8 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
         **metrics.curve_metrics(run.curve),
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
-        "kl_to_base": last["kl_to_base"],
-        "teacher_share": last["teacher_tokens"] / last["tokens"],
+        "kl_to_base": last.get("kl_to_base"),
+        "teacher_share": last["teacher_tokens"] / last["tokens"] if "tokens" in last else None,
     }
 
 
