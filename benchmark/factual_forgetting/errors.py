@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """A mistake in the input or the environment that the user can mend.
@@ -26,3 +28,18 @@ class PackageError(UserError, ImportError):
 def reason_of(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Returns the line to tell of a fault of the disk, whichever library met it; else None."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    told = ("No space left on device", "file write failed", "database or disk is full")
+    if full or any(words in text for words in told):
+        where = f" of {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return f"No space is left on the disk{where}. Free some and run the same command again."
+    if not isinstance(error, OSError):
+        return None
+    if not (error.filename and error.strerror):
+        return f"{reason_of(error)}. Check that path, and the disk."
+    return f"{error.filename}: {error.strerror}. Check that path, and what it allows."
