@@ -9,7 +9,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.errors import InputError, UserError, disk_trouble
+from factual_forgetting.errors import UserError, disk_trouble
+from factual_forgetting.files import at_home
 
 INTERRUPTED = 130
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
         resumes = getattr(args, "resumes", False)
-        vars(args).update({name: _at_home(value) for name, value in vars(args).items()})
+        vars(args).update({name: _all_at_home(value) for name, value in vars(args).items()})
         return int(args.run(args) or 0)
     except UserError as error:
         return _tell(str(error))
@@ -81,16 +82,10 @@ def _write_any_text() -> None:
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
-def _at_home(value: Any) -> Any:
-    """Resolves `~` in paths, which a shell leaves alone in `--output_path=~/runs`."""
+def _all_at_home(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(map(_at_home, value))
-    if not isinstance(value, Path):
-        return value
-    try:
-        return value.expanduser()
-    except RuntimeError:
-        raise InputError(f"{value} begins with no user's ~. Write the whole path.") from None
+        return type(value)(map(_all_at_home, value))
+    return at_home(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,19 @@ import jsonlines
 
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 
-UNFINISHED = ".unfinished"
+UNFINISHED, _PARTIAL = ".unfinished", ".partial"
+
+
+def at_home(path: str | Path) -> Path:
+    """Resolves a leading `~`, which a shell leaves alone in `--output_path=~/runs`.
+
+    Raises:
+        UserError: If it names no user with a home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} begins with no user's ~. Write the whole path.") from None
 
 
 def sha256_file(path: Path) -> str:
@@ -82,8 +94,9 @@ def atomic(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
 def _beside(path: Path) -> IO[bytes]:
     """Makes the file, held by a lock that tells it from one whose command was killed."""
     while True:
-        named = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
-        out = tempfile.NamedTemporaryFile(dir=path.parent, delete=False, **named)  # noqa: SIM115
+        out = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
+        )
         _try_lock(out.fileno())
         if os.fstat(out.fileno()).st_nlink:  # Else it was taken for a leftover before the lock.
             return cast(IO[bytes], out)
@@ -147,13 +160,19 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Gives a directory beside a path, which takes the path's place when all in it is written."""
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    shutil.rmtree(path, ignore_errors=True)
-    beside.rename(path)
+    """Gives a directory beside a path, which takes the path's place when all in it is written.
+
+    Raises:
+        UserError: If another command is writing it.
+    """
+    beside = path.with_name(f".{path.name}{_PARTIAL}")
+    beside.mkdir(parents=True, exist_ok=True)
+    with alone(beside):
+        for left in beside.iterdir():  # by a killed command
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
 
 
 def write_atomic(path: Path, content: bytes, *, lasting: bool = True) -> None:

@@ -67,7 +67,7 @@ def _require_path(path: Path) -> None:
     try:
         lengths = {part: len(part.encode()) for part in path.parts}
     except UnicodeEncodeError:
-        raise InputError(f"The path {ascii(str(path))} is not UTF-8. {_OTHER}") from None
+        raise InputError(f"The path {str(path)!a} is not UTF-8. {_OTHER}") from None
     for part, length in lengths.items():
         if length > _LONGEST:
             told = f"{part[:20]}… has {length} bytes, more than {_LONGEST}"

@@ -34,9 +34,8 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Writes a figure in the format of the path's suffix, as a whole or not at all."""
     import matplotlib as mpl
 
-    made = {"format": path.suffix[1:], "dpi": dpi, "metadata": _METADATA[path.suffix]}
     with mpl.rc_context({"svg.hashsalt": "factual-forgetting"}), files.atomic(path) as stream:
-        figure.savefig(stream, **made)
+        figure.savefig(stream, format=path.suffix[1:], dpi=dpi, metadata=_METADATA[path.suffix])
 
 
 def require_image(path: Path) -> None:

@@ -82,7 +82,6 @@ def run_condition(
     told = {"environment": environment(), "seconds": time.time() - started}
     files.write_json(output / _LOGS / f"{experiment.name}.log.json", told)
     files.write_json(finished, result)
-    files.remove_unfinished(finished)
     shutil.rmtree(work)
     return result
 

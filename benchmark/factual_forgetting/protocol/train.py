@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from factual_forgetting import __version__, checkpoint, files
+from factual_forgetting import __version__, checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT
 from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
@@ -34,6 +34,8 @@ from factual_forgetting.protocol.weights import as_checkpoint
 
 _PARTIAL, _RESUME = "run.partial.json", "resume"
 _BATCH = 64
+_FOLDERS = (_RESUME, SNAPSHOT, BEST, MERGED)
+_WRITTEN = (*_FOLDERS, PARTIAL_CURVE, CURVE, OUTCOMES, LOG, *checkpoint.WRITTEN)
 
 
 def finetune(
@@ -65,7 +67,9 @@ def finetune(
     base = run.locate_base(pretrained, adapter)
     identity = run.identity()
     quiet()
-    with _room_on_disk(output):
+    if is_main_process():
+        outputs.require_folder(output)
+    with outputs.taken(output) if is_main_process() else nullcontext(), _room_on_disk(output):
         if not _finished(output, identity):
             started = time.time()
             whole = base.whole(output / MERGED)
@@ -75,8 +79,8 @@ def finetune(
             files.write_json(output / LOG, {"seconds": time.time() - started})
             content["weights_sha256"] = checkpoint.weights_sha256(output)
             files.write_json(output / RUN, content)
-    if is_main_process():
-        _tidy(output)
+        if is_main_process():
+            _tidy(output)
     return dict(files.read_json(output / RUN))
 
 
@@ -95,18 +99,19 @@ def _finished(output: Path, identity: dict[str, Any]) -> bool:
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
     if is_main_process():
+        outputs.require_folder(output, *_WRITTEN)
         files.write_json(output / _PARTIAL, identity)
     return False
 
 
 def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
-    for leftover in (_RESUME, SNAPSHOT, BEST, MERGED):
+    if not (output / _PARTIAL).exists():
+        return  # What has such a name now came later, and isn't ours.
+    for leftover in _FOLDERS:
         shutil.rmtree(output / leftover, ignore_errors=True)
-    for leftover in (_PARTIAL, PARTIAL_CURVE):
+    for leftover in (PARTIAL_CURVE, _PARTIAL):
         (output / leftover).unlink(missing_ok=True)
-    for name in (_PARTIAL, PARTIAL_CURVE, CURVE, OUTCOMES, RUN, LOG):
-        files.remove_unfinished(output / name)
 
 
 @contextmanager
