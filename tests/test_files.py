@@ -47,9 +47,9 @@ def dies_with_lock(folder: Path) -> None:
 
 def test_a_lock_keeps_others_out_and_goes_with_a_killed_command(tmp_path: Path) -> None:
     killed(dies_with_lock, tmp_path)
-    with files.alone(tmp_path), pytest.raises(UserError, match="Another command is at work"):
-        with files.alone(tmp_path):
-            pass
+    refused = pytest.raises(UserError, match="Another command is at work")
+    with files.alone(tmp_path), refused, files.alone(tmp_path):
+        pass
     with files.alone(tmp_path, shared=True), files.alone(tmp_path, shared=True):
         pass
     assert not any(tmp_path.iterdir())

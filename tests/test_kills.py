@@ -1,4 +1,4 @@
-"""Killed before any change of the disk, or on a full one, each command goes on to the same bytes."""
+"""Killed before any change of the disk, or on a full one, a command goes on to the same bytes."""
 
 from __future__ import annotations
 
