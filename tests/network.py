@@ -1,4 +1,4 @@
-"""No test leaves this machine: what it resolves and connects to is told by Python's audit events."""
+"""No test leaves this machine: Python's audit events tell what it resolves and connects to."""
 
 from __future__ import annotations
 
