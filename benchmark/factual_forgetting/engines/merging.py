@@ -69,7 +69,7 @@ def adapter_apart(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_adapter(adapter: Path) -> Path:
-    """Returns the directory of an adapter, or raises a UserError if it holds none in safetensors."""
+    """Returns the directory of an adapter; a UserError if it holds none in safetensors."""
     if not (adapter / _CONFIG).is_file():
         raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
     if not (adapter / _WEIGHTS).is_file():

@@ -12,6 +12,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
 FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity")
+# The relation of facts whose file has none.
+RELATION_OF_ALL = "facts"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SPLIT_NAMES = {**{split: split for split in FACT_SPLITS}, "validation": "dev", "valid": "dev"}
 
@@ -51,6 +54,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {line}: not an object. Write keys and values.")
         yield f"{path}, line {line}", row
+
+
+def lacks_relations(source: str) -> bool:
+    """Tells whether a source is a file whose first row has no column `relation`."""
+    path = Path(source)
+    if kind_of(path) not in SUFFIXES or not path.is_file():
+        return False
+    return any("relation" not in row for _, row in islice(read_rows(path), 1))
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
