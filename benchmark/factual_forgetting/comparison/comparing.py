@@ -33,7 +33,8 @@ from factual_forgetting.slick.classify import require_same
 IDENTITY, ANSWERS = "identity.json", "answers"
 # How narrow an interval of the net loss --quick asks for, on either side.
 CLOSE_ENOUGH = 0.03
-_FIRST, _LEAST_GROWTH, _MOST_GROWTH, _RESERVE = 400, 1.2, 4.0, 1.1
+FIRST_PORTION = 400
+_LEAST_GROWTH, _MOST_GROWTH, _RESERVE = 1.2, 4.0, 1.1
 # Facts that the base has wrong in the first prompt, of which the unknown ones are taken.
 _WRONG, _WRONG_QUICK = 1000, 200
 # What is asked before the estimate: to fill caches, and to be measured.
@@ -171,7 +172,7 @@ def compare_models(
     """
     told = _begin(models[0], questions, opening.choice, folder)
     interviews = [Interview(one, questions, opening, folder / ANSWERS) for one in models]
-    size = min(_FIRST, len(questions.order)) if quick else len(questions.order)
+    size = min(FIRST_PORTION, len(questions.order)) if quick else len(questions.order)
     while True:
         comparison = _compare_first(size, interviews, questions, told, quick=quick)
         enough = not quick or comparison.half_width <= CLOSE_ENOUGH
