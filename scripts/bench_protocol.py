@@ -29,7 +29,7 @@ from transformers.trainer_utils import SaveStrategy
 from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, load_bundle, locate_bundle
 from factual_forgetting.engines.models import quiet
-from factual_forgetting.engines.prefix import ask_zero_shot
+from factual_forgetting.engines.prefix import ask_facts
 from factual_forgetting.protocol.context import Context
 from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
 from factual_forgetting.protocol.methods import METHODS
@@ -107,7 +107,7 @@ class Arms:
         asked = facts[:size] + facts[-size:] + held
         self.asked = len(asked)
         frozen = as_checkpoint(self.model, self.protocol.checkpoint_dtype)
-        ask_zero_shot(frozen, self.context.tokenizer, asked, self.protocol.max_new_tokens)
+        ask_facts(frozen, self.context.tokenizer, asked, self.protocol.max_new_tokens)
 
 
 def main() -> None:

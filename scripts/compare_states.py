@@ -113,8 +113,8 @@ def commands() -> list[str]:
         f"report fewshot --bundle demo/bundle --tasks {FEWSHOT} --show lost",
         "report demo/results/sft-0 --bundle demo/bundle --control demo/results/known_only-0 "
         "--format json",
-        "record wise --bundle demo/bundle --note hello --output_path records",
-        "record runs/5 --bundle demo/bundle --output_path records",
+        "record wise --bundle demo/bundle --note hello --submitter me --output_path records",
+        "record runs/5 --bundle demo/bundle --submitter me --output_path records",
         "validate demo/records --bundle demo/bundle --format json",
         "validate records --bundle demo/bundle --format github",
         *(f"board demo/records --bundle demo/bundle --format {f}" for f in ("latex", "csv")),

@@ -37,7 +37,7 @@ for seed in 0 1; do
             --metadata "{\"ff_bundle\": \"$out/bundle\"}" --batch_size 128 \
             --log_samples --output_path "$out/results/$arm-$seed"
         "$ff" record "$out/results/$arm-$seed" --bundle "$out/bundle" \
-            --output_path "$out/records"
+            --submitter me --output_path "$out/records"
     done
 done
 "$ff" validate "$out/records" --bundle "$out/bundle" || [ $? -eq 3 ] # 3: warnings only

@@ -9,6 +9,10 @@ coverage between is to be had: the second table gives, cell by cell, the two nex
 the acceptance of any run of neighbouring estimates can reach. A cell outside 93-97 % is
 marked: too low (!!), higher than need be (+), or on the safe side as nothing inside can be had
 (=).
+
+The third table is over seeds too: seeds move the true share by a normal's spread, and some facts
+fall otherwise in each. The last one counts how often methods that are equally good are parted by
+the board's ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +26,13 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm import tqdm
 
-from factual_forgetting.scoring.statistics import Estimate, mean_difference, proportion
+from factual_forgetting.board.ranking import Ranked, ranks, resample_counts
+from factual_forgetting.scoring.statistics import (
+    Estimate,
+    mean_difference,
+    over_seeds,
+    proportion,
+)
 
 RELATIONS = 12
 SPREAD = 1.0  # standard deviation of the relations' log-odds
@@ -32,6 +42,10 @@ STABILITIES = (0.5, 0.9, 0.99, 0.999)
 CHANGES = ((0.3, 0.1), (0.1, 0.02), (0.03, 0.0), (0.01, 0.01), (0.01, 0.0), (0.002, 0.0))
 INSIDE = (0.93, 0.97)
 DRAWS = 200_000
+SEEDS = (1, 3, 5, 10)
+SPREADS = ((0.5, 0.0), (0.5, 0.03), (0.9, 0.0), (0.9, 0.01), (0.9, 0.03), (0.98, 0.005))
+PER_SEED = 0.15  # share of facts that fall anew in each seed, as in the published records
+EQUAL = (2, 5, 10, 20)
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +118,64 @@ def coverage(case: Case, size: int | None, repetitions: int) -> float:
     return sum(holds(case, n, rng) for n in sizes) / repetitions
 
 
+def over_some_seeds(
+    mean: float, spread: float, seeds: int, latent: Floats, rng: np.random.Generator
+) -> Floats:
+    """Outcomes of shape (seeds, facts) of a method whose seeds have shares of their own."""
+    shares = mean + rng.normal(0, spread, (seeds, 1))
+    own = rng.random((seeds, len(latent))) < PER_SEED
+    return (np.where(own, rng.random(own.shape), latent) < shares).astype(float)
+
+
+def seeds_coverage(mean: float, spread: float, seeds: int, repetitions: int) -> float:
+    """Share of the intervals over facts and seeds that hold the true share."""
+    rng = np.random.default_rng(seeds)
+    strata = [str(index % RELATIONS) for index in range(500)]
+    held = 0
+    for _ in range(repetitions):
+        drawn = over_some_seeds(mean, spread, seeds, rng.random(500), rng)
+        over_facts = proportion(drawn.mean(axis=0).tolist(), strata)
+        assert over_facts is not None
+        found = over_seeds(over_facts, drawn.mean(axis=1).tolist())
+        held += found.low <= mean <= found.high
+    return held / repetitions
+
+
+def parted(methods: int, spread: float, seeds: int, repetitions: int) -> float:
+    """Share of the boards of equally good methods on which some are told apart."""
+    rng = np.random.default_rng(methods)
+    counts = resample_counts([str(index % RELATIONS) for index in range(500)], 1)
+    wrong = 0
+    for _ in range(repetitions):
+        latent = rng.random(500)
+        drawn = [over_some_seeds(0.85, spread, seeds, latent, rng) for _ in range(methods)]
+        means = counts @ np.array([one.mean(axis=0) for one in drawn], dtype=np.float32).T / 500
+        told = [
+            Ranked(mean.astype(float), one.mean(axis=1).tolist(), 500)
+            for mean, one in zip(means.T, drawn, strict=True)
+        ]
+        wrong += max(ranks(told)) > 1
+    return wrong / repetitions
+
+
+def seeds_tables(repetitions: int) -> str:
+    covered = [
+        [f"S {mean}, seeds {spread}"]
+        + [f"{100 * seeds_coverage(mean, spread, seeds, repetitions):.1f}" for seeds in SEEDS]
+        for mean, spread in tqdm(SPREADS, leave=False)
+    ]
+    apart = [
+        [f"{seeds} seeds, spread {spread}"]
+        + [f"{100 * parted(methods, spread, seeds, repetitions // 4):.1f}" for methods in EQUAL]
+        for seeds, spread in tqdm(((1, 0.0), (3, 0.0), (3, 0.01), (3, 0.03)), leave=False)
+    ]
+    first = tabulate(covered, ["truth", *map(str, SEEDS)], "github", disable_numparse=True)
+    second = tabulate(apart, ["methods", *map(str, EQUAL)], "github", disable_numparse=True)
+    return (
+        f"Coverage by number of seeds, 500 facts\n\n{first}\n\nBoards that part equals\n\n{second}"
+    )
+
+
 def reachable(case: Case, n: int) -> tuple[float, float]:
     """The coverages next to 95 %, below and above, of runs of neighbouring estimates."""
     sizes, rng = case.sizes(n), np.random.default_rng(n)
@@ -140,7 +212,12 @@ def table(cell: Callable[[Case, int], str], last: Callable[[Case], str] | None) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--seeds", action="store_true", help="the last two tables alone")
+    args = parser.parse_args()
+    repetitions = args.repetitions
+    if args.seeds:
+        print(seeds_tables(repetitions))
+        return
     reach = {(case, n): reachable(case, n) for case in tqdm(CASES, leave=False) for n in SIZES}
     print(
         table(
@@ -150,6 +227,7 @@ def main() -> None:
     )
     print("\nCoverages next to 95 % that can be had\n")
     print(table(lambda case, n: " / ".join(f"{100 * share:.1f}" for share in reach[case, n]), None))
+    print(f"\n{seeds_tables(repetitions)}")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def test_too_few_facts(capsys: pytest.CaptureFixture[str], base: Path, tmp_path:
 def test_results_of_another_bundle(
     capsys: pytest.CaptureFixture[str], results: Path, tmp_path: Path
 ) -> None:
-    told = fails(capsys, "record", results, "--bundle", "almanac", "--output_path", tmp_path / "r")
+    given = ("--bundle", "almanac", "--submitter", "me", "--output_path", tmp_path / "r")
+    told = fails(capsys, "record", results, *given)
     assert "another bundle" in told
     assert not (tmp_path / "r").exists()
 

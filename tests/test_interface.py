@@ -12,10 +12,12 @@ SIGNATURES = {
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
     "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
+    "ForgettingCallback": "trainer, facts, every=50, limit=200, full_every=None, stop_if=None, "
+    "tokenizer=None, adapter_off=False, method='own'",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
     "warmup_steps, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, dropout, "
-    "precision, teacher_precision='fp32', checkpoint_dtype, attention, evaluate_every, "
-    "evaluate_sample, kl_sample, max_new_tokens",
+    "precision, teacher_precision='fp32', checkpoint_dtype, curve_buffers='cast', attention, "
+    "evaluate_every, evaluate_sample, kl_sample, max_new_tokens, settings=<factory>",
     "Run": "bundle, protocol, method, settings, seed, foreign_base=None",
     "Score": "bundle, report",
     "SlickConfig": "runs=20, shots=3, seed=0, max_new_tokens=16, exemplars='relation', "

@@ -139,9 +139,9 @@ def test_records_of_scores_and_of_runs_are_valid(walk: Walk, tmp_path: Path) -> 
     # One checkpoint is recorded once: its scores and its run don't stand beside each other.
     scored, trained = tmp_path / "scored", tmp_path / "trained"
     for folder in find_results([walk.path / "scores"]):
-        walk(f"record {folder} {given} --output_path {scored}")
+        walk(f"record {folder} {given} --submitter me --output_path {scored}")
     for method in METHODS:
-        walk(f"record {walk.run(method)} {given} --output_path {trained}")
+        walk(f"record {walk.run(method)} {given} --submitter me --output_path {trained}")
     for records in (scored, trained):
         # They hold, with warnings: of one seed, on the open track.
         assert main(f"validate {records} {given}".split()) == 3

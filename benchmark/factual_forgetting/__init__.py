@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from factual_forgetting.protocol.run import Run
     from factual_forgetting.protocol.train import finetune
     from factual_forgetting.scoring.api import Score, score
+    from factual_forgetting.scoring.callback import ForgettingCallback
     from factual_forgetting.slick.classify import classify
     from factual_forgetting.slick.labelling import SlickConfig, load_labels
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bundle", "BundleConfig", "Comparison", "Fact", "InputError", "NotFoundError", "PackageError",
-    "Protocol", "Run", "Score", "SlickConfig", "UserError", "__version__", "build_bundle",
-    "classify", "compare", "finetune", "load_bundle", "load_facts", "load_labels",
-    "load_protocol", "score",
+    "Bundle", "BundleConfig", "Comparison", "Fact", "ForgettingCallback", "InputError",
+    "NotFoundError", "PackageError", "Protocol", "Run", "Score", "SlickConfig", "UserError",
+    "__version__", "build_bundle", "classify", "compare", "finetune", "load_bundle", "load_facts",
+    "load_labels", "load_protocol", "score",
 ]  # fmt: skip
 _PLACES = {
     "bundle.build": ("BundleConfig", "build_bundle"),
@@ -40,6 +41,7 @@ _PLACES = {
     "protocol.run": ("Run",),
     "protocol.train": ("finetune",),
     "scoring.api": ("Score", "score"),
+    "scoring.callback": ("ForgettingCallback",),
     "slick.classify": ("classify",),
     "slick.labelling": ("SlickConfig", "load_labels"),
 }

@@ -55,20 +55,35 @@ def loads(text: str | bytes) -> Any:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file beside a path, which takes the path's name only when it is whole and synced."""
+def atomic(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
+    """Opens a file beside a path, which takes the path's name only when it is whole.
+
+    It is synced before, unless it need not outlive a power cut: that takes longer than the rest.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
         beside = Path(out.name)
         try:
             yield out
             out.flush()
-            os.fsync(out.fileno())
+            if lasting:
+                os.fsync(out.fileno())
             beside.chmod(0o644)
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same path; a killed one is out."""
+    import fcntl  # Not on every platform, and needed by few commands.
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -82,9 +97,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     beside.rename(path)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file that a reader sees whole or not at all."""
-    with atomic(path) as stream:
+def write_atomic(path: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Writes a file that a reader sees whole or not at all; see `atomic`."""
+    with atomic(path, lasting=lasting) as stream:
         stream.write(content)
 
 

@@ -6,10 +6,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting import files
 from factual_forgetting.errors import InputError
 
 # Names, though they may look like numbers: a commit as a revision does at times.
 _NAMES = {"pretrained", "revision", "tokenizer", "peft", "lora_local_path", "gguf_file"}
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Parses a method's settings: `key=value,key=value`, or a JSON object, which can say all.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if not text.lstrip().startswith("{"):
+        return parse_pairs(text)
+    try:
+        return dict(files.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"'{text}' is not JSON ({error}). Write key=value,key=value.") from None
 
 
 def parse_pairs(text: str) -> dict[str, Any]:
@@ -45,13 +60,14 @@ def _is_directory(name: str) -> bool:
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
-    """Parses lm-eval's `--model_args`; a path or name alone is the checkpoint.
+    """Parses lm-eval's `--model_args`; a path or name that comes first is the checkpoint.
 
     Raises:
         UserError: As `parse_pairs`, or if a GGUF file is asked for.
     """
-    alone = "=" not in text or _is_directory(text)
-    arguments = {"pretrained": text} if alone else parse_pairs(text)
+    first, _, others = (text, "", "") if _is_directory(text) else text.partition(",")
+    named = "=" not in first or _is_directory(first)
+    arguments = {"pretrained": first, **parse_pairs(others)} if named else parse_pairs(text)
     if "gguf_file" in arguments:
         raise InputError(
             "gguf_file= is not read: what is trained, hashed and scored are safetensors. Convert "

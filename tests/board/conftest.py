@@ -2,11 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, make_bundle, write_run
+from synthetic import answered_record, drawn, make_bundle, write_run
 
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.record import load_records, make_record
+from factual_forgetting.board.record import load_records
 from factual_forgetting.bundle.manifest import Bundle
 
 ARMS = {
@@ -40,7 +40,7 @@ def records(world: Bundle, runs: list[Path], tmp_path_factory: pytest.TempPathFa
     """Their records; only to be read."""
     root = tmp_path_factory.mktemp("leaderboard") / "records"
     for run in runs:
-        make_record(run, world, root)
+        answered_record(run, world, root)
     return root
 
 

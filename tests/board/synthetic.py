@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, place, record_id
 from factual_forgetting.board.record import Declared, make_record
 from factual_forgetting.bundle.manifest import (
     HELDOUT,
@@ -22,11 +24,12 @@ from factual_forgetting.bundle.manifest import (
     write_bundle,
 )
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES
 from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256
 from factual_forgetting.protocol.run import RUN
 
-EVERY = 8
+ME = Declared(submitter="me", trials=1)
 RELATIONS = ("country", "place_of_birth")
 BASE = {
     "pretrained": "almanac",
@@ -37,7 +40,13 @@ BASE = {
 }
 
 
-def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 20) -> Bundle:
+def make_bundle(
+    path: Path,
+    known: int = 20,
+    unknown: int = 20,
+    heldout: int = 20,
+    matcher: str = MATCHER_VERSION,
+) -> Bundle:
     """A bundle of two relations whose base answers all of D_Held."""
     sizes = {KNOWN: known, UNKNOWN: unknown, HELDOUT: heldout, VALIDATION: 4, REPLAY: 4}
     splits = {
@@ -51,6 +60,7 @@ def make_bundle(path: Path, known: int = 20, unknown: int = 20, heldout: int = 2
         "settings": {"min_highly_known": 0.3},
         "relations": {},
         "majority_baseline": {"micro": None, "macro": None},
+        "labels": {"matcher": matcher},
     }
     return write_bundle(path, splits, {}, details)
 
@@ -97,7 +107,12 @@ def write_run(
         for (split, item), text in zip(facts, curves, strict=True)
     ]
     points = [
-        {"step": EVERY * i, "loss": 1 / (i + 1), "tokens": 9 * i, "teacher_tokens": i}
+        {
+            "step": recipe.evaluate_every * i,
+            "loss": 1 / (i + 1),
+            "tokens": 9 * i,
+            "teacher_tokens": i,
+        }
         for i in range(len(curves[0]))
     ]
     path.mkdir(parents=True)
@@ -111,7 +126,7 @@ def write_run(
         "protocol": recipe.model_dump(mode="json"),
         "protocol_sha256": protocol_sha256(recipe),
         "seed": seed,
-        "steps": EVERY * (len(curves[0]) - 1),
+        "steps": points[-1]["step"],
         "weights_sha256": checkpoint.weights_sha256(path),
         "environment": {"device": "cpu, 1 threads", "python": "3.11.2", "packages": {}},
     }
@@ -123,6 +138,31 @@ def publish(
     root: Path, bundle: Bundle, curves: Sequence[str], *run: Any, declared: Any = None, **more: Any
 ) -> Path:
     """Writes a run as `write_run` does, and its record under `records/` of a directory."""
+    root.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=root))
     path = write_run(folder / "run", bundle, curves, *run, **more)
-    return make_record(path, bundle, root / "records", Declared(**(declared or {})))
+    given = ME.model_copy(update=declared or {})
+    return answered_record(path, bundle, root / "records", given)
+
+
+def answered_record(run: Path, bundle: Bundle, root: Path, declared: Declared = ME) -> Path:
+    """Records a run as if its checkpoint had been scored: with the answers that it gave."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = make_record(run, bundle, Path(scratch), declared)
+        content = files.read_json(path)
+        rows = list(files.read_jsonl(path.with_name(content["outcomes"]["file"])))
+    for row, (_, item) in zip(rows, bundle.items(), strict=False):
+        row["answer"] = item.fact.answers[0] if row["final"] else "Nowhere"
+    return write_record(root, content, rows)
+
+
+def write_record(root: Path, content: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+    """Writes a record and its outcomes where they belong, with an id and hashes that fit."""
+    text = "".join(files.dumps(row) + "\n" for row in rows).encode()
+    content["outcomes"] |= {"sha256": hashlib.sha256(text).hexdigest(), "rows": len(rows)}
+    content["id"] = record_id(content)
+    content["outcomes"]["file"] = content["id"] + OUTCOMES_SUFFIX
+    path = root / place(content)
+    files.write_jsonl(path.with_name(content["outcomes"]["file"]), rows)
+    files.write_json(path, content)
+    return path

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from factual_forgetting.board.board import Entry
-from factual_forgetting.board.page import page, write_page
+from factual_forgetting.board.page import page, tell_records, write_page
 from factual_forgetting.bundle.manifest import Bundle
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -41,7 +41,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def site(board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path_factory: Any) -> Path:
-    return write_page(board, entries, {world.sha256: world}, tmp_path_factory.mktemp("site"))
+    return written(board, entries, world, tmp_path_factory.mktemp("site"))
+
+
+def written(board: dict[str, Any], entries: list[Entry], world: Bundle, output: Path) -> Path:
+    bundles = {world.sha256: world}
+    assert len(list(tell_records(entries, bundles, output))) == len(entries)
+    return write_page(board, bundles, output)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def large(
     few = [row for row in bundle["rows"] if row["id"] in opened]
     narrow = {**wide, "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": []}}]}
     output = tmp_path_factory.mktemp("large")
-    index = write_page(narrow, entries, {world.sha256: world}, output)
+    index = written(narrow, entries, world, output)
     index.write_text(page(wide), encoding="utf-8")
     return index
 
@@ -247,7 +253,7 @@ def _contrast(reader: Page, selector: str) -> float:
 
 
 def test_five_thousand_records(browser: Any, large: Path) -> None:
-    assert large.stat().st_size < 3_000_000
+    assert large.stat().st_size < MANY / 2000 * 1_500_000
     reader = Page(browser, large)
     assert f"{MANY} of {MANY} methods" in reader.one("#status").text
     assert len(reader.all("circle.dot")) == MANY + 1
@@ -261,3 +267,75 @@ def test_five_thousand_records(browser: Any, large: Path) -> None:
     reader.one("#ranked .open").click()
     reader.until(lambda: reader.all("details.record[open] pre"))
     assert reader.errors() == []
+
+
+def test_a_selection_redraws_no_table_and_keeps_the_focus(browser: Any, large: Path) -> None:
+    reader = Page(browser, large)
+    reader.run(
+        "window.first = document.querySelector('#ranked tr'); first.querySelector('input').focus()"
+    )
+    dots = "return document.querySelector('circle.dot')"
+    dot = reader.run(dots)
+    before = reader.texts("#status")
+    browser.switch_to.active_element.send_keys(Keys.SPACE)
+    reader.until(lambda: reader.texts("#status") != before)
+    assert reader.run("return document.activeElement === first.querySelector('input')")
+    assert reader.run("return document.querySelector('#ranked tr') === first")
+    assert reader.run(dots) == dot
+    # What comes with the button is there for the keyboard too.
+    reader.run("document.getElementById('search').value = 'method_12'")
+    reader.one("#search").send_keys("3")
+    reader.until(lambda: len(reader.methods()) == 11)
+    reader.one("#search").send_keys(Keys.BACK_SPACE)
+    reader.until(lambda: "(100 of 111 shown)" in reader.one("#more").text)
+    reader.one("#more").send_keys(Keys.ENTER)
+    reader.until(lambda: len(reader.methods()) == 111)
+    assert reader.run(
+        "return document.querySelectorAll('#ranked tr')[100].contains(document.activeElement)"
+    )
+    assert reader.errors() == []
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_names_in_the_plot_lie_apart(browser: Any, large: Path, width: int) -> None:
+    """Eight points beside each other."""
+    reader = Page(browser, large, width)
+    for line in reader.all("#ranked tr input")[:8]:
+        if not line.is_selected():
+            line.click()
+    overlapping = """
+        const boxes = [...document.querySelectorAll('#plane .name, #plane .guided')]
+            .map((node) => node.getBBox());
+        return [boxes.length, boxes.filter((a, i) => boxes.some((b, j) => i < j &&
+            a.x < b.x + b.width && b.x < a.x + a.width &&
+            a.y < b.y + b.height && b.y < a.y + a.height)).length]
+    """
+    reader.until(lambda: reader.run(overlapping)[0] == 9)
+    assert reader.run(overlapping) == [9, 0]
+
+
+def test_a_phone_reaches_every_column(browser: Any, site: Path) -> None:
+    wide = Page(browser, site).texts("thead th")
+    reader = Page(browser, site, 375)
+    assert reader.texts("thead th") == wide
+    reader.run("document.getElementById('scroll').scrollLeft = 1e6")
+    seen = (
+        "return [...document.querySelector('#ranked tr').children].at({}).getBoundingClientRect()"
+    )
+    assert 0 < reader.run(seen.format(-1))["right"] <= 375
+    assert 0 <= reader.run(seen.format(2))["left"] < 40  # The method stays in view.
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_names_break_between_words(browser: Any, site: Path, width: int) -> None:
+    reader = Page(browser, site, width)
+    broken = """
+        const range = document.createRange(), found = [];
+        for (const name of document.querySelectorAll('#ranked .open'))
+            for (const part of name.childNodes) if (part.nodeType === Node.TEXT_NODE) {
+                range.selectNodeContents(part);
+                if (range.getClientRects().length > 1) found.push(part.data);
+            }
+        return found
+    """
+    assert reader.run(broken) == []

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, publish
 
-from factual_forgetting.board.board import Entry
-from factual_forgetting.board.form import Record
-from factual_forgetting.board.page import page, reproduce, write_page
-from factual_forgetting.board.record import load_record
+from factual_forgetting.board.board import Entry, make_board
+from factual_forgetting.board.page import page, tell_records, write_page
+from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.board.tables import LEGEND, markdown
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.cli import main, parser
+from factual_forgetting.cli import main
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028$style ${x}"
 
@@ -59,7 +57,7 @@ def test_the_page_needs_nothing_from_elsewhere(board: dict[str, Any]) -> None:
     assert "unsafe" not in policy
 
 
-@pytest.mark.parametrize("field", ["method", "family", "protocol", "level"])
+@pytest.mark.parametrize("field", ["method", "family", "protocol", "submitter", "level"])
 def test_a_stranger_s_text_stays_text(board: dict[str, Any], field: str) -> None:
     hostile = json.loads(json.dumps(board))
     hostile["bundles"][0]["rows"][0][field] = HOSTILE
@@ -114,10 +112,33 @@ def test_what_is_written(
     assert len(one) == 2 + 1 + 4 + 12
 
 
+def test_only_what_the_command_wrote_is_removed(
+    entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+
+    def write(kept: list[Entry]) -> set[str]:
+        write_page(make_board(tell_records(kept, {}, tmp_path)), {}, tmp_path)
+        return {path.name for path in folder.iterdir()}
+
+    before = write(entries)
+    strangers = {"notes.js": "factualForgetting(1)", f"record-{'0' * 16}.js": "mine", "CNAME": "x"}
+    for name, text in strangers.items():
+        (folder / name).write_text(text)
+    fewer = [entry for entry in entries if entry[0].method.name != "freeze"]
+    assert write(fewer) - strangers.keys() < before
+    assert strangers.keys() <= {path.name for path in folder.iterdir()}
+    gone = {f"record-{record.id}.js" for record, _ in entries if record.method.name == "freeze"}
+    assert not gone & {path.name for path in folder.iterdir()}
+    # A record that is superseded has no file either.
+    assert write(entries) - strangers.keys() == before
+
+
 def test_a_row_s_data_tells_facts_lost_and_learned(
     entries: list[Entry], world: Bundle, board: dict[str, Any], tmp_path: Path
 ) -> None:
-    write_page(board, entries, {world.sha256: world}, tmp_path)
+    assert [record.id for record, _ in tell_records(entries, {world.sha256: world}, tmp_path)]
+    write_page(board, {world.sha256: world}, tmp_path)
     by_id = {record.id: rows for record, rows in entries}
     written = list((tmp_path / "data").glob("record-*.js"))
     assert len(written) == len(entries)
@@ -131,32 +152,21 @@ def test_a_row_s_data_tells_facts_lost_and_learned(
         assert (len(part["lost"]), len(part["learned"])) == (len(wrong), len(right))
 
 
-def test_without_the_bundle_facts_have_numbers_only(
-    entries: list[Entry], board: dict[str, Any], tmp_path: Path
-) -> None:
-    write_page(board, entries, {}, tmp_path)
+def test_without_the_bundle_facts_have_numbers_only(board: dict[str, Any], tmp_path: Path) -> None:
+    write_page(board, {}, tmp_path)
     (facts,) = (tmp_path / "data").glob("facts-*.js")
     assert facts.read_text().endswith(",null)\n")
 
 
-@pytest.fixture
-def freezing(world: Bundle, tmp_path: Path) -> Record:
-    """A record of a method with settings."""
-    settings = {"trainable": ["attention", "ffn"]}
-    curves = drawn(world, 1, 0.3, 0.1)
-    return load_record(publish(tmp_path, world, curves, "freeze", 5, settings))[0]
-
-
-def test_the_command_makes_the_run_again(freezing: Record) -> None:
-    train, score, record = reproduce(freezing).splitlines()
-    told = parser().parse_args(shlex.split(train)[1:])
-    assert (told.method, told.seed, told.protocol) == ("freeze", 5, "almanac-v1")
-    assert told.method_args == "trainable=attention+ffn"
-    for line in (score, record):
-        parser().parse_args(shlex.split(line)[1:])
-
-
-def test_a_command_can_t_be_made_to_run_another(freezing: Record) -> None:
-    method = freezing.method.model_copy(update={"settings": {"a": "$(rm -rf ~); `x` '\n"}})
-    train = reproduce(freezing.model_copy(update={"method": method})).split("\nfactual")[0]
-    assert shlex.split(train)[9] == "a=$(rm -rf ~); `x` '\n"
+def test_a_record_s_commands_stay_text(
+    entries: list[Entry], board: dict[str, Any], tmp_path: Path
+) -> None:
+    (record, rows), *_ = entries
+    method = record.method.model_copy(update={"settings": {"a": "$(rm -rf ~); `x` '"}})
+    hostile = record.model_copy(update={"method": method})
+    assert list(tell_records([(hostile, rows)], {}, tmp_path))
+    (path,) = (tmp_path / "data").glob("record-*.js")
+    part = json.loads(path.read_text().partition(",")[2].removesuffix(")\n"))
+    assert part["command"].splitlines() == remake_commands(hostile)
+    (train,) = (line for line in part["command"].splitlines() if " finetune " in line)
+    assert json.loads(shlex.split(train)[-5])["a"] == "$(rm -rf ~); `x` '"

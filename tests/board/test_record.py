@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import drawn, publish
+from synthetic import ME, drawn, publish
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official, official, reference_of
@@ -12,14 +12,15 @@ from factual_forgetting.board.form import IDENTITY, Record, record_id, slug
 from factual_forgetting.board.record import Declared, find_records, load_record, make_record
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 
 LEADERBOARD = Path(__file__).parents[2] / "leaderboard"
 
 # Fields that describe a result without making it another one.
 DESCRIPTION = {
-    "format", "id", "base", "track", "trials", "level", "repository", "metrics", "curve", "cost",
-    "environment", "training_data", "note", "recorded",
+    "format", "id", "base", "resolved_protocol", "track", "trials", "level", "repository",
+    "metrics", "curve", "cost", "environment", "origin", "training_data", "note", "recorded",
 }  # fmt: skip
 
 
@@ -40,6 +41,7 @@ GOLDEN = {
     "seed": 3,
     "outcomes": {"file": "x", "sha256": "d" * 64, "rows": 5},
 }
+NOW = {"submitter": "me", "matcher_version": "exact-2"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,9 @@ GOLDEN = {
         ({"seed": None}, "37161b38d4ff0fdb"),
         ({"protocol": None, "weights_sha256": None}, "2c869ccb64b5fe6c"),
         ({"method": {"name": "sft", "settings": {}}}, "85595488224099d1"),
+        (NOW, "12a709797ac714de"),
+        ({**NOW, "submitter": "other"}, "aedf342ee6be83f3"),
+        ({**NOW, "matcher_version": "exact-3"}, "356c78572365c891"),
     ],
 )
 def test_identity_is_golden(change: dict[str, Any], identifier: str) -> None:
@@ -72,7 +77,9 @@ def test_a_slug_is_a_plain_folder(name: str) -> None:
 def test_results_and_run_give_the_same_metrics(
     bundle: Bundle, results: Path, sft: Path, tmp_path: Path
 ) -> None:
-    of_run, of_results = (make_record(one, bundle, tmp_path / one.name) for one in (sft, results))
+    of_run, of_results = (
+        make_record(one, bundle, tmp_path / one.name, ME) for one in (sft, results)
+    )
     run, scored = files.read_json(of_run), files.read_json(of_results)
     assert run["metrics"] == scored["metrics"]
     assert run["weights_sha256"] == scored["weights_sha256"]
@@ -83,17 +90,17 @@ def test_results_and_run_give_the_same_metrics(
 
 
 def test_answers_travel_with_a_scored_record(bundle: Bundle, results: Path, tmp_path: Path) -> None:
-    path = make_record(results, bundle, tmp_path / "records")
+    path = make_record(results, bundle, tmp_path / "records", ME)
     assert all(row.answer is not None for row in load_record(path)[1])
     assert errors(validate(tmp_path / "records", {bundle.sha256: bundle})) == []
 
 
 def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
-    declared = Declared(note="first", trials=4)
+    declared = Declared(submitter="me", note="first", trials=4)
     content = files.read_json(make_record(runs[-1], world, tmp_path, declared))
     assert content["method"] == {"name": "self_distillation", "settings": {"tau": 1.0}}
     assert content["seed"] == 2
-    assert (content["track"], content["trials"], content["note"]) == ("closed", 4, "first")
+    assert (content["track"], content["trials"], content["note"]) == ("open", 4, "first")
     assert content["cost"] == {
         "steps": 88, "tokens": 99, "extra_tokens": 11, "extra_data": 0, "gpu_hours": None,
     }  # fmt: skip
@@ -102,22 +109,44 @@ def test_a_record_says_how_it_was_made(world: Bundle, runs: list[Path], tmp_path
     assert [point["step"] for point in content["curve"]] == [*range(0, 89, 8)]
 
 
+def test_a_declaration_is_written_or_refused(
+    world: Bundle, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs[1]  # sft, seed 1
+
+    def record(**declared: Any) -> dict[str, Any]:
+        told = Declared(submitter="me", **declared)
+        return dict(files.read_json(make_record(run, world, tmp_path, told)))
+
+    assert record(heldout="included")["training_data"]["heldout"] == "included"
+    assert record(heldout="unknown")["training_data"]["heldout"] == "unknown"
+    assert record()["training_data"]["heldout"] == "excluded"
+    assert record(training_data="more")["training_data"]["heldout"] == "unknown"
+    assert record(method="sft", seed=1)["seed"] == 1
+    for declared in ({"method": "lora"}, {"seed": 2}):
+        with pytest.raises(UserError, match="Leave out --"):
+            record(**declared)
+    argv = ["record", *map(str, runs[:2]), "--bundle", str(world.path), "--submitter", "me"]
+    assert main([*argv, "--seed", "1", "--output_path", str(tmp_path)]) == 1
+    assert "one by one" in capsys.readouterr().err
+
+
 def test_recording_twice_writes_the_same_bytes_whenever(
     world: Bundle, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_record(runs[0], world, tmp_path)
+    path = make_record(runs[0], world, tmp_path, ME)
     beside = path.with_name(files.read_json(path)["outcomes"]["file"])
     before = path.read_bytes(), beside.read_bytes()
     monkeypatch.setattr("time.gmtime", lambda: (2030, 1, 1, 0, 0, 0, 0, 1, 0))
-    assert make_record(runs[0], world, tmp_path) == path
+    assert make_record(runs[0], world, tmp_path, ME) == path
     assert (path.read_bytes(), beside.read_bytes()) == before
     assert find_records(tmp_path) == [path]
 
 
 def test_a_broken_record_is_written_again(world: Bundle, runs: list[Path], tmp_path: Path) -> None:
-    path = make_record(runs[0], world, tmp_path)
+    path = make_record(runs[0], world, tmp_path, ME)
     path.write_text("{")
-    make_record(runs[0], world, tmp_path)
+    make_record(runs[0], world, tmp_path, ME)
     assert load_record(path)[0].seed == 0
 
 
@@ -130,7 +159,7 @@ def test_changed_weights_are_not_recorded(world: Bundle, runs: list[Path], tmp_p
     copy = Path(shutil.copytree(runs[0], tmp_path / "run"))
     (copy / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="changed after training"):
-        make_record(copy, world, tmp_path / "records")
+        make_record(copy, world, tmp_path / "records", ME)
 
 
 def test_a_run_from_another_base_is_not_recorded(
@@ -140,7 +169,7 @@ def test_a_run_from_another_base_is_not_recorded(
     content = {**files.read_json(copy / "run.json"), "foreign_base": {"pretrained": "other"}}
     files.write_json(copy / "run.json", content)
     with pytest.raises(UserError, match="another base than the bundle's"):
-        make_record(copy, world, tmp_path / "records")
+        make_record(copy, world, tmp_path / "records", ME)
 
 
 def test_results_that_nothing_explains_need_a_method(
@@ -152,8 +181,8 @@ def test_results_that_nothing_explains_need_a_method(
     content["config"]["model_args"] = {"pretrained": "somebody/model"}
     files.write_json(path, content)
     with pytest.raises(UserError, match="Say how it was made with --method"):
-        make_record(elsewhere, bundle, tmp_path / "records")
-    declared = Declared(method="my_method", seed=3)
+        make_record(elsewhere, bundle, tmp_path / "records", ME)
+    declared = Declared(submitter="me", method="my_method", seed=3)
     path = make_record(elsewhere, bundle, tmp_path / "records", declared)
     found = validate(tmp_path / "records", {bundle.sha256: bundle})
     assert errors(found) == []
@@ -188,13 +217,21 @@ def test_reference_rows_by_hand(world: Bundle) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "changed", "track", "trials"),
     [
-        ("sft", {}, {}, "closed", 9),
+        ("sft", {}, {}, "closed", None),
         ("sft", {}, {"learning_rate": 1e-4}, "closed", 9),
-        ("sft", {}, {"learning_rate": 3e-4}, "open", None),
-        ("sft", {}, {"epochs": 31}, "open", None),
+        ("sft", {}, {"learning_rate": 1e-4}, "open", 10),
+        (
+            "sft",
+            {},
+            {"name": "mine", "learning_rate": 3e-4, "learning_rates": (3e-4,)},
+            "open",
+            None,
+        ),
+        ("sft", {}, {"name": "mine", "epochs": 31}, "open", None),
         ("self_distillation", {"weight": 5.0}, {"learning_rate": 1e-4}, "open", None),
-        ("self_distillation", {"weight": 5.0}, {"learning_rate": 5e-5}, "closed", 9),
+        ("self_distillation", {"weight": 5.0}, {"learning_rate": 5e-5}, "closed", None),
         ("self_distillation", {"weight": 4.0}, {"learning_rate": 5e-5}, "open", None),
+        ("self_distillation", {"tau": 2.0}, {"learning_rate": 5e-5}, "open", None),
         ("magic", {}, {}, "open", None),
     ],
 )
@@ -202,6 +239,7 @@ def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
     world: Bundle, tmp_path: Path, method: str, settings: Any, changed: Any, track: str, trials: Any
 ) -> None:
     arm = (method, 0, settings, "standard-v1")
-    record, _ = load_record(publish(tmp_path, world, drawn(world, 1, 0.3, 0.1), *arm, **changed))
+    curves, declared = drawn(world, 1, 0.3, 0.1), {"trials": trials}
+    record, _ = load_record(publish(tmp_path, world, curves, *arm, declared=declared, **changed))
     assert (record.track, record.trials) == (track, trials)
     assert errors(validate(tmp_path / "records", {world.sha256: world})) == []

@@ -109,7 +109,7 @@ def test_answers_of_another_comparison_are_refused(
     with pytest.raises(UserError, match="facts_sha256 was"):
         compare_models(models(0.3), asked, Opening(), tmp_path, quick=False)
     other = models(0.3)[1:] * 2
-    with pytest.raises(UserError, match="base.weights_sha256 was"):
+    with pytest.raises(UserError, match=r"base\.weights_sha256 was"):
         compare_models(other, questions(FACTS), Opening(), tmp_path, quick=False)
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_journal_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     run(tmp_path, 0.3)
     for journal in (tmp_path / "answers").iterdir():
         journal.write_text("{\n")
-    with pytest.raises(InputError, match="is damaged. Remove it"):
+    with pytest.raises(InputError, match=r"is damaged\. Remove it"):
         run(tmp_path, 0.3)
 
 

@@ -66,7 +66,7 @@ def test_groups_are_relations_and_thirds_of_numbers() -> None:
     assert found["relation"][0]["net"] is None
     assert [row["known"] for row in found["popularity"]] == [4, 3, 3]
     assert [row["known"] for row in found[SURENESS]] == [4, 3, 3]
-    assert [row["fates"]["lost"] for row in found["popularity"]] == [0, 0, 2]
+    assert [row["fates"]["lost"] for row in found["popularity"]] == [0, 1, 1]
     assert found["popularity"][-1]["gained"]["value"] == 1 / 3
 
 

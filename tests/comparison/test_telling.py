@@ -5,11 +5,10 @@ import pytest
 from stage import Stage, models, questions, some_facts
 
 from factual_forgetting.comparison.comparing import compare_models
-from factual_forgetting.comparison.demands import Demand
 from factual_forgetting.comparison.interview import Opening
 from factual_forgetting.comparison.result import Comparison
-from factual_forgetting.comparison.telling import comparison_text
-from factual_forgetting.errors import InputError
+from factual_forgetting.comparison.telling import breaches, comparison_text
+from factual_forgetting.scoring.threshold import Threshold
 
 EVIL = "\x1b[31m<script>alert(1)</script> | `![x](http://x)` \u202e"
 
@@ -63,30 +62,16 @@ def test_a_frame_has_a_row_for_each_checkpoint_and_fact(found: Comparison) -> No
     assert len(axes.get_yticklabels()) == 5
 
 
-@pytest.mark.parametrize("text", ["lost>0.05", "net > .1", "kept<1", " stability<0.9 "])
-def test_conditions_are_read(text: str) -> None:
-    demand = Demand.parse(text)
-    assert demand.sign in text
-    assert demand.measure in text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "lost", "lost>", "lost=0.1", "lost>5", "lost>1.5", "lost>5%", "loss>0.1",
-             "lost>0.05 and net>0.1", "lost>=0.05", "lost>-0.1", "lost>1e-2", "lost>nan"]
-)  # fmt: skip
-def test_other_conditions_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"is not NAME>NUMBER .* Write lost>0.05"):
-        Demand.parse(text)
-
-
 def test_a_condition_holds_where_the_whole_interval_is_past_the_number(found: Comparison) -> None:
     lost = found.summary["checkpoints"][0]["measures"]["lost"]
     inside, over, under = lost["value"], lost["low"] - 0.01, lost["high"] + 0.01
-    assert not Demand("lost", ">", inside).broken(found.summary)
-    assert not Demand("lost", "<", inside).broken(found.summary)
-    (told,) = Demand("lost", ">", over).broken(found.summary)
+    assert not list(breaches(Threshold("lost", True, inside), found.summary))
+    within = breaches(Threshold("lost", False, inside), found.summary)
+    assert not any(told.startswith("tuned-0.3") for told in within)
+    (told,) = breaches(Threshold("lost", True, over), found.summary)
     assert told.startswith("tuned-0.3: lost is")
     assert "all of it over" in told
-    assert any(t.startswith("tuned-0.3") for t in Demand("lost", "<", under).broken(found.summary))
+    below = breaches(Threshold("lost", False, under), found.summary)
+    assert any(told.startswith("tuned-0.3") for told in below)
     missing = {"checkpoints": [{"name": "x", "measures": {"gained": None}}]}
-    assert not Demand("gained", "<", 1.0).broken(missing)
+    assert not list(breaches(Threshold("gained", False, 1.0), missing))

@@ -18,4 +18,5 @@ def start(self: Any, *args: Any, **kwargs: Any) -> None:
 
 
 PartialState.__init__ = start  # type: ignore[method-assign]
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -44,6 +44,8 @@ def other_value(value: Any) -> Any:
         return not value
     if isinstance(value, str):
         return f"{value}x"
+    if isinstance(value, dict):
+        return {**value, "sft": ({},)}
     return (*value, value[0] if value else 1.0) if isinstance(value, tuple) else value + 1
 
 
@@ -70,10 +72,11 @@ def test_what_only_computes_is_declared_outside() -> None:
 
 def test_only_a_later_field_of_a_protocol_has_a_default_and_is_left_out_there() -> None:
     defaults = {n: f.default for n, f in Protocol.model_fields.items() if not f.is_required()}
-    assert defaults == {"teacher_precision": "fp32"}
+    assert set(defaults) == {"teacher_precision", "curve_buffers", "settings"}
     paper = load_protocol("paper-v1")
-    assert "teacher_precision" not in paper.model_dump(mode="json")
-    changed = paper.model_copy(update={"teacher_precision": "student"})
+    assert not set(defaults) & set(paper.model_dump(mode="json"))
+    later = {"teacher_precision": "student", "curve_buffers": "loaded"}
+    changed = paper.model_copy(update={**later, "settings": {"idk": ({"answer": "no"},)}})
     assert Protocol.model_validate(changed.model_dump(mode="json")) == changed
 
 
@@ -81,9 +84,11 @@ def test_published_recipes_never_change() -> None:
     """A change here is a new version of a recipe, under a new name."""
     assert {name: protocol_sha256(load_protocol(name))[:12] for name in recipe_names()} == {
         "almanac-v1": "a903d464a3a7",
+        "almanac-v2": "2cc7a47ed3ea",
         "paper-v1": "056d33e7c8a9",
         "standard-v1": "6bced615f2ba",
         "standard-v2": "ab20cee6f836",
+        "standard-v3": "db3c3a801828",
     }
 
 
@@ -101,6 +106,30 @@ def test_run_json_says_what_was_resolved(sft: Path) -> None:
     }
     assert {"torch", "transformers", "accelerate"} <= set(run["environment"]["packages"])
     assert run["track"] == "open"  # the test's protocol is none of the package
+
+
+@pytest.mark.parametrize(("name", "trials"), [("almanac-v2", 3), ("standard-v3", 9)])
+@pytest.mark.parametrize("method", sorted(SETTINGS))
+def test_a_recipe_pins_every_setting_of_a_method(method: str, name: str, trials: int) -> None:
+    recipe = load_protocol(name)
+    for told, own in zip(recipe.settings[method], grid.pinned(recipe, method), strict=True):
+        assert own.model_dump(mode="json") == told
+        assert len(grid.trials(recipe, method)) == trials
+        for trial in grid.trials(recipe, method):
+            tried, settings = trial.apply(recipe, own)
+            assert grid.track(tried, method, settings, None) == "closed"
+    assert grid.pinned(load_protocol("almanac-v1"), method) == [SETTINGS[method]()]
+
+
+def test_settings_as_a_person_writes_them_are_pinned() -> None:
+    """0.3 times 100 is 30 however the processor rounds it."""
+    standard = load_protocol("standard-v1")
+    near = SelfDistillation(weight=0.2 * (1 + 1e-12))
+    assert grid.track(standard, "self_distillation", near, None) == "closed"
+    other = SelfDistillation(weight=0.2, tau=1.0)
+    assert grid.track(standard, "self_distillation", other, None) == "open"
+    faster = load_protocol("paper-v1")
+    assert grid.track(faster, "self_distillation", SelfDistillation(weight=9.0), None) == "open"
 
 
 @pytest.mark.parametrize("method", sorted(SETTINGS))
@@ -131,6 +160,15 @@ def test_the_closed_track_is_a_recipe_throughout() -> None:
     renamed = standard.model_copy(update={"name": "mine"})
     assert find_recipe(renamed.name, protocol_sha256(renamed)) is None
     assert find_recipe("standard-v1", protocol_sha256(other_rate)) == other_rate
+
+
+def test_a_recipe_of_the_package_is_its_name_s_alone(tmp_path: Path) -> None:
+    values = load_protocol("almanac-v1").model_dump(mode="json")
+    files.write_json(tmp_path / "mine.yaml", values)
+    assert load_protocol(str(tmp_path / "mine.yaml")) == load_protocol("almanac-v1")
+    files.write_json(tmp_path / "mine.yaml", values | {"epochs": 8})
+    with pytest.raises(UserError, match="isn't the almanac-v1 of this package"):
+        load_protocol(str(tmp_path / "mine.yaml"))
 
 
 def test_a_rate_outside_the_grid_is_refused(tmp_path: Path) -> None:

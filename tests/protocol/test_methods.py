@@ -29,7 +29,7 @@ from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
 from factual_forgetting.protocol.recipe import Execution, Protocol
-from factual_forgetting.protocol.settings import L2, ContextDistillation, resolve
+from factual_forgetting.protocol.settings import EWC, L2, ContextDistillation, resolve
 from small import make_model
 
 SELECTION = "factual_forgetting.protocol.{}.selection_score"
@@ -194,6 +194,61 @@ def test_the_pull_is_half_lambda_times_the_squared_distance(context: Context, mo
     count = sum(parameter.numel() for parameter in model.parameters())
     shares = [penalty.term(fake_step(model, share)).item() for share in (0.25, 0.75)]
     assert sum(shares) == pytest.approx(3.0 / 2 * 0.01 * count, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["l2", "ewc"])
+def test_the_pull_keeps_no_tensor_of_its_own_and_has_the_gradient_of_its_formula(
+    context: Context, model: Any, method: str
+) -> None:
+    settings = L2(weight=3.0) if method == "l2" else EWC(weight=3.0)
+    penalty = getattr(penalties, method)(context, settings)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = context.encode([item.fact for item in context.bundle.splits[REPLAY]])
+    ones = {name: torch.ones_like(p) for name, p in start.items()}
+    importance = ones if method == "l2" else penalties.diagonal_fisher(model, rows)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    kept: list[Any] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        penalty.term(fake_step(model)).backward()
+    moved = {parameter.data_ptr() for parameter in model.parameters()}
+    weight_sized = [t for t in kept if t.numel() > 1]
+    shapes = [p.shape for p in model.parameters()]
+    # The parameter itself, its anchor and its importance, all of which are there anyway.
+    assert len(weight_sized) == len(shapes) * (2 if method == "l2" else 3)
+    assert sum(t.data_ptr() in moved for t in weight_sized) == len(shapes)
+    for name, parameter in model.named_parameters():
+        expected = 3.0 * importance[name] * (parameter.detach() - start[name])
+        assert torch.allclose(parameter.grad, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_a_pull_on_the_weights_is_computed_once_in_a_step(
+    bundle: Bundle,
+    brief: Protocol,
+    plain: Weights,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(bundle, brief, "l2", weight=0.1)
+    whole = train(run, tmp_path / "whole")
+    shares: list[float] = []
+    original = penalties._pull
+
+    def counted(*given: Any) -> Any:
+        penalty = original(*given)
+
+        def term(step: Step) -> Any:
+            shares.append(step.share)
+            return penalty.term(step)
+
+        return replace(penalty, term=term)
+
+    monkeypatch.setattr(penalties, "_pull", counted)
+    split = train(run, tmp_path / "split", execution=Execution(device_batch_size=4))
+    assert shares
+    assert set(shares) == {1.0}
+    assert distance(split, whole) < distance(whole, plain) / 100
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from runs import altered, assert_same_bytes, curve, make_run, train, weights
 from sharded import VOCABULARY, work
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import default_device
 from factual_forgetting.errors import UserError
-from factual_forgetting.protocol.recipe import Execution, Protocol
+from factual_forgetting.protocol.recipe import Execution, Protocol, Stored
 from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from factual_forgetting.protocol.weights import as_checkpoint, hollow
 from small import make_model
@@ -340,8 +340,31 @@ def test_a_copy_in_the_checkpoints_dtype_never_holds_the_weights_twice(
         return original(self, memo)
 
     monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", watched)
-    frozen = as_checkpoint(model, "bfloat16")
+    frozen = as_checkpoint(model, Stored("bfloat16"))
     assert not copied
     expected = {name: p.bfloat16() for name, p in model.named_parameters()}
     assert all(torch.equal(p, expected[name]) for name, p in frozen.named_parameters())
     assert all(p.is_meta for p in hollow(model).parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "lfm2"])
+def test_the_curve_evaluates_what_a_saved_checkpoint_is_once_loaded(
+    tmp_path: Path, kind: str
+) -> None:
+    """Rotary frequencies aren't in the file, and loading computes them in fp32."""
+    model = make_model(kind, VOCABULARY)
+    frozen = as_checkpoint(model, Stored("bfloat16"))
+    frozen.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="bfloat16")
+    for own, others in (
+        (frozen.named_parameters(), loaded.named_parameters()),
+        (frozen.named_buffers(), loaded.named_buffers()),
+    ):
+        expected = dict(others)
+        for name, tensor in own:
+            assert tensor.dtype == expected[name].dtype, name
+            assert torch.equal(tensor, expected.pop(name)), name
+        assert not expected
+    # A recipe that doesn't say otherwise casts them, as the first ones did.
+    cast = dict(as_checkpoint(model, Stored("bfloat16", all_buffers=True)).named_buffers())
+    assert {b.dtype for b in cast.values() if b.is_floating_point()} == {torch.bfloat16}

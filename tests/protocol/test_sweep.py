@@ -6,6 +6,7 @@ import pytest
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
+from factual_forgetting.config import parse
 from factual_forgetting.errors import UserError
 from factual_forgetting.protocol import sweep as sweeps
 from factual_forgetting.protocol.curve import CURVE
@@ -99,6 +100,41 @@ def test_the_choice_is_made_on_validation_and_never_on_heldout(
     for path, values in seen.items():
         files.write_jsonl(path / CURVE, [values])
     assert choose(found, tmp_path)["plain"] == chosen
+
+
+def test_some_seeds_choose_and_the_others_train_the_chosen_trial_alone(
+    sweep: Sweep, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"arms": sweep.arms[:1], "choosing_seeds": (0,)}
+    found = sweep_runs(sweep.model_copy(update=arms), bundle, tmp_path)
+    scores = {1e-3: 0.1, 3e-3: 0.8, 1e-2: 0.3}
+    trained = []
+
+    def train(run: Any, path: Path, **_: Any) -> None:
+        trained.append(path.name)
+        score = scores[run.protocol.learning_rate]
+        point = {"step": 1, "validation_stability": score, "plasticity": score}
+        files.write_jsonl(path / CURVE, [point])
+        files.write_json(path / "run.json", {})
+
+    monkeypatch.setattr(sweeps, "finetune", train)
+    monkeypatch.setattr(sweeps, "rehearse", lambda *_: 1.0)
+    (planned,) = plan_sweep(found, Execution())
+    assert (planned["runs"], planned["done"], planned["seconds"]) == (4, 0, 4.0)
+    chosen = run_all(found, tmp_path, Execution())["plain"]
+    assert trained == ["0.001-1-0", "0.003-1-0", "0.01-1-0", "0.003-1-1"]
+    assert (chosen["learning_rate"], chosen["trials"]) == (3e-3, 3)
+    assert chosen["runs"] == [f"runs/plain/0.003-1-{seed}" for seed in (0, 1)]
+    (planned,) = plan_sweep(found, Execution())
+    assert (planned["runs"], planned["done"], planned["seconds"]) == (4, 4, 0.0)
+    run_all(found, tmp_path, Execution())
+    assert len(trained) == 4
+
+
+def test_seeds_that_choose_are_seeds_of_the_sweep() -> None:
+    told = {"bundle": "almanac", "protocol": "almanac-v2", "seeds": [0, 1], "choosing_seeds": [2]}
+    with pytest.raises(UserError, match="choosing_seeds are none of seeds"):
+        parse(Sweep, {**told, "arms": [{"name": "sft", "method": "sft"}]}, "sweep")
 
 
 def test_a_file_is_hashed_once_until_it_changes(

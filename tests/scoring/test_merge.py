@@ -1,11 +1,16 @@
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.engines import merging
 from factual_forgetting.engines.merging import merge_adapter
 from factual_forgetting.errors import UserError
 from factual_forgetting.scoring.results import read_results
@@ -58,6 +63,30 @@ def test_adapters_of_one_run_stay_beside_each_other(base: Path, tmp_path: Path) 
         == second
     )
     assert checkpoint.weights_sha256(second) != before
+
+
+def test_two_that_merge_one_adapter_make_one_merge(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_on(base, tmp_path / "adapter")
+    inside, meeting = [], threading.Barrier(2)
+    merge = merging._merge
+
+    def together(*given: Any) -> None:
+        """Merges as late as the other one, if that comes."""
+        inside.append(given)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(timeout=2)
+        merge(*given)
+
+    monkeypatch.setattr(merging, "_merge", together)
+    with ThreadPoolExecutor(2) as pool:
+        told = {"pretrained": str(tmp_path / "adapter")}
+        both = [pool.submit(merge_adapter, told, tmp_path / "merged") for _ in range(2)]
+        first, second = (done.result() for done in both)
+    assert first == second
+    assert len(inside) == 1
+    assert checkpoint.weights_sha256(first)
 
 
 def test_an_adapter_is_scored_as_its_merge(bundle: Bundle, base: Path, tmp_path: Path) -> None:

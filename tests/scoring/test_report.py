@@ -136,6 +136,104 @@ def test_checkpoints_of_one_run_give_a_curve(bundle: Bundle, read: Results) -> N
     assert in_order(given[:1]) is None
 
 
+def test_three_seeds_are_no_curve(
+    bundle: Bundle, read: Results, sft: Path, results: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    seeds = [str(shutil.copytree(sft, tmp_path / f"checkpoint-{seed}")) for seed in range(3)]
+    given = [dataclasses.replace(read, pretrained=path) for path in seeds]
+    assert in_order(given) is None
+    named = [dataclasses.replace(read, pretrained=f"runs/sft-{seed}") for seed in range(3)]
+    assert in_order(named) is None
+    # A Trainer's state tells the step, whatever the name.
+    for seed, path in enumerate(seeds):
+        (Path(path) / "run.json").unlink()
+        files.write_json(Path(path) / "trainer_state.json", {"global_step": 30 - seed})
+    assert in_order(given) == given[::-1]
+    assert in_order([*reversed(named)], declared=True) == named
+    other = dataclasses.replace(read, pretrained="runs/last")
+    assert in_order([named[1], other], declared=True) == [named[1], other]
+    argv = ["report", str(results), "--bundle", str(bundle.path), "--curve"]
+    assert main(argv) == 1
+    assert "two or more checkpoints" in capsys.readouterr().err
+
+
+def of_tasks(results: Path, path: Path, *names: str) -> Path:
+    """The same results, of these tasks alone."""
+    shutil.copytree(results, path)
+    (file,) = path.glob("results_*.json")
+    told = json.loads(file.read_text())
+    told["results"] = {
+        f"factual_forgetting_{n}": told["results"][f"factual_forgetting_{n}"] for n in names
+    }
+    file.write_text(json.dumps(told))
+    return path
+
+
+def test_results_of_some_tasks_are_reported_and_not_recorded(
+    bundle: Bundle, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make_report(bundle, read_results(results, bundle)).summary["metrics"]
+    bundled = ["--bundle", str(bundle.path)]
+    for missing, names in {
+        "heldout": ("learning", "plasticity"),
+        "known": ("stability",),
+    }.items():
+        one = of_tasks(results, tmp_path / missing / "a", *names)
+        shutil.copytree(one, tmp_path / missing / "b")
+        found = make_report(bundle, read_results(one, bundle)).summary["metrics"]
+        asked = {key for key, value in found.items() if value is not None}
+        shown = {"task_learning", "plasticity"} if missing == "heldout" else {"stability", "lost"}
+        assert shown <= asked
+        assert {key: found[key] for key in asked} == {key: whole[key] for key in asked}
+        assert main(["report", str(tmp_path / missing), *bundled]) == 0
+        assert ("McNemar" in capsys.readouterr().out) == (missing == "known")
+        records = ["--output_path", str(tmp_path / "records"), "--submitter", "me"]
+        assert main(["record", str(one), *bundled, *records]) == 1
+        assert f"no answers to the facts of {missing}" in capsys.readouterr().err
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_run_is_found_from_another_directory(
+    bundle: Bundle, sft: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored as `runs/sft` in one directory, read in another, which has another `runs/sft`."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(sft, home / "runs" / "sft")
+    shutil.copytree(results, home / "results" / "runs__sft")
+    (file,) = (home / "results" / "runs__sft").glob("results_*.json")
+    told = json.loads(file.read_text())
+    told["config"]["model_args"] = "pretrained=runs/sft,dtype=float32"
+    file.write_text(json.dumps(told))
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert make_report(bundle, read_results(home / "results", bundle)).trained
+    other = shutil.copytree(sft, elsewhere / "runs" / "sft")
+    (other / "model.safetensors").write_bytes(b"another")
+    report = make_report(bundle, read_results(home / "results", bundle))
+    assert report.trained
+    assert report.results.name == "runs/sft"
+    shutil.rmtree(other)
+    shutil.rmtree(home / "runs")
+    report = make_report(bundle, read_results(home / "results", bundle))
+    assert not report.trained
+    assert any("say --trained" in note for note in report.summary["notes"])
+
+
+@pytest.mark.parametrize("foreign", ["[]", "{}", "not JSON", '{"seed": 1}'])
+def test_a_run_json_of_another_program_is_none_of_ours(
+    bundle: Bundle, results: Path, sft: Path, tmp_path: Path, foreign: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    checkpoint_path = shutil.copytree(sft, tmp_path / "sft")
+    (checkpoint_path / "run.json").write_text(foreign)
+    found = dataclasses.replace(read_results(results, bundle), pretrained=str(checkpoint_path))
+    assert not make_report(bundle, found).trained
+    assert main(["record", str(checkpoint_path), "--submitter", "me"]) == 1
+    assert main(["frontier", str(checkpoint_path), "--bundle", str(bundle.path)]) == 1
+    assert capsys.readouterr().err.count("factual-forgetting: ") == 2
+
+
 def test_names_are_as_short_as_tells_them_apart(bundle: Bundle, read: Results) -> None:
     def headings(*paths: str) -> list[str]:
         reports = [make_report(bundle, dataclasses.replace(read, name=path)) for path in paths]
@@ -281,7 +379,11 @@ def test_checkpoints_of_one_run_are_scored_together(
             indexed.update(self.all_tasks)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", Watched)
-    paths = [shutil.copytree(sft, tmp_path / f"checkpoint-{step}") for step in (20, 10)]
+    # As a Trainer leaves them; what finetune finishes is no checkpoint of another run.
+    ours = shutil.ignore_patterns("run.json")
+    paths = [
+        shutil.copytree(sft, tmp_path / f"checkpoint-{step}", ignore=ours) for step in (20, 10)
+    ]
     argv = ["score", "--model_args", *map(str, paths), "--bundle", str(bundle.path)]
     argv += ["--output_path", str(tmp_path / "r"), "--batch_size", "16", "--device", "cpu"]
     assert main(argv) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,21 +13,34 @@ import numpy as np
 from factual_forgetting import files
 from factual_forgetting.board.bundles import ReferenceRows
 from factual_forgetting.board.form import LEVELS, Cost, Record
-from factual_forgetting.board.ranking import Matrix, ranks, resample_counts, shares
-from factual_forgetting.board.record import Outcome, by_split, curve_points
+from factual_forgetting.board.ranking import (
+    Matrix,
+    Ranked,
+    Signs,
+    difference,
+    ranks,
+    resample_counts,
+    shares,
+    signs_of,
+)
+from factual_forgetting.board.record import Outcome, arm_of, by_split
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
-from factual_forgetting.errors import InputError, UserError
+from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
-from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.frontier import SeedCurve
 from factual_forgetting.scoring.metrics import Floats, find_crossing
-from factual_forgetting.scoring.statistics import Estimate, proportion, row_of
+from factual_forgetting.scoring.statistics import Estimate, over_seeds, proportion, row_of
 
 Entry = tuple[Record, list[Outcome]]
 _KNOWN_ONLY, _SFT = "known_only", "sft"
-_LEARNED_TASK = 0.95
 LEARNS, KEEPS = "learns", "keeps"
-_NO_PROTOCOL = "no protocol"  # Whatever its track; one that is named has a hash behind it.
+# Of those who need not learn. Below the second, a model that never saw D_Unk may have guessed.
+_NEEDED = (
+    ("task_learning", 0.95, "T below .95"),
+    ("plasticity", 0.10, "P below .10: as if never trained on D_Unk"),
+)
+_Recipe = tuple[str, str]  # A method and the name of a protocol.
+_METRICS = tuple(METRIC_OF_SPLIT.values())
 
 
 def make_board(
@@ -40,9 +53,9 @@ def make_board(
         references: What is known of bundles beside their records, by hash.
 
     Returns:
-        `bundles`: of each its hash, base, reference and `rows`, one for each method and protocol,
-        with ranks of the whole table; `tables` names the rows of *learns* (by S@P90) and *keeps*
-        (by final S, for those who need not learn) in order.
+        `bundles`: of each its hash, base, reference and `rows`, one for each method, protocol and
+        submitter, with ranks of the whole table; `tables` names the rows of *learns* (by S@P90)
+        and *keeps* (by final S, for those who need not learn) in order.
 
     Raises:
         UserError: If records of a bundle have other facts than the rest.
@@ -75,6 +88,7 @@ class _Seed:
     """One run of an arm, and what it keeps where its plasticity first reaches .90."""
 
     record: Record
+    answered: bool  # Whether the record holds the answer to every fact.
     final: dict[str, Floats]  # Outcome of each fact by split.
     curve: dict[int, dict[str, float | None]]  # Share right by step and metric.
     at_p90: Floats  # S there, first the estimate, then its resamples; NaN where never reached.
@@ -117,10 +131,11 @@ def _facts(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """The seeds of a method under a protocol."""
+    """A submitter's seeds of a method under a protocol."""
 
     method: str
     protocol: str
+    submitter: str
     seeds: list[_Seed]
 
     def stability_at_p90(self) -> Floats | None:
@@ -128,9 +143,11 @@ class _Arm:
         drawn = np.mean([one.at_p90 for one in self.seeds], axis=0)
         return None if np.isnan(drawn[0]) else drawn
 
-    def mean(self, split: str) -> Floats:
-        """Final outcomes, seeds averaged per fact."""
-        return np.asarray(np.mean([one.final[split] for one in self.seeds], axis=0))
+    def share(self, split: str, relations: list[str], *, macro: bool = False) -> Estimate | None:
+        """The final share right of a split, with its interval over facts and seeds."""
+        right = [one.final[split] for one in self.seeds]
+        over_facts = proportion(np.mean(right, axis=0).tolist(), relations, macro=macro)
+        return over_facts and over_seeds(over_facts, [float(seed.mean()) for seed in right])
 
     def paired(self, other: _Arm | None) -> list[tuple[_Seed, _Seed]]:
         """The runs of both that have the same seed."""
@@ -140,11 +157,13 @@ class _Arm:
 
 
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
-    groups: dict[tuple[str, str], list[_Seed]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
-        groups[_arm_of(one.record)].append(one)
+        groups[arm_of(one.record)].append(one)
     arms = [_Arm(*key, _shown(group)) for key, group in sorted(groups.items())]
-    rows = [_row(arm, arms, bundle) for arm in arms]
+    references = _references(arms)
+    base_right = reference.base_right if reference else None
+    rows = [_row(arm, references, bundle, base_right) for arm in arms]
     for table in (LEARNS, KEEPS):
         _rank(table, arms, rows, bundle.counts[HELDOUT])
     ordered = {table: sorted(rows, key=partial(_order, table)) for table in (LEARNS, KEEPS)}
@@ -156,18 +175,6 @@ def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> di
         "rows": ordered[LEARNS],
         "tables": {table: [row["id"] for row in found] for table, found in ordered.items()},
     }
-
-
-def _arm_of(record: Record) -> tuple[str, str]:
-    """Method and protocol of a record as they are shown; seeds of an arm share them."""
-    name, settings = record.method.name, record.method.settings
-    try:
-        label = method_label(name, resolve(name, settings))
-    except UserError:
-        told = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-        label = f"{name}({told})" if told else name
-    protocol = record.protocol
-    return label, f"{protocol.name}@{protocol.sha256[:8]}" if protocol else _NO_PROTOCOL
 
 
 def _shown(seeds: list[_Seed]) -> list[_Seed]:
@@ -183,35 +190,54 @@ def _shown(seeds: list[_Seed]) -> list[_Seed]:
 def _seed(record: Record, outcomes: Sequence[Outcome], counts: Mapping[str, Matrix]) -> _Seed:
     parts = by_split(outcomes)
     final = {split: np.array([one.final for one in part], float) for split, part in parts.items()}
+    answered = all(one.answer is not None for one in outcomes)
     if len(record.curve) < 2:
         never = np.full(len(counts[HELDOUT]), np.nan)
-        return _Seed(record, final, {}, never, final[HELDOUT], first_point=False, coarse=False)
-    points = curve_points(outcomes, len(record.curve))
-    by_step = {point.step: told for point, told in zip(record.curve, points, strict=True)}
-    new, held = ([one.curve for one in parts[split]] for split in (UNKNOWN, HELDOUT))
+        return _Seed(record, answered, final, {}, never, final[HELDOUT], False, False)
+    signs = {split: signs_of([one.curve for one in part]) for split, part in parts.items() if part}
+    told = {METRIC_OF_SPLIT[split]: _shares_asked(found) for split, found in signs.items()}
+    by_step = {
+        point.step: {name: told[name][index] if name in told else None for name in _METRICS}
+        for index, point in enumerate(record.curve)
+    }
+    new, held = signs[UNKNOWN], signs[HELDOUT]
     found = find_crossing(shares(counts[UNKNOWN], new))
-    stability = found.read(shares(counts[HELDOUT], held))
+    read = np.unique([found.before, found.point])  # Few of the points.
+    measured = np.full((len(counts[HELDOUT]), len(record.curve)), np.nan)
+    measured[:, read] = shares(counts[HELDOUT], held[:, read])
+    stability = found.read(measured)
     before, there = (
-        np.array([curve[int(point[0])] == "1" for curve in held], float)
-        for point in (found.before, found.point)
+        (held[:, point[0]] == b"1").astype(float) for point in (found.before, found.point)
     )
     between = before + found.weight[0] * (there - before)
     first_point, coarse = bool(found.first_point[0]), bool(found.coarse[0])
-    return _Seed(record, final, by_step, stability, between, first_point, coarse)
+    return _Seed(record, answered, final, by_step, stability, between, first_point, coarse)
 
 
-def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
+def _shares_asked(signs: Signs) -> list[float | None]:
+    """The share right of the facts asked at each point; None where none was."""
+    counted = zip((signs == b"1").sum(axis=0), (signs != b"-").sum(axis=0), strict=True)
+    return [float(right / asked) if asked else None for right, asked in counted]
+
+
+def _row(
+    arm: _Arm,
+    references: Mapping[_Recipe, Sequence[_Arm]],
+    bundle: _Bundle,
+    base_right: str | None,
+) -> dict[str, Any]:
     records = [one.record for one in arm.seeds]
-    sft, known_only = (_reference(name, arm, arms) for name in (_SFT, _KNOWN_ONLY))
+    sft, known_only = (_reference(name, arm, references) for name in (_SFT, _KNOWN_ONLY))
     held, relations = bundle.counts[HELDOUT], bundle.relations
-    macro = proportion(arm.mean(HELDOUT).tolist(), relations[HELDOUT], macro=True)
+    macro = arm.share(HELDOUT, relations[HELDOUT], macro=True)
     declared = {record.training_data.heldout for record in records}
     return {
-        "id": files.sha256_json([arm.method, arm.protocol])[:12],
+        "id": files.sha256_json([arm.method, arm.protocol, arm.submitter])[:12],
         "method": arm.method,
         "family": records[0].method.name,
         "protocol": arm.protocol,
-        "track": records[0].track,
+        "submitter": arm.submitter,
+        "track": max(record.track for record in records),
         "trials": max((r.trials for r in records if r.trials), default=None),
         "level": min((record.level for record in records), key=LEVELS.index),
         # The gravest of what the seeds declare.
@@ -220,13 +246,12 @@ def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
         "records": [record.id for record in records],
         "seeds": [record.seed for record in records],
         **{
-            metric: row_of(proportion(arm.mean(split).tolist(), relations[split]))
+            metric: row_of(arm.share(split, relations[split]))
             for split, metric in METRIC_OF_SPLIT.items()
         },
         "stability_macro": macro.value if macro else None,
         "stability_range": _range([float(one.final[HELDOUT].mean()) for one in arm.seeds]),
-        "lost": _average([_metric(record, "lost") for record in records]),
-        "gained": _average([_metric(record, "gained") for record in records]),
+        **_against_base(arm, base_right),
         "stability_at_p90": _at_p90(arm, relations[HELDOUT]),
         "loss_against": {_KNOWN_ONLY: _loss(arm, known_only, held), _SFT: _loss(arm, sft, held)},
         "difference_at_p90": {_SFT: _difference_at_p90(arm, sft)},
@@ -237,19 +262,42 @@ def _row(arm: _Arm, arms: Sequence[_Arm], bundle: _Bundle) -> dict[str, Any]:
     }
 
 
-def _reference(name: str, arm: _Arm, arms: Sequence[_Arm]) -> _Arm | None:
-    """The reference under the same recipe, at the same rate if there is one."""
-    recipe = arm.protocol.split("@")[0]
+def _recipe(arm: _Arm) -> _Recipe:
+    return arm.method, arm.protocol.split("@")[0]
+
+
+def _references(arms: Sequence[_Arm]) -> dict[_Recipe, list[_Arm]]:
+    """The arms that others are compared with, by method and recipe."""
+    found: dict[_Recipe, list[_Arm]] = defaultdict(list)
+    for arm in arms:
+        if arm.method in (_SFT, _KNOWN_ONLY):
+            found[_recipe(arm)].append(arm)
+    return found
+
+
+def _reference(name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]]) -> _Arm | None:
+    """The reference under the same recipe: of the same submitter, at the same rate, if there is."""
     return max(
-        (one for one in arms if one.method == name and one.protocol.split("@")[0] == recipe),
-        key=lambda other: (other.protocol == arm.protocol, len(arm.paired(other))),
+        references.get((name, _recipe(arm)[1]), ()),
+        key=lambda other: (
+            other.submitter == arm.submitter,
+            other.protocol == arm.protocol,
+            len(arm.paired(other)),
+        ),
         default=None,
     )
 
 
-def _metric(record: Record, name: str) -> float | None:
-    value = record.metrics.get(name)
-    return float(value["value"] or 0) if isinstance(value, dict) and "value" in value else None
+def _against_base(arm: _Arm, base_right: str | None) -> dict[str, float | None]:
+    """Share now wrong of what the base gets right, and now right of the rest, by the outcomes."""
+    final = np.mean([one.final[HELDOUT] for one in arm.seeds], axis=0)
+    right = np.array([sign == "1" for sign in base_right or ""])
+    if len(right) != len(final):  # Nobody says what the base gets right.
+        return {"lost": None, "gained": None}
+    return {
+        "lost": float(1 - final[right].mean()) if right.any() else None,
+        "gained": float(final[~right].mean()) if not right.all() else None,
+    }
 
 
 def _average(values: Sequence[float | None]) -> float | None:
@@ -262,7 +310,7 @@ def _range(values: list[float]) -> dict[str, float]:
 
 
 def _at_p90(arm: _Arm, relations: list[str]) -> dict[str, Any] | None:
-    """S@P90 over seeds with its interval over facts and the seeds' range; None if never."""
+    """S@P90 over seeds with its interval over facts and seeds, and their range; None if never."""
     drawn = arm.stability_at_p90()
     if drawn is None:
         return None
@@ -271,11 +319,16 @@ def _at_p90(arm: _Arm, relations: list[str]) -> dict[str, Any] | None:
     outcomes = np.mean([one.outcomes_at_p90 for one in arm.seeds], axis=0)
     wilson = proportion(outcomes.tolist(), relations)
     low, high = np.percentile(reached, [2.5, 97.5]) if len(reached) else (0.0, 1.0)
+    if wilson:
+        low, high = min(low, wilson.low), max(high, wilson.high)
+    over_facts = Estimate(float(drawn[0]), float(low), float(high), len(relations))
+    seeds = [float(one.at_p90[0]) for one in arm.seeds]
+    found = over_seeds(over_facts, seeds)
     return {
-        "value": float(drawn[0]),
-        "low": min(float(low), wilson.low if wilson else 1.0),
-        "high": max(float(high), wilson.high if wilson else 0.0),
-        **_range([float(one.at_p90[0]) for one in arm.seeds]),
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        **_range(seeds),
         "coarse": any(one.coarse for one in arm.seeds),
         "first_point": any(one.first_point for one in arm.seeds),
         "resamples_that_reach": len(reached) / (len(drawn) - 1),
@@ -284,38 +337,35 @@ def _at_p90(arm: _Arm, relations: list[str]) -> dict[str, Any] | None:
 
 def _resampled_mean(counts: Matrix, outcomes: Sequence[Floats]) -> Floats:
     """Mean over facts and seeds, first the estimate, then its resamples."""
-    right = [counts @ one.astype(np.float32) for one in outcomes]
-    return np.asarray(np.mean(right, axis=0, dtype=float) / counts.shape[1])
+    mean = np.mean(outcomes, axis=0).astype(np.float32)
+    return np.asarray((counts @ mean).astype(float) / counts.shape[1])
 
 
 def _loss(arm: _Arm, reference: _Arm | None, counts: Matrix) -> dict[str, Any] | None:
     """S(reference) - S(method), fact by fact over the seeds that both have."""
     gaps = [two.final[HELDOUT] - one.final[HELDOUT] for one, two in arm.paired(reference)]
-    return _interval(_resampled_mean(counts, gaps), counts.shape[1]) if gaps else None
+    if not gaps:
+        return None
+    seeds = [float(gap.mean()) for gap in gaps]
+    return row_of(difference(_resampled_mean(counts, gaps), counts.shape[1], seeds))
 
 
 def _difference_at_p90(arm: _Arm, reference: _Arm | None) -> dict[str, Any] | None:
     """S@P90(method) - S@P90(reference) over the seeds that both have, resample by resample."""
-    pairs = arm.paired(reference)
-    if not pairs or reference is arm:
+    gaps = [one.at_p90 - two.at_p90 for one, two in arm.paired(reference)]
+    if reference is arm or not gaps or np.isnan(drawn := np.mean(gaps, axis=0))[0]:
         return None
-    drawn = np.mean([one.at_p90 - two.at_p90 for one, two in pairs], axis=0)
-    return None if np.isnan(drawn[0]) else _interval(drawn, len(pairs[0][0].final[HELDOUT]))
-
-
-def _interval(drawn: Floats, facts: int) -> dict[str, Any]:
-    """A difference and its percentile interval; the estimate comes first, then its resamples."""
-    low, high = np.nanpercentile(drawn[1:], [2.5, 97.5])
-    return asdict(Estimate(float(drawn[0]), float(low), float(high), facts))
+    seeds = [float(gap[0]) for gap in gaps]
+    return row_of(difference(drawn, len(arm.seeds[0].final[HELDOUT]), seeds))
 
 
 def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
     """Averages the curves at the steps at which every seed was evaluated."""
-    curves, names = [one.curve for one in arm.seeds], METRIC_OF_SPLIT.values()
+    curves = [one.curve for one in arm.seeds]
     return [
         {
             "step": step,
-            **{name: _average([curve[step][name] for curve in curves]) for name in names},
+            **{name: _average([curve[step][name] for curve in curves]) for name in _METRICS},
             "seeds": [[curve[step]["plasticity"], curve[step]["stability"]] for curve in curves],
         }
         for step in sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -325,31 +375,40 @@ def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
 def _rank(table: str, arms: list[_Arm], rows: list[dict[str, Any]], counts: Matrix) -> None:
     """Puts each row's rank in a table into it, or None and why."""
     told = [_ranked_by(table, arm, row, counts) for arm, row in zip(arms, rows, strict=True)]
-    drawn = [one for one in told if not isinstance(one, str)]
-    found = iter(ranks([float(one[0]) for one in drawn], [one[1:] for one in drawn]))
+    found = iter(ranks([one for one in told if not isinstance(one, str)]))
     for row, one in zip(rows, told, strict=True):
         unranked = isinstance(one, str)
         row["unranked"][table] = one if unranked else None
         row["rank"][table] = None if unranked else next(found)
 
 
-def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Floats | str:
-    """What ranks an arm, first the estimate, then its resamples; or why it has no rank."""
+def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Ranked | str:
+    """What ranks an arm, or why it has no rank."""
     if row["reference"]:
         return "reference"
     if row["heldout_in_training"] == "included":
         return "trained on D_Held"
+    if not all(one.answered for one in arm.seeds):
+        return "no answers"
+    facts = counts.shape[1]
     if table == LEARNS:
-        never = "never reaches P .90" if row["curve"] else "no curve"
-        return never if (drawn := arm.stability_at_p90()) is None else drawn
-    task = row["task_learning"]
-    if task is None or task["value"] < _LEARNED_TASK:
-        return "T below .95"
-    return _resampled_mean(counts, [one.final[HELDOUT] for one in arm.seeds])
+        if (drawn := arm.stability_at_p90()) is None:
+            return "never reaches P .90" if row["curve"] else "no curve"
+        return Ranked(drawn, [float(one.at_p90[0]) for one in arm.seeds], facts)
+    for metric, least, told in _NEEDED:
+        if row[metric] is None or row[metric]["value"] < least:
+            return told
+    final = [one.final[HELDOUT] for one in arm.seeds]
+    return Ranked(_resampled_mean(counts, final), [float(one.mean()) for one in final], facts)
 
 
 def _order(table: str, row: dict[str, Any]) -> tuple[Any, ...]:
-    """Ranked rows first, by their number; the rest after them."""
+    """Ranked rows first, best number first; the rest after them."""
     number = (table == LEARNS and row["stability_at_p90"]) or row["stability"]
-    rank = row["rank"][table]
-    return (rank is None, rank or 0, -number["value"], row["method"], row["protocol"])
+    return (
+        row["rank"][table] is None,
+        -number["value"],
+        row["method"],
+        row["protocol"],
+        row["submitter"],
+    )

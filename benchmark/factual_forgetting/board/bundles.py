@@ -29,6 +29,7 @@ class ReferenceRows(Config):
         counts: Facts by split.
         base_stability: Stability of the base itself, in the same prompt.
         base_macro: The same as a mean over relations.
+        base_right: Whether the base gets each fact of D_Held right, in order: `1` or `0`.
         majority_micro: Share of D_Held that the majority answer of each relation gets right.
         majority_macro: The same as a mean over relations.
         heldout_dropped_for_overlap: Candidates of D_Held that training speaks of, left out.
@@ -41,6 +42,7 @@ class ReferenceRows(Config):
     counts: dict[str, int]
     base_stability: Metric
     base_macro: float | None
+    base_right: str | None = None
     majority_micro: float | None
     majority_macro: float | None
     heldout_dropped_for_overlap: int | None
@@ -62,6 +64,7 @@ def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
         "counts": {split: len(items) for split, items in bundle.splits.items()},
         "base_stability": row_of(accuracy(held, base)),
         "base_macro": macro.value if macro else None,
+        "base_right": "".join("01"[item.base[ZERO_SHOT]] for item in held),
         "majority_micro": majority["micro"],
         "majority_macro": majority["macro"],
         **{key: manifest.get(key) for key in overlap},

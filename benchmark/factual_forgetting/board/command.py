@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
-from factual_forgetting.board.form import LEVELS
-from factual_forgetting.board.page import write_page
+from factual_forgetting.board.page import tell_records, write_page
 from factual_forgetting.board.record import Declared, find_records, load_records, make_record
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import render_findings, validate
-from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.scoring.frontier import draw_frontier
@@ -52,17 +52,17 @@ def _add_record(subparsers: Any) -> None:
     record = subparsers.add_parser("record", help="write a record of an lm-eval output or a run")
     record.add_argument("source", nargs="+", type=Path, help="run directory or lm-eval results")
     record.add_argument("--bundle", default="almanac", help="directory, or almanac (the default)")
+    record.add_argument(
+        "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
+    )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
     record.add_argument("--seed", type=int, help="its seed")
     record.add_argument("--trials", type=int, help="settings tried before these were chosen")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
-    record.add_argument("--heldout", choices=words, default="unknown", help=f"{told} (unknown)")
+    record.add_argument("--heldout", choices=words, help=f"{told} (excluded for runs)")
     record.add_argument("--note", metavar="WORDS")
-    record.add_argument(
-        "--level", choices=LEVELS, default=LEVELS[0], help="for those who score or train again"
-    )
     record.add_argument("--output_path", type=Path, default=DEFAULT_ROOT, metavar="RECORDS")
     record.set_defaults(run=_record)
 
@@ -74,6 +74,8 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
+    if args.seed is not None and len(args.source) > 1:
+        raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
         sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")
@@ -96,14 +98,17 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
-    bundles = bundles_at_hand(args.bundle)
-    board = _make(args.records, bundles)
+    gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
+    bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
+    if args.format == "html":
+        entries = tell_records(entries, bundles, args.output_path)
+    board = make_board(entries, references_for(args.records, bundles))
     if args.plot:
         if len(board["bundles"]) > 1:
             raise InputError("The records are of several bundles; plot each bundle's by itself.")
         draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
-        told = str(write_page(board, load_records(args.records), bundles, args.output_path))
+        told = str(write_page(board, bundles, args.output_path))
     else:
         told = render_board(board, args.format)
     sys.stdout.write(f"{told}\n")
@@ -111,9 +116,8 @@ def _board(args: argparse.Namespace) -> None:
 
 def _diff(args: argparse.Namespace) -> None:
     bundles = bundles_at_hand(args.bundle)
-    before, after = (_make(records, bundles) for records in (args.before, args.after))
+    before, after = (
+        make_board(load_records(records), references_for(records, bundles))
+        for records in (args.before, args.after)
+    )
     sys.stdout.write(diff_text(diff(before, after)) + "\n")
-
-
-def _make(records: Path, bundles: dict[str, Bundle]) -> dict[str, Any]:
-    return make_board(load_records(records), references_for(records, bundles))

@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
+from factual_forgetting.protocol.recipe import Protocol
+
+# Neither control characters nor what turns or hides text: a name can't forge a line of a terminal,
+# of a log or of a page, nor look like another one.
+_PRINTED = (
+    r"[^\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+# Above every honest number, and whole in a page's floating point.
+_MOST = 10**15
+_MOST_TEXT, _MOST_ENTRIES, _MOST_POINTS, _DEEPEST = 1000, 256, 10_000, 8
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-# No control characters: a name can't forge a line of a terminal or of a log.
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,300}$")]
-Note = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,1000}$")]
-Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
-Count = Annotated[int, Field(ge=0)]
-Scalar = bool | int | FiniteFloat | str | None
-Metric = FiniteFloat | dict[str, bool | int | FiniteFloat | None] | None
+RecordId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Name = Annotated[str, StringConstraints(pattern=rf"^{_PRINTED}{{1,300}}$")]
+Note = Annotated[str, StringConstraints(pattern=rf"^{_PRINTED}{{1,{_MOST_TEXT}}}$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+Repository = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")
+]
+Submitter = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?$")]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Whole = Annotated[int, Field(ge=-_MOST, le=_MOST)]
+Number = Annotated[float, Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
+Scalar = bool | Whole | Number | Name | None
+Metric = Number | dict[Key, bool | Whole | Number | None] | None
 
 Level = Literal["self-reported", "rescored", "reproduced"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-RECORD_FORM: Literal["record-2"] = "record-2"
+RECORD_FORM: Literal["record-3"] = "record-3"
+_FORMS = ("record-1", "record-2")
+# What the forms before didn't say: whose a record is, and the one matcher that there was.
+UNSTATED, _ITS_MATCHER = "unstated", "exact-2"
 OUTCOMES_SUFFIX = ".outcomes.jsonl.gz"  # After the id of the record beside it.
 # What record-1 called otherwise. Its batch size is scoring's where the checkpoint was scored:
 # only the outcomes tell, see `load_record`.
@@ -30,6 +51,7 @@ _RENAMED = {
     "cost": {"extra_forwards": "extra_tokens"},
     "environment": {"batch_size": "training_batch_size"},
 }
+_LATER = {"submitter", "matcher_version", "resolved_protocol", "origin"}
 _NEW_NAMES = {
     "cost": {"extra_tokens"},
     "environment": {"training_batch_size", "scoring_batch_size"},
@@ -54,11 +76,13 @@ class MethodOf(Config):
     """How a checkpoint was made: the method and its settings."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-    settings: dict[str, Scalar | list[Scalar]]
+    settings: dict[Key, Scalar | Annotated[list[Scalar], Field(max_length=_MOST_ENTRIES)]] = Field(
+        max_length=_MOST_ENTRIES
+    )
 
 
 class ProtocolOf(Config):
-    """The recipe: its name and the hash of its resolved content."""
+    """The recipe: its name and the hash of its resolved content, which the record holds too."""
 
     name: Name
     sha256: Hash
@@ -82,7 +106,7 @@ class CurvePoint(Config):
     """A point of the curve; its outcomes are in the outcomes file."""
 
     step: Count
-    loss: FiniteFloat | None
+    loss: Number | None
 
 
 class Cost(Config):
@@ -100,7 +124,7 @@ class Cost(Config):
     tokens: Count | None = None
     extra_tokens: Count | None = None
     extra_data: Count | None = None
-    gpu_hours: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    gpu_hours: Annotated[Number, Field(ge=0)] | None = None
 
 
 class EnvironmentOf(Config):
@@ -126,7 +150,7 @@ class EnvironmentOf(Config):
     scoring_batch_size: Name | None = None
     python: Name | None = None
     platform: Name | None = None
-    packages: dict[Name, Name] = Field(default_factory=dict)
+    packages: dict[Name, Name] = Field(default_factory=dict, max_length=_MOST_ENTRIES)
     commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
     dirty: bool | None = None
 
@@ -143,21 +167,48 @@ class TrainingDataOf(Config):
     heldout: Literal["excluded", "included", "unknown"] = "unknown"
 
 
+class OriginOf(Config):
+    """What ties a checkpoint to the base; None where nothing says it.
+
+    Attributes:
+        descent: `trained`: finetune made it of the base; `checked`: its shape and marks are the
+            base's; `declared`: it is the base's by its maker's word alone.
+        tokenizer_sha256: Hash of the tokenizer that it was asked through.
+        base_tokenizer_sha256: Hash of the base's; another one gives the same questions as other
+            tokens.
+    """
+
+    descent: Literal["trained", "checked", "declared"] | None = None
+    tokenizer_sha256: Hash | None = None
+    base_tokenizer_sha256: Hash | None = None
+
+
+def _a_date(text: str) -> str:
+    datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ")
+    return text
+
+
 class Record(Config):
     """One published result.
 
     Attributes:
-        format: Version of this form; files of `record-1`, and those without one, are read too.
+        format: Version of this form; files of `record-1` and `record-2` are read too.
         id: Hash of what identifies the result; see `record_id`.
         base: The base model.
         bundle_sha256: Identity of the bundle.
         method: How the checkpoint was made.
+        submitter: Who answers for it, as they are known where the records are; `unstated` in the
+            forms before. Records of two submitters are two arms.
         protocol: The recipe; None where the checkpoint was made otherwise.
+        resolved_protocol: The content of that recipe, to make the run again.
         seed: Seed of the run; None where unknown.
-        track: `closed` for a protocol of the package, else `open`.
+        track: `closed` for a recipe of the package, with what it pins and no more trials than it
+            has; else `open`.
         trials: Settings that were tried before this one was chosen; None where undeclared.
+        matcher_version: The version of answer matching that outcomes were judged by.
         level: `self-reported`: arithmetic recomputed, outcomes taken on trust; `rescored`: the
-            weights, known by hash, were scored again; `reproduced`: trained again.
+            weights, known by hash, were scored again; `reproduced`: trained again. The
+            maintainers' file says it, no record.
         weights_sha256: Hash of the checkpoint's weights; None for a served model.
         repository: Where on the Hub the weights are.
         metrics: Recomputed from the outcomes by every reader, never trusted.
@@ -165,45 +216,86 @@ class Record(Config):
         outcomes: The outcomes file.
         cost: What the run cost.
         environment: What it was made with.
+        origin: What ties it to the base.
         training_data: What it was trained on.
         note: Words of its maker.
         recorded: When the record was written, UTC.
     """
 
-    format: Literal["record-2"]
-    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+    format: Literal["record-3"]
+    id: RecordId
     base: BaseOf
     bundle_sha256: Hash
+    submitter: Submitter
     method: MethodOf
     protocol: ProtocolOf | None
-    seed: int | None
+    resolved_protocol: Protocol | None
+    seed: Whole | None
     track: Literal["closed", "open"]
-    trials: Annotated[int, Field(ge=1)] | None = None
-    level: Level = "self-reported"
+    trials: Annotated[int, Field(ge=1, le=_MOST)] | None = None
+    matcher_version: Key
+    level: SkipJsonSchema[Level] = Field(default="self-reported", exclude=True)
     weights_sha256: Hash | None
     repository: Repository | None = None
-    metrics: dict[Name, Metric]
-    curve: list[CurvePoint]
+    metrics: dict[Key, Metric] = Field(max_length=_MOST_ENTRIES)
+    curve: list[CurvePoint] = Field(max_length=_MOST_POINTS)
     outcomes: OutcomesOf
     cost: Cost = Cost()
     environment: EnvironmentOf
+    origin: OriginOf = OriginOf()
     training_data: TrainingDataOf = TrainingDataOf()
     note: Note | None = None
-    recorded: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
+    recorded: Annotated[
+        str,
+        StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
+        AfterValidator(_a_date),
+    ]
 
     @model_validator(mode="before")
     @classmethod
-    def _read_record_1(cls, values: Any) -> Any:
-        """Gives the fields of the form before the names that they have in this one."""
-        if not isinstance(values, dict) or not is_record_1(values):
+    def _read(cls, values: Any) -> Any:
+        """Bounds the whole, and gives the forms before the names and fields of this one."""
+        if not isinstance(values, dict):
             return values
+        _require_bounded(values, _DEEPEST)
+        if form_of(values) in _FORMS:
+            return _from_before(values)
+        if "level" in values:
+            raise ValueError("a record doesn't say its level; the maintainers' file does")
+        if values.get("submitter") == UNSTATED:
+            raise ValueError(f"{UNSTATED} is nobody's name; give the submitter's")
+        return values
+
+
+def form_of(values: Mapping[str, Any]) -> Any:
+    """Returns the form that the plain data of a record say they have; the first said none."""
+    return values.get("format", "record-1")
+
+
+def _from_before(values: dict[str, Any]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    if form_of(values) == "record-1":
         renamed = {part: _with_new_names(part, values[part]) for part in _RENAMED if part in values}
-        return {**values, **renamed, "format": RECORD_FORM}
+    if newer := sorted(_LATER & values.keys()):
+        raise ValueError(f"{form_of(values)} has no {newer[0]}; record the result again")
+    told = {key: value for key, value in values.items() if key != "level"}
+    later = {"submitter": UNSTATED, "matcher_version": _ITS_MATCHER, "resolved_protocol": None}
+    return {**told, **renamed, **later, "format": RECORD_FORM}
 
 
-def is_record_1(values: Mapping[str, Any]) -> bool:
-    """Whether the plain data of a record are of the form before this one."""
-    return bool(values.get("format", "record-1") == "record-1")
+def _require_bounded(value: Any, depth: int) -> None:
+    """Refuses what no honest record holds, wherever it stands: it would break every reader."""
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ValueError("it is nested too deeply")
+        if len(value) > (_MOST_ENTRIES if isinstance(value, dict) else _MOST_POINTS):
+            raise ValueError("it has too many entries")
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _require_bounded(part, depth - 1)
+    elif isinstance(value, str) and len(value) > _MOST_TEXT:
+        raise ValueError(f"it holds a text of more than {_MOST_TEXT} characters")
+    elif isinstance(value, int | float) and not abs(value) <= _MOST:
+        raise ValueError(f"it holds a number beyond {_MOST:.0e}")
 
 
 def _with_new_names(part: str, values: Any) -> Any:
@@ -215,8 +307,9 @@ def _with_new_names(part: str, values: Any) -> Any:
 
 
 # Fields that make a result another result. All others describe it, and dates, hosts and notes
-# may change without a new identity.
-IDENTITY = ("bundle_sha256", "weights_sha256", "method", "protocol", "seed", "outcomes")
+# may change without a new identity. The forms before had neither of the last two.
+_IDENTITY_BEFORE = ("bundle_sha256", "weights_sha256", "method", "protocol", "seed", "outcomes")
+IDENTITY = (*_IDENTITY_BEFORE, "submitter", "matcher_version")
 
 
 def record_id(record: Mapping[str, Any]) -> str:
@@ -224,9 +317,10 @@ def record_id(record: Mapping[str, Any]) -> str:
 
     Of a record's plain data, the fields in `IDENTITY` count; of its `outcomes` the hash.
     """
-    # "record-1" is the identity's version, which outlives the form's.
-    parts = [record[key] for key in IDENTITY[:-1]]
-    return files.sha256_json(["record-1", *parts, record["outcomes"]["sha256"]])[:16]
+    before = record.get("submitter", UNSTATED) == UNSTATED
+    told = {**record, "outcomes": record["outcomes"]["sha256"]}
+    parts = [told[key] for key in (_IDENTITY_BEFORE if before else IDENTITY)]
+    return files.sha256_json(["record-1" if before else "record-3", *parts])[:16]
 
 
 def slug(text: str) -> str:

@@ -6,8 +6,8 @@ import base64
 import hashlib
 import html
 import json
-import shlex
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 from string import Template
@@ -17,45 +17,69 @@ from factual_forgetting import files
 from factual_forgetting.board.board import Entry
 from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.record import Outcome, by_split
+from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.board.tables import LEGEND, marks
-from factual_forgetting.bundle.manifest import HELDOUT, MANIFEST, UNKNOWN, Bundle
-from factual_forgetting.checkpoint import ALMANAC, embedded
+from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN, Bundle
 from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
-_SHOWN = ("method", "family", "protocol", "track", "level", "trials", "rank", "reference")
+_OURS = re.compile(r"(facts-[0-9a-f]{12}|record-[0-9a-f]{16}|[0-9a-f]{12}-[0-9a-f]{12})\.js")
+_SHOWN = (
+    "method", "family", "protocol", "submitter", "track", "level", "trials", "rank", "unranked",
+    "reference",
+)  # fmt: skip
 
 
-def write_page(
-    board: Mapping[str, Any], entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
-) -> Path:
-    """Writes the page, `board.json`, and data files of rows, records, bundles; tells its path.
-
-    The page needs no server and no network. Data that is shown on demand lies in scripts beside
-    it, since a page opened from file:// may load scripts and nothing else.
+def tell_records(
+    entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
+) -> Iterator[Entry]:
+    """Writes the data of each record on its way to the board, so that they are read once.
 
     Args:
-        board: What `make_board` made.
-        entries: The records and outcomes that it was made of.
+        entries: The records with their outcomes.
         bundles: Bundles at hand by hash; of others the page knows facts by number only.
-        output: Directory to write to.
+        output: Directory of the page.
     """
+    for record, outcomes in entries:
+        part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
+        _write_data(output, f"record-{record.id}", part)
+        yield record, outcomes
+
+
+def write_page(board: Mapping[str, Any], bundles: Mapping[str, Bundle], output: Path) -> Path:
+    """Writes the page, `board.json`, and the data of rows and bundles; tells the page's path.
+
+    The page needs no server and no network. Data that is shown on demand lies in scripts beside
+    it, since a page opened from file:// may load scripts and nothing else. What an earlier call
+    wrote there of records and rows that are gone is removed, and nothing else.
+
+    Args:
+        board: What `make_board` made of records that went through `tell_records`.
+        bundles: As there.
+        output: As there.
+    """
+    kept = set()
     for bundle in board["bundles"]:
         known, short = bundles.get(bundle["sha256"]), bundle["sha256"][:12]
-        _write_data(output, f"facts-{short}", _facts(known) if known else None)
+        kept.add(_write_data(output, f"facts-{short}", _facts(known) if known else None))
         for row in bundle["rows"]:
             told = {**_curve(row), "numbers": _numbers(row), "records": row["records"]}
-            _write_data(output, f"{short}-{row['id']}", told)
-    rows = [row for bundle in board["bundles"] for row in bundle["rows"]]
-    shown = {name for row in rows for name in row["records"]}
-    for record, outcomes in entries:
-        if record.id in shown:
-            part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
-            _write_data(output, f"record-{record.id}", part)
+            kept.add(_write_data(output, f"{short}-{row['id']}", told))
+            kept |= {_data(output, f"record-{name}") for name in row["records"]}
+    _remove_stale(output / DATA, kept)
     files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
     files.write_atomic(output / INDEX, page(board).encode())
     return output / INDEX
+
+
+def _remove_stale(folder: Path, kept: set[Path]) -> None:
+    for path in folder.glob("*.js"):
+        if path not in kept and _OURS.fullmatch(path.name) and path.is_file():
+            with path.open("rb") as stream:
+                ours = stream.readline(100).startswith(_call(path.stem).encode())
+            if ours:
+                path.unlink()
 
 
 def page(board: Mapping[str, Any]) -> str:
@@ -86,20 +110,31 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _write_data(output: Path, name: str, value: Any) -> None:
-    content = f"factualForgetting({_json(name)},{_json(value)})\n"
-    files.write_atomic(output / DATA / f"{name}.js", content.encode())
+def _write_data(output: Path, name: str, value: Any) -> Path:
+    path = _data(output, name)
+    files.write_atomic(path, f"{_call(name)}{_json(value)})\n".encode(), lasting=False)
+    return path
+
+
+def _data(output: Path, name: str) -> Path:
+    return output / DATA / f"{name}.js"
+
+
+def _call(name: str) -> str:
+    return f"factualForgetting({_json(name)},"
 
 
 def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
     reference, short = bundle["reference"] or {}, bundle["sha256"][:12]
+    places = {row["id"]: place for place, row in enumerate(bundle["rows"])}
     return {
         "title": reference.get("name") or f"{bundle['base']} {short}",
         "about": _about(bundle, reference),
         "facts": f"facts-{short}",
         "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
         "references": _references(reference),
-        **{name: [f"{short}-{row}" for row in rows] for name, rows in bundle["tables"].items()},
+        # By their place in `rows`.
+        **{name: [places[row] for row in rows] for name, rows in bundle["tables"].items()},
     }
 
 
@@ -152,7 +187,7 @@ def _triple(estimate: Mapping[str, Any] | None) -> list[float | None] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    return None if value is None else round(value, 5)
 
 
 def _curve(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,13 +242,18 @@ def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None)
         ],
         "lostTitle": told if bundle else "Facts of D_Held now wrong",
         "learned": [index for index, one in enumerate(new) if one.final],
-        "command": reproduce(record),
+        "command": "\n".join(remake_commands(record)),
         "provenance": _provenance(record),
     }
 
 
 def _share(outcomes: list[Outcome]) -> float | None:
     return _rounded(sum(one.final for one in outcomes) / len(outcomes)) if outcomes else None
+
+
+def _tokenizer(record: Record) -> str | None:
+    found, base = record.origin.tokenizer_sha256, record.origin.base_tokenizer_sha256
+    return f"{found}, not that of the base" if found and base not in (None, found) else found
 
 
 def _provenance(record: Record) -> list[list[Any]]:
@@ -224,6 +264,7 @@ def _provenance(record: Record) -> list[list[Any]]:
     protocol = record.protocol
     return [
         ["record", place(record.model_dump(mode="json"))],
+        ["submitter", record.submitter],
         ["level", record.level],
         ["recorded", record.recorded],
         ["base", record.base.pretrained],
@@ -234,6 +275,9 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["weights", record.weights_sha256],
         ["repository", record.repository],
         ["outcomes", record.outcomes.sha256],
+        ["answers judged by", record.matcher_version],
+        ["descent", record.origin.descent],
+        ["tokenizer", _tokenizer(record)],
         ["trained on", record.training_data.description],
         ["facts of D_Held in training", record.training_data.heldout],
         ["steps", cost.steps],
@@ -249,28 +293,3 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["commit", f"{made.commit}{dirty}" if made.commit else None],
         ["note", record.note],
     ]
-
-
-def reproduce(record: Record) -> str:
-    """Returns commands, safe in a shell, that train again what finetune made, and score it."""
-    manifest = embedded("bundle") / MANIFEST
-    shipped = manifest.is_file() and files.read_json(manifest)["sha256"] == record.bundle_sha256
-    bundle = ALMANAC if shipped else f"bundle-{record.bundle_sha256[:12]}"
-    checkpoint = "run"
-    if record.protocol is None:
-        checkpoint = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
-    score = ["score", "--model_args", checkpoint, "--bundle", bundle, "--output_path", "results"]
-    commands = [score]
-    if record.protocol:
-        settings = ",".join(f"{k}={_setting(v)}" for k, v in sorted(record.method.settings.items()))
-        train = ["finetune", "--bundle", bundle, "--protocol", record.protocol.name]
-        train += ["--method", record.method.name]
-        train += ["--method_args", settings] if settings else []
-        train += ["--seed", str(record.seed), "--output_path", "run"]
-        again = ["record", "results", "--bundle", bundle, "--output_path", "records"]
-        commands = [train, score, again]
-    return "\n".join(shlex.join(["factual-forgetting", *words]) for words in commands)
-
-
-def _setting(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import scipy  # Loads its parts on first use.
 from numpy.typing import NDArray
 
 from factual_forgetting.scoring.metrics import Floats
+from factual_forgetting.scoring.statistics import Estimate, over_seeds
 
 _RESAMPLES = 4000
-_SIGNIFICANT = 0.05
+_LEVEL = 0.99
 Matrix = NDArray[np.float32]
+Signs = NDArray[np.bytes_]
 
 
 def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
@@ -31,71 +33,86 @@ def resample_counts(strata: Sequence[str], seed: int) -> Matrix:
     return counts
 
 
-def shares(counts: Matrix, outcomes: Sequence[str]) -> Floats:
+def signs_of(curves: Sequence[str]) -> Signs:
+    """Returns curves as an array, a sign a fact and point."""
+    return np.array(curves, dtype=bytes).view("S1").reshape(len(curves), -1)
+
+
+def shares(counts: Matrix, signs: Signs) -> Floats:
     """Returns the share right among the facts asked, at each point of a curve.
 
     Its shape is (1 + resamples, points); it is NaN where a resample asks nothing.
 
     Args:
         counts: How often each fact occurs in each resample; shape (1 + resamples, facts).
-        outcomes: One text a fact, a sign a point: `1` right, `0` wrong, `-` not asked.
+        signs: Of each fact at each point: `1` right, `0` wrong, `-` not asked.
     """
-    signs = np.array(outcomes, dtype=bytes).view("S1").reshape(len(outcomes), -1)
-    right, asked = (
-        (counts @ part.astype(np.float32)).astype(float) for part in (signs == b"1", signs != b"-")
-    )
-    found: Floats = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
+    right = (counts @ (signs == b"1").astype(np.float32)).astype(float)
+    if (asked := signs != b"-").all():
+        return np.asarray(right / len(signs))  # The size of every resample.
+    known = (counts @ asked.astype(np.float32)).astype(float)
+    found: Floats = np.divide(right, known, out=np.full_like(right, np.nan), where=known > 0)
     return found
 
 
-def ranks(estimates: Sequence[float], draws: Sequence[Floats]) -> list[int]:
-    """Ranks methods: 1 + the number of those that are significantly better.
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A method in a table.
 
-    A difference is significant if its paired bootstrap says so at .05 after Holm's correction
-    over all pairs. All that are not significantly worse than the best are tied with it; the
-    best is the highest of those whose number is there in nearly all resamples, because one
-    that is mostly missing can't be told from any other and would tie them all.
+    Attributes:
+        drawn: The number that ranks it, first the estimate, then its resamples; NaN for none.
+        seeds: That number of each of its seeds.
+        facts: Over how many facts it is a mean.
+    """
+
+    drawn: Floats
+    seeds: Sequence[float]
+    facts: int
+
+
+def difference(drawn: Floats, facts: int, *arms: Sequence[float], level: float = 0.95) -> Estimate:
+    """Estimates a difference with its interval over facts, and over seeds where there are three.
 
     Args:
-        estimates: A number for each method; more is better.
-        draws: The same in each resample; NaN for none, which counts against every difference.
+        drawn: First the estimate, then its resamples; NaN for none.
+        facts: Over how many facts it is a mean.
+        arms: As `over_seeds` takes them.
+        level: That of the interval.
     """
-    if len(estimates) < 2:
-        return [1] * len(estimates)
-    values, drawn = np.asarray(estimates), np.stack(draws).astype(np.float32)
-    differ = np.zeros((len(values), len(values)), dtype=bool)
-    differ[np.triu_indices(len(values), 1)] = _holm(_p_values(values, drawn)) < _SIGNIFICANT
-    worse = (values[:, None] < values[None, :]) & (differ | differ.T)
-    steady = np.isfinite(drawn).mean(axis=1) >= 1 - _SIGNIFICANT
-    best = int(np.argmax(np.where(steady, values, -np.inf) if steady.any() else values))
-    tied = ~worse[:, best]
-    return [int(rank) for rank in np.where(tied, 1, 1 + worse.sum(axis=1))]
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(drawn[1:], [tail, 100 - tail])
+    over_facts = Estimate(float(drawn[0]), float(low), float(high), facts)
+    return over_seeds(over_facts, *arms, least=-1.0, level=level)
 
 
-def _p_values(values: Floats, drawn: Matrix) -> Floats:
-    """Two-sided p-values of all pairs, the first method's with each later one first.
+def ranks(methods: Sequence[Ranked]) -> list[int]:
+    """Ranks methods in the order of their numbers, those that can't be told apart together.
 
-    Where no resample contradicts the difference, its tail is a normal's: resamples alone could
-    never tell more than a few dozen methods apart after the correction.
+    The first leads rank 1. Every next one is compared with the leader of the rank: if it is
+    worse, it leads a rank of its own, 1 + the number of methods before it. So a rank depends on
+    better methods alone, and no comparison on any third one.
+
+    Worse means that the 99 % interval of the paired difference lies below 0. A resample in which
+    either has no number counts against that; a method without one in more than a few can't be
+    told from any other, so it leads none.
+
+    Args:
+        methods: In any order; more is better.
     """
-    size = drawn.shape[1]
-    found = []
-    for i in range(len(values) - 1):
-        gaps = values[i] - values[i + 1 :]
-        differences = (drawn[i] - drawn[i + 1 :]) * np.sign(gaps)[:, None]
-        against = size - (differences > 0).sum(axis=1)
-        counted = np.minimum(1.0, 2 * (1 + against) / (1 + size))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tail = 2 * scipy.special.ndtr(-np.abs(gaps) / differences.std(axis=1))
-        p = np.where(against > 0, counted, np.fmin(counted, tail))
-        found.append(np.where(gaps == 0, 1.0, p))
-    return np.concatenate(found)
+    found = [0] * len(methods)
+    leader: Ranked | None = None
+    rank = 1
+    order = sorted(range(len(methods)), key=lambda index: -methods[index].drawn[0])
+    for place, index in enumerate(order, start=1):
+        method = methods[index]
+        if leader is not None and _worse(method, leader):
+            leader, rank = None, place
+        if leader is None and np.isfinite(method.drawn).mean() >= _LEVEL:
+            leader = method
+        found[index] = rank
+    return found
 
 
-def _holm(p_values: Floats) -> Floats:
-    """Adjusts p-values by Holm's step-down procedure (1979)."""
-    order = np.argsort(p_values, kind="stable")
-    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
+def _worse(method: Ranked, leader: Ranked) -> bool:
+    gaps = np.nan_to_num(method.drawn - leader.drawn, nan=0.0)
+    return difference(gaps, method.facts, method.seeds, leader.seeds, level=_LEVEL).high < 0

@@ -15,7 +15,7 @@ from factual_forgetting.scoring.statistics import interval_text
 
 _TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
-    KEEPS: "Need not learn (ranked by final S, at T of .95 or more)",
+    KEEPS: "Need not learn (ranked by final S, at T of .95 and P of .10 or more)",
 }
 # How to read a board, told once: under the tables, on the page, and in leaderboard/README.md.
 LEGEND = {
@@ -26,10 +26,16 @@ LEGEND = {
     "before it, ^ at the first point.",
     "Lost": "Share now wrong of what the base gets right in the same prompt.",
     "Loss": "Stability of known_only minus that of the method, same seeds.",
-    "Intervals": "95 %, over facts, resampled within their relation.",
-    "Rank": "1 + the number of methods that are significantly better (paired bootstrap over "
-    "facts, Holm's correction). All that are not significantly worse than the best share rank 1. "
-    "Ranks are of the whole table; filters don't move them. A dash: unranked.",
+    "Over sft": "S@P90 of the method minus that of sft, same seeds.",
+    "Need not learn": "For methods that train on D_Unk and needn't learn it. By outcomes: P of .10 "
+    "or more, since less can be guessed without D_Unk. known_only, which never sees it, is the "
+    "ceiling.",
+    "Intervals": "95 %, over facts, resampled within their relation, and over seeds where there "
+    "are three or more.",
+    "Rank": "In the order of the numbers: the first leads rank 1, and who is worse than a rank's "
+    "leader leads the next, 1 + the number of methods before it. Worse: the 99 % interval of the "
+    "paired difference, over facts and seeds, lies below 0. Ranks are of the whole table; filters "
+    "don't move them. A dash: unranked.",
     "Track": "Closed: a recipe of the package, known by its hash, at one of its trials. "
     "Open: anything else.",
     "Level": "Self-reported: the arithmetic was recomputed from the outcomes, the outcomes are "
@@ -38,15 +44,16 @@ LEGEND = {
     "D_Held": "! or 'trained on D_Held': so its maker declares, and it isn't ranked. "
     "? or 'undeclared': its maker doesn't say.",
 }
-_START = ("rank", "method", "protocol", "track", "level", "seeds")
+_START = ("rank", "method", "submitter", "protocol", "track", "level", "seeds")
 _HEADERS = {
-    LEARNS: [*_START, "S@P90", "P", "S", "macro S", "lost"],
+    LEARNS: [*_START, "S@P90", "over sft", "P", "S", "macro S", "lost"],
     KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
 }
 _COMPARED = (
     f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
     "plasticity.value", "task_learning.value", "level", "heldout_in_training",
 )  # fmt: skip
+_ROW_KEY = ("bundle", "method", "protocol", "submitter")
 _Escape = Callable[[str], str]
 
 
@@ -65,9 +72,19 @@ def markdown(board: Mapping[str, Any]) -> str:
         for table, title in _TITLES.items():
             cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
-            parts += [f"**{title}**", text]
+            parts += [f"**{title}**", text, *_unranked(bundle, table)]
     parts.append("\n".join(f"- {term}: {meaning}" for term, meaning in LEGEND.items()))
     return "\n\n".join(parts)
+
+
+def _unranked(bundle: Mapping[str, Any], table: str) -> list[str]:
+    """Why the methods without a rank have none, each reason once."""
+    why: dict[str, list[str]] = {}
+    for row in bundle["rows"]:
+        if row["unranked"][table] and not row["reference"]:
+            why.setdefault(row["unranked"][table], []).append(_markdown_text(row["method"]))
+    told = [f"{reason} ({', '.join(methods)})" for reason, methods in sorted(why.items())]
+    return [f"Unranked: {'; '.join(told)}."] if told else []
 
 
 def latex(board: Mapping[str, Any]) -> str:
@@ -141,11 +158,13 @@ def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
     return {
         "rank": "-" if rank is None else str(rank),
         "method": escape(row["method"]) + mark,
+        "submitter": escape(row["submitter"]),
         "protocol": escape(row["protocol"].split("@")[0]),
         "track": row["track"],
         "level": row["level"],
         "seeds": str(len(row["records"])),
         "S@P90": marks(crossing) + interval_text(crossing) if crossing else never,
+        "over sft": interval_text(row["difference_at_p90"]["sft"]),
         "P": _number(row["plasticity"]),
         "S": interval_text(row["stability"]),
         "macro S": _share(row["stability_macro"]),
@@ -159,7 +178,7 @@ def _reference_rows(reference: Mapping[str, Any] | None) -> list[dict[str, str]]
     """The base itself and the majority answer; neither trained, so neither has T or P."""
     if not reference:
         return []
-    none = dict.fromkeys(("rank", "S@P90", "lost", "loss"), "-")
+    none = dict.fromkeys(("rank", "S@P90", "over sft", "lost", "loss"), "-")
     blank = {**dict.fromkeys(_START, ""), **none, "P": _number(None), "T": _number(None)}
     base = interval_text(reference["base_stability"]), reference["base_macro"]
     majority = _share(reference["majority_micro"]), reference["majority_macro"]
@@ -197,7 +216,8 @@ def _printable(text: str) -> str:
 def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Compares two boards: `added` and `removed` ids of records, and `changed`.
 
-    That is bundle, method, protocol, field, before and after of each row new, gone or moved.
+    That is bundle, method, protocol, submitter, field, before and after of each row new, gone or
+    moved.
     """
     old, new = _flat_rows(before), _flat_rows(after)
     changed = []
@@ -206,7 +226,7 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         sides: dict[str, tuple[Any, Any]] = {"row": (was and "there", now and "there")}
         if now:
             sides |= {field: (was and was.get(field), now.get(field)) for field in _COMPARED}
-        named = dict(zip(("bundle", "method", "protocol"), key, strict=True))
+        named = dict(zip(_ROW_KEY, key, strict=True))
         changed += [
             {**named, "field": field, "before": first, "after": second}
             for field, (first, second) in sides.items()
@@ -216,9 +236,9 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     return {"added": sorted(are - were), "removed": sorted(were - are), "changed": changed}
 
 
-def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     return {
-        (bundle["sha256"][:12], row["method"], row["protocol"]): _flat(row)
+        (bundle["sha256"][:12], row["method"], row["protocol"], row["submitter"]): _flat(row)
         for bundle in board["bundles"]
         for row in bundle["rows"]
     }
@@ -227,7 +247,7 @@ def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[str,
 def diff_text(found: Mapping[str, Any]) -> str:
     """Renders a difference as markdown, for a pull request."""
     head = f"{len(found['added'])} records added, {len(found['removed'])} removed or superseded."
-    names = ("bundle", "method", "protocol", "field", "before", "after")
+    names = (*_ROW_KEY, "field", "before", "after")
     rows = [[_value(change[name]) for name in names] for change in found["changed"]]
     table = tabulate(rows, names, tablefmt="github", disable_numparse=True)
     return "\n\n".join([head, table if rows else "The board doesn't change."])

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +14,31 @@ from rich.console import Console
 from rich.text import Text
 
 from factual_forgetting import files
-from factual_forgetting.board.form import OUTCOMES_SUFFIX, Record, place, record_id
-from factual_forgetting.board.record import Outcome, load_record, recompute, track_of
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, UNSTATED, Record, place, record_id
+from factual_forgetting.board.record import (
+    MAINTAINERS,
+    Outcome,
+    answered,
+    arm_of,
+    by_split,
+    load_record,
+    maintained,
+    recompute,
+    track_of,
+)
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
 from factual_forgetting.errors import UserError
-from factual_forgetting.facts.matching import is_correct
-from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
+from factual_forgetting.facts.matching import MATCHERS, is_correct
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
+from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
 from factual_forgetting.protocol.settings import SETTINGS
+from factual_forgetting.slick.labelling import NOT_ASKED
 
 _Severity = Literal["error", "warning"]
-_MOST_DISAGREEING = 0.02
+# In bf16 single answers move with what is asked beside them.
+_MANY_DISAGREEING, _MOST_DISAGREEING = 0.01, 0.02
 _FEWEST_SEEDS = 3
+_FEWEST_ASKED = 100  # Of D_Known and D_Unk at a point, where there are so many.
 _TOLERANCE = 1e-9
 _DISAGREEING = "{} final outcomes differ from the last point of its curve."
 
@@ -70,14 +84,37 @@ def _facts(given: _Submission) -> Iterator[str]:
 
 
 def _answers(given: _Submission) -> Iterator[str]:
+    version = given.record.matcher_version
+    if version not in MATCHERS:
+        yield f"its matcher {version} is none of this package ({', '.join(MATCHERS)})."
+        return
+    if version != given.bundle.matcher:
+        yield f"its answers were matched by {version}, those of the base by {given.bundle.matcher}."
     accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
     wrong = [
         found.id
         for found in given.outcomes
-        if found.answer is not None and is_correct(found.answer, accepted[found.id]) != found.final
+        if found.answer is not None
+        and is_correct(found.answer, accepted[found.id], version) != found.final
     ]
     if wrong:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
+
+
+def _protocol(given: _Submission) -> Iterator[str]:
+    told, content = given.record.protocol, given.record.resolved_protocol
+    if told is None:
+        if content is not None:
+            yield "it holds a protocol that it doesn't name."
+        return
+    try:
+        require_own_name(told.name, told.sha256)
+    except UserError as error:
+        yield str(error)
+    if content is None and given.record.submitter != UNSTATED:
+        yield "it lacks its protocol, so nobody can make it again."
+    if content and (content.name, protocol_sha256(content)) != (told.name, told.sha256):
+        yield "the protocol in it isn't the one that it names, by name and hash."
 
 
 def _id(given: _Submission) -> Iterator[str]:
@@ -100,9 +137,12 @@ def _base(given: _Submission) -> Iterator[str]:
 
 
 def _track(given: _Submission) -> Iterator[str]:
-    expected = track_of(given.plain["protocol"], given.plain["method"])
+    expected = track_of(given.plain["protocol"], given.plain["method"], given.record.trials)
     if given.record.track != expected:
-        yield f"its track is {expected}: closed is a recipe of the package, with one of its trials."
+        yield (
+            f"its track is {expected}: closed is a recipe of the package, with settings that it "
+            "pins and no more trials than it has."
+        )
 
 
 def _metrics(given: _Submission) -> Iterator[str]:
@@ -133,14 +173,52 @@ def _curve(given: _Submission) -> Iterator[str]:
     # Averages of weights end with the chosen one, a step after the others.
     if total is not None and steps and steps[-1] > total + 1:
         yield f"its curve goes to step {steps[-1]}, but it has {total} steps."
+    protocol, chooses = given.record.resolved_protocol, _chooses(given.record)
+    if protocol and not chooses and steps != _due(steps, protocol.evaluate_every):
+        yield f"its curve isn't evaluated every {protocol.evaluate_every} steps."
     differing = _disagreeing(given.outcomes)
     if differing > _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
 
 
+def _due(steps: list[int], every: int) -> list[int]:
+    """The steps that a curve of a protocol has up to the last, which stands where training ends."""
+    return [*islice(range(0, steps[-1], every), len(steps) + 1), steps[-1]] if steps else []
+
+
+def _chooses(record: Record) -> bool:
+    """Whether its method ends at a point of its choice, as it says where it averages weights."""
+    return record.method.name in SETTINGS and SETTINGS[record.method.name].chooses
+
+
+def _asked(given: _Submission) -> Iterator[str]:
+    """A fact that isn't asked where it would be wrong raises every share."""
+    parts = by_split(given.outcomes)
+    if any(NOT_ASKED in one.curve for one in parts[HELDOUT]):
+        yield "facts of D_Held are unasked on its curve; all have to be asked at every point."
+    for split in (KNOWN, UNKNOWN):
+        if told := _wrong_sample(parts[split], given.record):
+            yield f"{told} of {split} facts."
+
+
+def _wrong_sample(part: list[Outcome], record: Record) -> str | None:
+    """Tells what is wrong with the facts of a split that are asked; None if nothing is."""
+    if any(one.curve[-1:] == NOT_ASKED for one in part):
+        return "the last point of its curve doesn't ask all"
+    asked = [{o.id for o in part if o.curve[i] != NOT_ASKED} for i in range(len(record.curve) - 1)]
+    if not asked:
+        return None
+    protocol = record.resolved_protocol
+    told = protocol.evaluate_sample if protocol else len(asked[0])
+    if len(asked[0]) < min(len(part), _FEWEST_ASKED):
+        return f"its curve asks {len(asked[0])}, fewer than {_FEWEST_ASKED},"
+    expected = set(sampled((one.id for one in part), told))
+    return None if all(one == expected for one in asked) else "its curve asks another sample"
+
+
 def _agreement(given: _Submission) -> Iterator[str]:
     differing = _disagreeing(given.outcomes)
-    if 0 < differing <= _MOST_DISAGREEING * len(given.outcomes):
+    if _MANY_DISAGREEING < differing / len(given.outcomes) <= _MOST_DISAGREEING:
         yield _DISAGREEING.format(differing)
 
 
@@ -153,9 +231,25 @@ def _official(given: _Submission) -> Iterator[str]:
         yield f"its bundle {given.bundle.sha256[:12]} is not the official one of its base."
 
 
-def _level(given: _Submission) -> Iterator[str]:
-    if given.record.level != "self-reported":
-        yield f"it claims the level {given.record.level}, which a maintainer has to confirm."
+def _before(given: _Submission) -> Iterator[str]:
+    if given.record.submitter == UNSTATED:
+        yield "it is of a form before, which says neither its submitter nor its protocol."
+
+
+def _answered(given: _Submission) -> Iterator[str]:
+    if not answered(given.outcomes):
+        yield "it lacks answers of the checkpoint, so it is shown and not ranked. Score it."
+
+
+def _origin(given: _Submission) -> Iterator[str]:
+    origin = given.record.origin
+    if origin.descent == "declared":
+        yield "that it descends from the base was declared, not checked."
+    if origin.tokenizer_sha256 and origin.base_tokenizer_sha256 not in (
+        None,
+        origin.tokenizer_sha256,
+    ):
+        yield "its tokenizer isn't the base's: the same questions reached it as other tokens."
 
 
 def _seed(given: _Submission) -> Iterator[str]:
@@ -168,8 +262,8 @@ def _declared(given: _Submission) -> Iterator[str]:
         yield "it doesn't declare whether it was trained on facts of D_Held."
     if given.record.training_data.heldout == "included":
         yield "it was trained on facts of D_Held: it is shown, and not ranked."
-    if given.record.track == "open" and given.record.trials is None:
-        yield "it is on the open track and doesn't declare how many settings were tried."
+    if given.record.trials is None:
+        yield "it doesn't declare how many settings were tried."
 
 
 def _environment(given: _Submission) -> Iterator[str]:
@@ -179,8 +273,10 @@ def _environment(given: _Submission) -> Iterator[str]:
         yield "its weights have no hash, so it can't be scored again."
 
 
-_ERRORS = (_facts, _answers, _id, _place, _base, _track, _metrics, _curve)
-_WARNINGS = (_agreement, _official, _level, _seed, _declared, _environment)
+_ERRORS = (_facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _asked)
+_WARNINGS = (
+    _agreement, _before, _answered, _origin, _official, _seed, _declared, _environment,
+)  # fmt: skip
 # What yields messages about one record, by name.
 CHECKS: dict[str, tuple[_Severity, Callable[[_Submission], Iterable[str]]]] = {
     **{check.__name__[1:]: ("error", check) for check in _ERRORS},
@@ -212,7 +308,13 @@ def validate(
                 findings += _run(given)
             else:
                 findings.append(given)
-    findings += [*_duplicates(submissions), *_missing_seeds(submissions)]
+    try:
+        named = maintained(root)
+    except UserError as error:
+        findings.append(Finding("maintainers", "error", str(root.parent / MAINTAINERS), str(error)))
+        named = {}
+    findings += _duplicates(submissions, named)
+    findings += [*_occupied(submissions, named), *_missing_seeds(submissions)]
     return sorted(findings, key=lambda finding: (finding.path, finding.check, finding.message))
 
 
@@ -253,19 +355,36 @@ def _run(given: _Submission) -> list[Finding]:
     return found
 
 
-def _duplicates(submissions: list[_Submission]) -> Iterator[Finding]:
-    """One checkpoint is one result: the same weights twice would count as two seeds."""
+def _occupied(submissions: list[_Submission], named: Collection[str]) -> Iterator[Finding]:
+    """A seed of an arm is one run: another record of it would displace the first."""
+    taken: dict[Hashable, list[_Submission]] = defaultdict(list)
+    for given in submissions:
+        record = given.record
+        if record.seed is not None and record.id not in named:
+            taken[record.bundle_sha256, arm_of(record), record.seed].append(given)
+    for first, *others in taken.values():
+        for other in others:
+            told = f"seed {other.record.seed} of its arm is recorded in {first.record.id} already."
+            yield Finding("occupied", "error", str(other.path), told)
+
+
+def _duplicates(submissions: list[_Submission], named: Collection[str]) -> Iterator[Finding]:
+    """One checkpoint is one result: the same weights twice would count as two seeds.
+
+    What maintainers named may be a reproduction, down to the bytes.
+    """
     groups: dict[tuple[_Severity, str, Hashable], list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
         same: Hashable = (record.bundle_sha256, record.outcomes.sha256)
         groups["warning", "the same outcomes as {}, to the last fact.", same].append(given)
         if record.weights_sha256 is not None:
-            same = (record.bundle_sha256, record.weights_sha256, record.level)
+            same = (record.bundle_sha256, record.weights_sha256)
             groups["error", "the same weights as {}.", same].append(given)
     for (severity, told, _), (first, *others) in groups.items():
         for other in others:
-            if not _may_be_equal(first.record, other.record):
+            pair = {first.record.id, other.record.id}
+            if pair.isdisjoint(named) and not _may_be_equal(first.record, other.record):
                 message = told.format(first.record.id)
                 yield Finding("duplicates", severity, str(other.path), message)
 
@@ -285,7 +404,7 @@ def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
     arms: dict[Hashable, list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
-        arms[record.bundle_sha256, record.method.model_dump_json(), record.protocol].append(given)
+        arms[record.bundle_sha256, arm_of(record)].append(given)
     for first, *others in arms.values():
         seeds = {given.record.seed for given in (first, *others)}
         if len(seeds) < _FEWEST_SEEDS:

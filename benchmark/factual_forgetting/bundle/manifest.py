@@ -66,6 +66,11 @@ class Bundle:
         """Identity of the bundle."""
         return str(self.manifest["sha256"])
 
+    @property
+    def matcher(self) -> str:
+        """The version of answer matching that judged its base, and judges whatever is asked."""
+        return str(self.manifest["labels"]["matcher"])
+
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
         yield from ((split, item) for split, items in self.splits.items() for item in items)

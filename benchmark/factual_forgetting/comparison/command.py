@@ -10,7 +10,6 @@ from typing import Any
 from factual_forgetting import files
 from factual_forgetting.comparison.comparing import compare_models, default_facts, work_folder
 from factual_forgetting.comparison.contestants import read_contestants
-from factual_forgetting.comparison.demands import Demand
 from factual_forgetting.comparison.interview import Opening
 from factual_forgetting.comparison.outcomes import FATES
 from factual_forgetting.comparison.questions import (
@@ -20,15 +19,17 @@ from factual_forgetting.comparison.questions import (
     read_questions,
 )
 from factual_forgetting.comparison.result import Comparison
-from factual_forgetting.comparison.telling import comparison_text
+from factual_forgetting.comparison.telling import breaches, comparison_text
 from factual_forgetting.config import parse
 from factual_forgetting.engines.opening import ENGINES
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.facts.rows import RELATION_OF_ALL, lacks_relations
 from factual_forgetting.facts.store import StoredFacts
+from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
 FAILED = 3
+_LIMITED = ("lost", "net", "gained", "kept", "stability")
 _FORMS = {"table": "simple", "markdown": "github"}
 
 
@@ -80,7 +81,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    demands = [Demand.parse(text) for text in args.fail_if]
+    limits = [Threshold.parse(text, _LIMITED) for text in args.fail_if]
     values = {name: getattr(args, name) for name in ("style", "runs", "shots")}
     settings = parse(CompareConfig, {**values, "seed": args.exemplar_seed}, "compare")
     models = read_contestants(args.base, args.checkpoints, args.model, args.model_args)
@@ -93,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         _write(comparison, args.output_path)
     found, form = comparison.summary, _FORMS[args.format]
     sys.stdout.write(comparison_text(found, comparison.outcomes, form, args.show) + "\n")
-    broken = [told for demand in demands for told in demand.broken(found)]
+    broken = [told for limit in limits for told in breaches(limit, found)]
     sys.stderr.writelines(f"failed: {told}\n" for told in broken)
     return FAILED if broken else 0
 

@@ -11,7 +11,8 @@ from tabulate import tabulate
 
 from factual_forgetting.comparison.outcomes import Pair
 from factual_forgetting.scoring.report import LOST
-from factual_forgetting.scoring.statistics import interval_text
+from factual_forgetting.scoring.statistics import Estimate, interval_text
+from factual_forgetting.scoring.threshold import Threshold
 
 _MOST_SHOWN = 200
 _MARKDOWN, _HTML = "github", "html"
@@ -59,6 +60,16 @@ def comparison_text(
         table = _facts(outcomes, show, form)
         parts += [f"{head}{table.title}", _draw(table, form)]
     return "\n\n".join(parts)
+
+
+def breaches(limit: Threshold, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what a limit finds, for each checkpoint whose whole interval is beyond it."""
+    side = "over" if limit.above else "under"
+    for row in summary["checkpoints"]:
+        found = row["measures"][limit.metric]
+        if found and limit.holds(Estimate(**found)):
+            told = f"{limit.metric} is {interval_text(found)}, all of it {side} {limit.bound:g}"
+            yield f"{_plain(row['name'])}: {told}"
 
 
 def comparison_page(summary: Mapping[str, Any], outcomes: _Outcomes, plot: bytes) -> str:

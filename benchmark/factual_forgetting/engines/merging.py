@@ -9,6 +9,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.errors import NotFoundError, PackageError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MADE_OF = "merge.json"
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
@@ -37,20 +38,22 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     }
     family = files.sha256_json([parts["base"], str(adapter.resolve().parent)])[:12]
     merged = folder / family / adapter.resolve().name
-    made_of = merged / "merge.json"
-    if not made_of.is_file() or files.read_json(made_of) != parts:
-        _merge(base, adapter, merged)
-        files.write_json(made_of, parts)
+    made_of = merged / _MADE_OF
+    # One that is merged beside this one takes what this one makes.
+    with files.locked(merged.with_name(f".{merged.name}.lock")):
+        if not made_of.is_file() or files.read_json(made_of) != parts:
+            _merge(base, adapter, merged, parts)
     return merged
 
 
-def _merge(base: Path, adapter: Path, merged: Path) -> None:
+def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
     with files.atomic_directory(merged) as beside:
         with_adapter(model, adapter).save_pretrained(beside)
         AutoTokenizer.from_pretrained(tokenizer_owner(base, adapter)).save_pretrained(beside)
+        files.write_json(beside / _MADE_OF, parts)
 
 
 def adapter_apart(arguments: dict[str, Any]) -> dict[str, Any]:

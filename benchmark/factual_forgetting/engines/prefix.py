@@ -12,7 +12,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, islice, takewhile
@@ -26,7 +26,7 @@ from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.engines.reach import reachable, skeletons
 from factual_forgetting.engines.tree import Branch, TreeModel, UnsupportedModelError
 from factual_forgetting.facts.fact import Fact, stable_fraction
-from factual_forgetting.facts.matching import first_line, is_correct
+from factual_forgetting.facts.matching import MATCHER_VERSION, first_line, is_correct
 
 _REMEMBERED = 20_000
 # What transformers' decoders rewrite at word ends, where a tokenizer asks for it (" n't").
@@ -285,44 +285,69 @@ def _common_prefix(ids: list[list[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
-def ask_zero_shot(
-    model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
-) -> list[bool]:
-    """Tells which facts `answer_zero_shot` answers right: lm-eval's greedy verdicts."""
-    texts = answer_zero_shot(model, tokenizer, facts, max_new_tokens, verdict_only=True)
-    return [is_correct(text, fact.accepted) for text, fact in zip(texts, facts, strict=True)]
-
-
-def answer_zero_shot(
+def ask_facts(
     model: Any,
     tokenizer: Any,
     facts: Sequence[Fact],
     max_new_tokens: int,
-    *,
-    verdict_only: bool = False,
-) -> list[str]:
-    """Answers facts greedily in the protocol's zero-shot prompt, in their order.
-
-    Where the model can't be computed over trees, transformers generates the same answers, and
-    stderr tells so.
+    preface: Callable[[Fact], str] = lambda fact: "",
+    matcher: str = MATCHER_VERSION,
+) -> list[bool]:
+    """Tells which facts a model answers right, in their order: lm-eval's greedy verdicts.
 
     Args:
         model: The model, in eval mode.
         tokenizer: Its tokenizer.
         facts: Facts to ask.
         max_new_tokens: Most tokens of an answer.
-        verdict_only: Whether a text may end once no accepted answer can be reached any more.
+        preface: What stands before a fact's zero-shot prompt, exemplars say; nothing by default.
+        matcher: The version that judges.
+    """
+    heads = [preface(fact) for fact in facts]
+    # What can't become right any more is known of this version alone.
+    brief = matcher == MATCHER_VERSION
+    texts = _answer(model, tokenizer, facts, heads, max_new_tokens, verdict_only=brief)
+    return [is_correct(t, fact.accepted, matcher) for t, fact in zip(texts, facts, strict=True)]
+
+
+def answer_zero_shot(
+    model: Any, tokenizer: Any, facts: Sequence[Fact], max_new_tokens: int
+) -> list[str]:
+    """Answers facts greedily in the protocol's zero-shot prompt, as `ask_facts` asks them."""
+    return _answer(model, tokenizer, facts, [""] * len(facts), max_new_tokens)
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    heads: Sequence[str],
+    most: int,
+    *,
+    verdict_only: bool = False,
+) -> list[str]:
+    """Answers facts after their heads, in their order.
+
+    Where the model can't be computed over trees, transformers generates the same answers, and
+    stderr tells so.
     """
     try:
         engine = PrefixEngine(model, tokenizer)
     except UnsupportedModelError as error:
         _tell(f"engine: transformers' generate (the prefix engine can't run this model: {error})\n")
-        prompts = [question_prompt(fact.question) for fact in facts]
-        stops = stop_ids(model, tokenizer)
-        return generate_plainly(model, tokenizer, prompts, stops, max_new_tokens)
+        prompts = [h + question_prompt(f.question) for h, f in zip(heads, facts, strict=True)]
+        return generate_plainly(model, tokenizer, prompts, stop_ids(model, tokenizer), most)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, head in enumerate(heads):
+        places[head].append(place)
     queries = [Query(question_prompt(f.question), f.accepted, likely=True) for f in facts]
-    answers = engine.answer([Group("", queries)], max_new_tokens, verdict_only=verdict_only)[0]
-    return [answer.text for answer in answers]
+    groups = [Group(head, [queries[place] for place in own]) for head, own in places.items()]
+    found = engine.answer(groups, most, verdict_only=verdict_only)
+    texts = [""] * len(facts)
+    for own, answers in zip(places.values(), found, strict=True):
+        for place, answer in zip(own, answers, strict=True):
+            texts[place] = answer.text
+    return texts
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 MATCHER_VERSION = "exact-2"
@@ -92,20 +92,30 @@ def first_line(text: str) -> str:
     return text.split("\n", 1)[0].strip()
 
 
+# What two writings of one name share, by the version that says so. A change of `normalise` is a
+# new version, and the old function stays here under its own: bundles, results and records are
+# judged by the version that they were made with.
+MATCHERS: dict[str, Callable[[str], str]] = {MATCHER_VERSION: normalise}
+
+
 class AnswerKey:
     """The accepted answers of one question, normalised once for many generations."""
 
-    __slots__ = ("_accepted",)
+    __slots__ = ("_accepted", "_normalise")
 
-    def __init__(self, answers: Iterable[str]) -> None:
-        """Takes `fact.answers` for strict accuracy, `fact.accepted` for alias accuracy."""
-        self._accepted = frozenset(map(normalise, answers)) - {""}
+    def __init__(self, answers: Iterable[str], version: str = MATCHER_VERSION) -> None:
+        """Takes `fact.answers` for strict accuracy, `fact.accepted` for alias accuracy.
+
+        `version` is a key of `MATCHERS`.
+        """
+        self._normalise = MATCHERS[version]
+        self._accepted = frozenset(map(self._normalise, answers)) - {""}
 
     def accepts(self, text: str) -> bool:
         """Tells whether the first line of a generated text is an accepted answer."""
-        return normalise(first_line(text)) in self._accepted
+        return self._normalise(first_line(text)) in self._accepted
 
 
-def is_correct(text: str, answers: Iterable[str]) -> bool:
+def is_correct(text: str, answers: Iterable[str], version: str = MATCHER_VERSION) -> bool:
     """Tells whether a generated text exactly matches any accepted answer, once normalised."""
-    return AnswerKey(answers).accepts(text)
+    return AnswerKey(answers, version).accepts(text)

@@ -48,13 +48,13 @@ def _full_plan() -> _Plan:
     sizes = BundleConfig(
         known=300, unknown=300, heldout=500, validation=60, replay=60, other_relations=("shelf",)
     )
-    return _Plan((), SlickConfig(), sizes, load_protocol("almanac-v1"), (0, 1))
+    return _Plan((), SlickConfig(), sizes, load_protocol("almanac-v2"), (0, 1))
 
 
 def _quick_plan() -> _Plan:
     sizes = BundleConfig(known=32, unknown=32, heldout=32, validation=8, replay=8)
     short = {"name": "almanac-quick", "epochs": 2, "evaluate_every": 2}
-    protocol = load_protocol("almanac-v1").model_copy(update=short)
+    protocol = load_protocol("almanac-v2").model_copy(update=short)
     return _Plan(("country", "place_of_birth"), SlickConfig(runs=4), sizes, protocol, (0,))
 
 
@@ -122,7 +122,8 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     finetune(told, run, progress=False)
     if not any(results.rglob("results_*.json")):
         run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
-    return record.make_record(results, bundle, output / "records")
+    declared = record.Declared(submitter="demo", trials=1)
+    return record.make_record(results, bundle, output / "records", declared)
 
 
 def _closing(output: Path) -> str:
@@ -137,8 +138,9 @@ def _closing(output: Path) -> str:
 
 Next:
   factual-forgetting validate {output}/records --bundle {output}/bundle
-  factual-forgetting finetune --bundle {output}/bundle --protocol almanac-v1 \\
+  factual-forgetting finetune --bundle {output}/bundle --protocol almanac-v2 \\
       --method self_distillation --method_args teacher=base,weight=2 --output_path my-run
   factual-forgetting score --model_args my-run --bundle {output}/bundle --output_path my-results
-  factual-forgetting record my-results --bundle {output}/bundle --output_path {output}/records
+  factual-forgetting record my-results --bundle {output}/bundle --submitter me \\
+      --output_path {output}/records
   factual-forgetting board {output}/records"""

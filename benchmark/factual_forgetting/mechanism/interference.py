@@ -230,7 +230,7 @@ class _Watch(Points):
         self.experiment, self.tokenizer = experiment, tokenizer
         self._sample, self._path = sample, path
         self._held = conditions.held_facts(experiment.bundle, experiment.settings.relation)
-        self._base = as_checkpoint(model, experiment.settings.protocol.checkpoint_dtype)
+        self._base = as_checkpoint(model, experiment.settings.protocol.stored)
         self._before = {name: self._states(self._base, name) for name in self._held}
 
     def describe(self, new: Iterable[Fact]) -> drift.Row:

@@ -13,7 +13,7 @@ from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
-from factual_forgetting.modelargs import parse_model_args, parse_pairs
+from factual_forgetting.modelargs import parse_model_args, parse_settings
 from factual_forgetting.protocol import recipe
 from factual_forgetting.protocol.curve import CURVE
 from factual_forgetting.protocol.run import Run
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("finetune", help="train a bundle's base by a method")
     parser.add_argument("--bundle", required=True, help="directory, or almanac")
     parser.add_argument("--method", required=True, help=", ".join(SETTINGS))
-    parser.add_argument("--method_args", default="", help="its settings, key=value,key=value")
+    parser.add_argument("--method_args", default="", help="its settings, key=value,… or JSON")
     named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
     parser.add_argument("--protocol", default="paper-v1", help=named)
     parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
@@ -80,7 +80,7 @@ def _execution(args: argparse.Namespace) -> recipe.Execution:
 
 def _finetune(args: argparse.Namespace) -> None:
     protocol = recipe.load_protocol(args.protocol)
-    settings = resolve(args.method, parse_pairs(args.method_args))
+    settings = resolve(args.method, parse_settings(args.method_args))
     bundle = load_bundle(locate_bundle(args.bundle))
     given = _base_arguments(args)
     place, adapter = given.get("pretrained"), given.get("peft")

@@ -60,7 +60,8 @@ class Step:
         facts: Positions of the batch's facts in `Context.facts`, shape (batch,).
         answers: Answer and EOS tokens in the whole optimizer step.
         positions: Predicted positions in the whole optimizer step.
-        share: Facts in this pass over facts in the whole optimizer step.
+        share: Of the optimizer step: facts in this pass over all of its facts; for a term of the
+            weights alone, this process among all.
         save: Writes the student's whole weights to a directory, unless they are there already;
             every process calls it.
     """
@@ -84,10 +85,11 @@ class Penalty:
         term: Computes this pass's share of it; the shares of an optimizer step sum to it.
         from_step: Optimizer steps after which it counts.
         teacher_tokens: What a teacher, if any, reads for each of `Context.facts`.
-        whole_weights: Whether it reads the student's weights, which must not be sharded.
+        of_weights: Whether it is of the student's weights alone, which must not be sharded: it is
+            computed once in an optimizer step.
     """
 
     term: Callable[[Step], Tensor]
     from_step: int = 0
     teacher_tokens: Sequence[int] = ()
-    whole_weights: bool = False
+    of_weights: bool = False

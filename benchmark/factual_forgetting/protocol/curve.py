@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
-from factual_forgetting.engines.prefix import ask_zero_shot
 from factual_forgetting.facts.fact import Fact, stable_hash
-from factual_forgetting.protocol.recipe import (
-    Protocol,
-    is_main_process,
-    process_rank,
-    world_size,
-)
+from factual_forgetting.protocol.live import ask_together
+from factual_forgetting.protocol.recipe import Protocol, is_main_process
 from factual_forgetting.slick.labelling import NOT_ASKED
 
 CURVE = "curve.jsonl"
@@ -85,6 +80,7 @@ class Curve(Points):
     def __post_init__(self) -> None:
         """Reads the points of an interrupted run."""
         super().__init__(self.output / PARTIAL_CURVE)
+        self._facts = {name: [item.fact for item in self.bundle.splits[name]] for name in _ASKED}
 
     def evaluate(
         self,
@@ -107,13 +103,9 @@ class Curve(Points):
             alpha: The share of the trained weights where weights are averaged.
         """
         facts = [fact for name in _ASKED for fact in self._sample(name, final)]
-        most, mine = self.protocol.max_new_tokens, facts[process_rank() :: world_size()]
-        right = _from_all(ask_zero_shot(model, self.tokenizer, mine, most) if mine else [])
-        marks = {fact.id: "01"[verdict] for fact, verdict in zip(facts, right, strict=True)}
-        correct = {
-            name: "".join(marks.get(i.fact.id, NOT_ASKED) for i in self.bundle.splits[name])
-            for name in _ASKED
-        }
+        asked = (model, self.tokenizer, facts, self.protocol.max_new_tokens)
+        right = ask_together(*asked, matcher=self.bundle.matcher)
+        correct = outcome_marks(zip(facts, right, strict=True), self._facts)
         measured = {"loss": loss, "kl_to_base": self.divergence(model), "alpha": alpha}
         cost = self.cost(step if trained is None else trained)
         self.points.append({"step": step, **measured, **cost, "correct": correct})
@@ -124,19 +116,10 @@ class Curve(Points):
     def finish(self) -> None:
         """Writes curve and outcomes in their final form."""
         files.write_jsonl(self.output / CURVE, self.lines())
-        files.write_jsonl(self.output / OUTCOMES, self._outcomes(METRIC_OF_SPLIT))
-        files.write_jsonl(self.output / _VALIDATION_OUTCOMES, self._outcomes([VALIDATION]))
-
-    def _outcomes(self, splits: Iterable[str]) -> list[dict[str, str]]:
-        return [
-            {
-                "id": item.fact.id,
-                "split": name,
-                "correct": "".join(point["correct"][name][index] for point in self.points),
-            }
-            for name in splits
-            for index, item in enumerate(self.bundle.splits[name])
-        ]
+        trained = {name: self._facts[name] for name in METRIC_OF_SPLIT}
+        files.write_jsonl(self.output / OUTCOMES, outcome_rows(self.points, trained))
+        validation = {VALIDATION: self._facts[VALIDATION]}
+        files.write_jsonl(self.output / _VALIDATION_OUTCOMES, outcome_rows(self.points, validation))
 
     def line(self, point: Point) -> Point:
         """Returns a point as it will stand in the curve."""
@@ -144,26 +127,48 @@ class Curve(Points):
         shares = {metric: share_correct(point["correct"][name]) for name, metric in _ASKED.items()}
         return {**measured, **shares}
 
-    def _sample(self, name: str, final: bool) -> list[Fact]:
-        facts = [item.fact for item in self.bundle.splits[name]]
-        if name in {HELDOUT, VALIDATION} or final:
-            return facts
-        drawn = sorted(facts, key=lambda fact: stable_hash("curve", fact.id))
-        return drawn[: self.protocol.evaluate_sample]
+    def _sample(self, name: str, final: bool) -> Sequence[Fact]:
+        whole = name in {HELDOUT, VALIDATION} or final
+        return drawn(self._facts[name], None if whole else self.protocol.evaluate_sample)
 
 
-def _from_all(mine: list[bool]) -> list[bool]:
-    """Returns the verdicts of all processes, each of which asked every n-th fact."""
-    if world_size() == 1:
-        return mine
-    from torch import distributed
+def sampled(ids: Iterable[str], most: int) -> list[str]:
+    """Draws the facts of D_Known or D_Unk that are asked at every point before the last."""
+    return sorted(ids, key=lambda key: stable_hash("curve", key))[:most]
 
-    parts: list[list[bool]] = [[] for _ in range(world_size())]
-    distributed.all_gather_object(parts, mine)
-    found = [False] * sum(map(len, parts))
-    for rank, part in enumerate(parts):
-        found[rank :: len(parts)] = part
-    return found
+
+def drawn(facts: Sequence[Fact], most: int | None) -> Sequence[Fact]:
+    """Returns the facts that a point asks: all of them without `most`, else always the same."""
+    if most is None:
+        return facts
+    by_id = {fact.id: fact for fact in facts}
+    return [by_id[key] for key in sampled(by_id, most)]
+
+
+def outcome_marks(
+    verdicts: Iterable[tuple[Fact, bool]], splits: Mapping[str, Sequence[Fact]]
+) -> dict[str, str]:
+    """Returns a point's outcomes by split, one character a fact: `-` for those not asked."""
+    found = {fact.id: "01"[verdict] for fact, verdict in verdicts}
+    return {
+        name: "".join(found.get(fact.id, NOT_ASKED) for fact in facts)
+        for name, facts in splits.items()
+    }
+
+
+def outcome_rows(
+    points: Sequence[Point], splits: Mapping[str, Sequence[Fact]]
+) -> list[dict[str, str]]:
+    """Returns the outcomes of every fact along a curve, as they stand in its file."""
+    return [
+        {
+            "id": fact.id,
+            "split": name,
+            "correct": "".join(point["correct"][name][index] for point in points),
+        }
+        for name, facts in splits.items()
+        for index, fact in enumerate(facts)
+    ]
 
 
 def share_correct(outcomes: str) -> float | None:

@@ -85,7 +85,7 @@ def _interpolate(model: Any, curve: Curve, context: Context, settings: s.WiseFT)
 
     def add(alpha: float, step: int, loss: float | None, final: bool) -> Any:
         average = averaged(base, model, alpha)
-        frozen = as_checkpoint(average, curve.protocol.checkpoint_dtype).to(context.model.device)
+        frozen = as_checkpoint(average, curve.protocol.stored).to(context.model.device)
         curve.evaluate(frozen, step, loss, final=final, trained=steps, alpha=alpha)
         return average
 
@@ -100,7 +100,7 @@ def _take_best(model: Any, curve: Curve, context: Context, settings: s.EarlyStop
     best = max(curve.lines(), key=selection_score)
     chosen = load_weights(context.output / BEST / str(best["step"]), model.device)
     curve.forget_after(best["step"] - 1)
-    frozen = as_checkpoint(chosen, curve.protocol.checkpoint_dtype).to(context.model.device)
+    frozen = as_checkpoint(chosen, curve.protocol.stored).to(context.model.device)
     curve.evaluate(frozen, best["step"], best["loss"], final=True)
     return chosen
 

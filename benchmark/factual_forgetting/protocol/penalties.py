@@ -95,11 +95,32 @@ def _pull(
         total = torch.zeros((), device=step.logits.device)
         for name, parameter in step.model.named_parameters():
             if parameter.requires_grad:
-                squares = (parameter.float() - anchor[name]).square()
-                total = total + (squares * importance[name] if importance else squares).sum()
+                weight = importance[name] if importance else None
+                total = total + _squared_distance(parameter, anchor[name], weight)
         return step.share * settings.weight * (total / 2)
 
-    return Penalty(term, from_step=context.opening, whole_weights=True)
+    return Penalty(term, from_step=context.opening, of_weights=True)
+
+
+def _squared_distance(parameter: Tensor, anchor: Tensor, importance: Tensor | None) -> Tensor:
+    found: Tensor = _SquaredDistance.apply(parameter, anchor, importance)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """Weighted squared distance of a parameter from its anchor; keeps no difference for later."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, anchor: Tensor, importance: Tensor | None) -> Tensor:
+        ctx.save_for_backward(parameter, anchor, importance)
+        squares = (parameter - anchor).square()
+        return (squares if importance is None else squares * importance).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        parameter, anchor, importance = ctx.saved_tensors
+        scale = gradients[0] if importance is None else gradients[0] * importance
+        return scale * (2 * (parameter - anchor)), None, None
 
 
 def l2(context: Context, settings: s.L2) -> Penalty:

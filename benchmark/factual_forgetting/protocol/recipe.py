@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -20,6 +20,13 @@ from factual_forgetting.config import Config, load_yaml, parse
 from factual_forgetting.errors import InputError
 
 _RECIPES = Path(__file__).parent / "recipes"
+
+
+class Stored(NamedTuple):
+    """How a checkpoint holds a model: the dtype's name, and whether it casts every buffer to it."""
+
+    dtype: str
+    all_buffers: bool = False
 
 
 class Protocol(Config):
@@ -46,11 +53,16 @@ class Protocol(Config):
         teacher_precision: What a teacher's predictions and importances at an anchor are computed
             in: `fp32`, or as the `student`. Weights are pulled in fp32.
         checkpoint_dtype: What the checkpoint is saved in, and the curve evaluated in.
+        curve_buffers: What the curve is evaluated with where a checkpoint holds no value (rotary
+            frequencies): `cast` to `checkpoint_dtype`, or in fp32, as `loaded` checkpoints have it.
         attention: transformers' name of the attention implementation.
         evaluate_every: Steps between two points of the curve.
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
         kl_sample: Most facts of D_Held on which the divergence from the base is measured.
         max_new_tokens: Most tokens of an answer.
+        settings: What the recipe pins of each method, by its name: its settings in full, several
+            for several arms. A method that isn't named isn't on the closed track. Where the
+            recipe names none, every method is pinned to its defaults.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -69,24 +81,30 @@ class Protocol(Config):
     precision: Literal["bf16", "fp32"]
     teacher_precision: Literal["fp32", "student"] = "fp32"
     checkpoint_dtype: Literal["bfloat16", "float32"]
+    curve_buffers: Literal["cast", "loaded"] = "cast"
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     evaluate_every: PositiveInt
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
     max_new_tokens: PositiveInt
+    settings: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
 
     @property
     def teacher_autocast(self) -> bool:
         """Whether teachers compute in bf16 autocast."""
         return self.precision == "bf16" and self.teacher_precision == "student"
 
+    @property
+    def stored(self) -> Stored:
+        """How checkpoints hold the model, and the curve evaluates it."""
+        return Stored(self.checkpoint_dtype, self.curve_buffers == "cast")
+
     @model_serializer(mode="wrap")
     def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what a recipe couldn't say before, at the value that it always had."""
         told: dict[str, Any] = serialise(self)
-        if self.teacher_precision == "fp32":
-            told.pop("teacher_precision", None)
-        return told
+        always = {"teacher_precision": "fp32", "curve_buffers": "cast", "settings": {}}
+        return {key: value for key, value in told.items() if always.get(key) != value}
 
     @model_validator(mode="after")
     def _rate_on_grid(self) -> Protocol:
@@ -145,14 +163,26 @@ def load_protocol(name: str) -> Protocol:
             f"Unknown protocol '{name}'. There are {', '.join(recipe_names())}; "
             "a file of your own must end in .yaml."
         )
-    return parse(Protocol, load_yaml(path), name)
+    found = _load(path)
+    require_own_name(found.name, protocol_sha256(found))
+    return found
+
+
+def _load(path: Path) -> Protocol:
+    return parse(Protocol, load_yaml(path), path.stem)
+
+
+def require_own_name(name: str, sha256: str) -> None:
+    """Raises a UserError for what calls itself a recipe of the package and is another."""
+    if name in recipe_names() and find_recipe(name, sha256) is None:
+        raise InputError(f"It isn't the {name} of this package. Give a recipe a name of its own.")
 
 
 def find_recipe(name: str, sha256: str) -> Protocol | None:
     """Returns the package's protocol of a name and hash, at the rate of its grid that gives it."""
     if name not in recipe_names():
         return None
-    recipe = load_protocol(name)
+    recipe = _load(_RECIPES / f"{name}.yaml")
     rates = (recipe.learning_rate, *recipe.learning_rates)
     at_rates = (recipe.model_copy(update={"learning_rate": rate}) for rate in rates)
     return next((found for found in at_rates if protocol_sha256(found) == sha256), None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint
+from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
-from factual_forgetting.errors import InputError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.recipe import Protocol, protocol_sha256
 from factual_forgetting.protocol.settings import MethodSettings
 
@@ -18,6 +19,19 @@ LOG = "run.log.json"
 CHOSEN = "chosen.json"  # of a sweep
 # While it trains: what it is held to later, the best weights so far by step, and a base made whole.
 SNAPSHOT, BEST, MERGED = "snapshot", "best", "merged"
+_TOLD = {"bundle_sha256", "method", "protocol", "protocol_sha256", "seed", "weights_sha256"}
+
+
+def told_by_run(path: Path) -> dict[str, Any] | None:
+    """Reads what `finetune` says of a finished run; None if it made nothing in that directory.
+
+    Other programs write a run.json too.
+    """
+    with suppress(UserError):
+        told = files.read_json(path / RUN, ours=False)
+        if isinstance(told, dict) and told.keys() >= _TOLD:
+            return told
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from tqdm import tqdm
 
 from factual_forgetting import files
@@ -46,6 +46,8 @@ class Sweep(Config):
         strengths: Another grid of strengths; likewise.
         arms: The methods.
         seeds: Seeds of every trial.
+        choosing_seeds: Those of them whose runs choose; the others then train the chosen trial
+            alone. All, where none is named.
     """
 
     bundle: str
@@ -54,6 +56,13 @@ class Sweep(Config):
     strengths: tuple[PositiveFloat, ...] = ()
     arms: tuple[Arm, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
+    choosing_seeds: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _some_choose(self) -> Sweep:
+        if not set(self.choosing_seeds) <= set(self.seeds):
+            raise ValueError("choosing_seeds are none of seeds")
+        return self
 
     def resolved(self) -> Protocol:
         """Returns the protocol with this sweep's grid."""
@@ -65,12 +74,16 @@ class Sweep(Config):
 
 @dataclass(frozen=True, slots=True)
 class SweepRun:
-    """One run of a sweep: what an arm trains at a point of the grid, and in which directory."""
+    """One run of a sweep: what an arm trains at a point of the grid, and in which directory.
+
+    Runs that don't choose are trained for the chosen trial alone.
+    """
 
     arm: str
     trial: Trial
     run: Run
     path: Path
+    chooses: bool = True
 
     @property
     def done(self) -> bool:
@@ -96,7 +109,9 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
             recipe, tried = trial.apply(protocol, settings)
             run = Run(bundle, recipe, arm.method, tried, seed)
             name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
-            found.append(SweepRun(arm.name, trial, run, output / _RUNS / arm.name / name))
+            chooses = seed in (sweep.choosing_seeds or sweep.seeds)
+            path = output / _RUNS / arm.name / name
+            found.append(SweepRun(arm.name, trial, run, path, chooses))
     return found
 
 
@@ -111,7 +126,8 @@ def plan_sweep(
         steps: Optimizer steps to measure; one run of each arm is tried for so long.
     """
     rows = []
-    for arm, group in _grouped(runs, attrgetter("arm")).items():
+    for arm, every in _grouped(runs, attrgetter("arm")).items():
+        group = _due(every)
         missing = [found for found in group if not found.done]
         seconds = rehearse(missing[0].run, execution, steps) * len(missing) if missing else 0.0
         done = len(group) - len(missing)
@@ -119,26 +135,44 @@ def plan_sweep(
     return rows
 
 
+def _due(runs: Iterable[SweepRun]) -> list[SweepRun]:
+    """Those of an arm that will be trained; before the choice any trial stands for the chosen."""
+    choosing = [found for found in runs if found.chooses]
+    others = _grouped((found for found in runs if not found.chooses), attrgetter("run.seed"))
+    return choosing + [next((one for one in of if one.done), of[0]) for of in others.values()]
+
+
 def run_all(runs: Sequence[SweepRun], output: Path, execution: Execution) -> dict[str, Any]:
     """Trains what isn't done, chooses, and returns the choice as it stands in `chosen.json`."""
-    for found in tqdm(runs, desc="sweep", unit="run"):
-        if not found.done:
-            finetune(found.run, found.path, execution=execution, progress=False)
+    _train_all([found for found in runs if found.chooses], execution)
     chosen = choose(runs, output)
+    names = {name for row in chosen.values() for name in row["runs"]}
+    _train_all([one for one in runs if str(one.path.relative_to(output)) in names], execution)
     files.write_json(output / CHOSEN, chosen)
     return chosen
+
+
+def _train_all(runs: Sequence[SweepRun], execution: Execution) -> None:
+    missing = [found for found in runs if not found.done]
+    done = len(runs) - len(missing)
+    for found in tqdm(missing, desc="sweep", unit="run", initial=done, total=len(runs)):
+        finetune(found.run, found.path, execution=execution, progress=False)
 
 
 def choose(runs: Iterable[SweepRun], output: Path) -> dict[str, Any]:
     """Chooses each arm's trial by S on validation and P on D_Unk, never by D_Held.
 
     Returns for each arm the rate, the strength, the score by which it was chosen (a mean over
-    seeds), the number of trials, and the chosen runs, relative to the sweep's directory.
+    the seeds that choose), the number of trials, and the chosen runs, relative to the sweep's
+    directory.
     """
     chosen = {}
     for arm, group in _grouped(runs, attrgetter("arm")).items():
         by_trial = _grouped(group, attrgetter("trial"))
-        scores = {trial: fmean(map(_score, tried)) for trial, tried in by_trial.items()}
+        scores = {
+            trial: fmean(_score(found) for found in tried if found.chooses)
+            for trial, tried in by_trial.items()
+        }
         best = max(scores, key=lambda trial: scores[trial])
         chosen[arm] = {
             **asdict(best),

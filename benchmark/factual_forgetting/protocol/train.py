@@ -140,7 +140,7 @@ def rehearse(run: Run, execution: Execution, steps: int) -> float:
             trial, base.whole(Path(scratch)), Path(scratch), execution, progress=False
         )
         started = time.perf_counter()
-        frozen = trainer.checkpoint(run.protocol.checkpoint_dtype)
+        frozen = trainer.checkpoint(run.protocol.stored)
         curve.evaluate(frozen, 0, None, final=False)
         evaluation = time.perf_counter() - started
         trainer.add_callback(Stopwatch())
@@ -157,13 +157,13 @@ def _train(
     """Trains, writes checkpoint and curve, and returns what was resolved."""
     trainer, curve, context = _assemble(run, base, output, execution, progress)
     trainer.train(resume_from_checkpoint=trainers.last_checkpoint(output / _RESUME, curve))
-    finish, dtype = METHODS[run.method].finish, run.protocol.checkpoint_dtype
+    finish, stored = METHODS[run.method].finish, run.protocol.stored
     if finish is None:
-        frozen = trainer.checkpoint(dtype)
+        frozen = trainer.checkpoint(stored)
     else:
         curve.persistent = False
         trainer.accelerator.wait_for_everyone()  # the best point may be the last
-        frozen = as_checkpoint(finish(trainer.whole_model(), curve, context, run.settings), dtype)
+        frozen = as_checkpoint(finish(trainer.whole_model(), curve, context, run.settings), stored)
     if is_main_process():
         curve.finish()
         frozen.save_pretrained(output)
@@ -231,7 +231,7 @@ def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any
     drawn = sorted(held, key=lambda fact: stable_hash("divergence", fact.id))
     rows = context.encode(drawn[: protocol.kl_sample])
     batches = [context.collate(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
-    base = as_checkpoint(context.model, protocol.checkpoint_dtype)
+    base = as_checkpoint(context.model, protocol.stored)
     expected = [_predict(base, batch).cpu() for batch in batches]
 
     def measure(model: Any) -> float | None:

@@ -18,10 +18,11 @@ from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol.context import Penalty, Step
 from factual_forgetting.protocol.curve import Points, selection_score
-from factual_forgetting.protocol.recipe import Execution, Protocol, world_size
+from factual_forgetting.protocol.recipe import Execution, Protocol, Stored, world_size
 from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
 
 _WHOLE = "whole"
+_WHOLE_FP32 = Stored("float32")
 _SHORT = {"T": "task_learning", "P": "plasticity", "S": "stability"}
 # Fields of a protocol that Trainer's arguments have too.
 _ALIKE = "learning_rate warmup_steps weight_decay max_grad_norm adam_beta1 adam_beta2 adam_epsilon"
@@ -43,7 +44,7 @@ class ForgettingTrainer(hf.Trainer):
         self._batch_size, self._penalty = batch_size, penalty
         # Our loss is normalised over the whole step already; it must not be divided again.
         self.model_accepts_loss_kwargs = True
-        if penalty and penalty.whole_weights and self.sharded:
+        if penalty and penalty.of_weights and self.sharded:
             raise InputError(
                 "This method pulls on whole weights, which FSDP shards. Train it by data "
                 "parallelism, without FSDP."
@@ -87,8 +88,9 @@ class ForgettingTrainer(hf.Trainer):
         labels, facts, answers, positions = (inputs.pop(name) for name in names)
         outputs = model(**inputs)
         loss = losses.cross_entropy(outputs.logits, labels, answers[0])
-        if self._penalty is not None and self.state.global_step >= self._penalty.from_step:
-            loss = loss + self._penalty.term(
+        penalty = self._penalty
+        if penalty is not None and (share := self._share(penalty, len(labels))):
+            loss = loss + penalty.term(
                 Step(
                     model=self.accelerator.unwrap_model(model),
                     inputs=inputs,
@@ -97,13 +99,22 @@ class ForgettingTrainer(hf.Trainer):
                     facts=facts,
                     answers=answers[0],
                     positions=positions[0],
-                    share=len(labels) / self._batch_size,
+                    share=share,
                     save=self._save_whole,
                 )
             )
         # Data parallelism averages gradients over processes; ours are shares of a sum.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, penalty: Penalty, facts: int) -> float:
+        """Returns this pass's share of the optimizer step's penalty."""
+        if self.state.global_step < penalty.from_step:
+            return 0.0
+        if penalty.of_weights:
+            # They are the same in every pass of a step: once is enough.
+            return float(self.accelerator.sync_gradients) / float(self.accelerator.num_processes)
+        return facts / self._batch_size
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Stops before a gradient that isn't finite reaches the weights."""
@@ -112,25 +123,25 @@ class ForgettingTrainer(hf.Trainer):
             raise _broken(self.state.global_step + 1)
         return norm
 
-    def checkpoint(self, dtype: str) -> Any:
+    def checkpoint(self, stored: Stored) -> Any:
         """Returns the model as it would be saved and loaded, whole on every process."""
         model = self.accelerator.unwrap_model(self.model)
         if self._hollow is None:
-            return as_checkpoint(model, dtype)
-        return as_checkpoint(self._hollow, dtype, gathered(model, dtype))
+            return as_checkpoint(model, stored)
+        return as_checkpoint(self._hollow, stored, gathered(model, stored.dtype))
 
     def whole_model(self) -> Any:
         """Returns the model in fp32 on every process; a copy in main memory if it is sharded."""
         model = self.accelerator.unwrap_model(self.model)
         if self._hollow is None:
             return model
-        return as_checkpoint(self._hollow, "float32", gathered(model, "float32", device="cpu"))
+        return as_checkpoint(self._hollow, _WHOLE_FP32, gathered(model, "float32", device="cpu"))
 
     def _save_whole(self, directory: Path) -> None:
         model, main = self.accelerator.unwrap_model(self.model), self.accelerator.is_main_process
         if self._hollow is not None:
             weights = gathered(model, "float32", keep=main, device="cpu")
-            model = as_checkpoint(self._hollow, "float32", weights) if main else None
+            model = as_checkpoint(self._hollow, _WHOLE_FP32, weights) if main else None
         # Only the main process looks whether it is there: to others it may appear at any moment.
         if main and not directory.exists():
             with files.atomic_directory(directory) as beside:
@@ -209,7 +220,7 @@ class CurveCallback(hf.TrainerCallback):
         if not due or self.curve.at(state.global_step):
             return
         earlier = self.curve.lines()
-        frozen = self.trainer.checkpoint(self.protocol.checkpoint_dtype)
+        frozen = self.trainer.checkpoint(self.protocol.stored)
         point = self.curve.evaluate(frozen, state.global_step, self._loss, final=final)
         if not state.is_world_process_zero:
             return

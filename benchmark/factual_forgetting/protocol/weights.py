@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from factual_forgetting.engines.models import text_config
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.context import Step
+from factual_forgetting.protocol.recipe import Stored
 
 
 def load_weights(path: Path, device: Any, attention: str | None = None) -> Any:
@@ -102,15 +103,15 @@ def averaged(base: Any, model: Any, alpha: float) -> Any:
         )
 
 
-def as_checkpoint(model: Any, dtype: str, weights: Mapping[str, Tensor] | None = None) -> Any:
+def as_checkpoint(model: Any, stored: Stored, weights: Mapping[str, Tensor] | None = None) -> Any:
     """Returns a copy of a model as it would be saved and loaded: in the checkpoint's dtype.
 
     Args:
         model: The model.
-        dtype: Name of the checkpoint's dtype.
+        stored: How the checkpoint holds it.
         weights: Its weights, if it doesn't hold them itself.
     """
-    kind, adapted = getattr(torch, dtype), hasattr(model, "merge_and_unload")
+    kind, adapted = getattr(torch, stored.dtype), hasattr(model, "merge_and_unload")
     # Adapters are merged before anything is rounded.
     cast = torch.float32 if adapted else kind
     own = weights or dict(model.named_parameters())
@@ -120,7 +121,15 @@ def as_checkpoint(model: Any, dtype: str, weights: Mapping[str, Tensor] | None =
     vars(bare).pop("forward", None)
     if adapted:
         bare = bare.merge_and_unload()
-    return bare.to(kind).eval()
+    return (bare.to(kind) if stored.all_buffers else _cast_stored(bare, kind)).eval()
+
+
+def _cast_stored(model: Any, kind: torch.dtype) -> Any:
+    """Casts what a checkpoint would hold; what is computed at loading stays in fp32."""
+    for _, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(kind)
+    return model
 
 
 def hollow(model: Any) -> Any:

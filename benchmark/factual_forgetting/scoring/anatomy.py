@@ -102,7 +102,7 @@ def _ask(bundle: Bundle, lost: Sequence[Item], engine: PrefixEngine) -> dict[str
         groups = [Group(exemplar_prefix(exemplars), queries) for exemplars in runs]
         for answers in engine.answer(groups, MAX_NEW_TOKENS, verdict_only=True):
             for fact, answer in zip(facts, answers, strict=True):
-                outcomes[fact.id] += "01"[is_correct(answer.text, fact.accepted)]
+                outcomes[fact.id] += "01"[is_correct(answer.text, fact.accepted, bundle.matcher)]
     return outcomes
 
 

@@ -26,8 +26,8 @@ from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
 
 _ASSUMED = (
-    "Note: by their names these are checkpoints of one run, taken to have trained on D_train. "
-    "If they have not, add --no-trained."
+    "Note: checkpoints of one run are taken to have trained on D_train. If these have not, add "
+    "--no-trained."
 )
 _REFUSED = {
     "cache_requests": "its keys are the task's name, not the bundle, so that one bundle's "
@@ -61,8 +61,8 @@ def _add_score(subparsers: Any) -> None:
         nargs="+",
         required=True,
         metavar="ARGS",
-        help="pretrained=DIR,… or a directory, one or several; sibling directories whose names "
-        "end in a step are the checkpoints of one run and give a curve",
+        help="pretrained=DIR,… or a directory, one or several; a Trainer's checkpoints of one run "
+        "give a curve",
     )
     _add_common(score)
     score.add_argument(
@@ -112,6 +112,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "checkpoints of one run are taken to have)",
     )
     parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="these are checkpoints of one run, in the order of the numbers that their names end "
+        "in, or as given (known by itself for a Trainer's)",
+    )
+    parser.add_argument(
         "--anatomy",
         action="store_true",
         help="ask lost facts again: erased, suppressed, or only the format broke?",
@@ -157,7 +163,12 @@ def _tell(
 ) -> tuple[str, dict[str, Any]]:
     """Returns a report on some results as markdown and as JSON."""
     results = [read_results(path, bundle, style) for path in paths]
-    ordered = None if args.trained is False else in_order(results)
+    if args.curve and (args.trained is False or len(results) < 2):
+        raise InputError(
+            "A curve is of two or more checkpoints of a run that trained on D_train. Leave out "
+            "--curve, or give all of them and leave out --no-trained."
+        )
+    ordered = None if args.trained is False else in_order(results, declared=args.curve)
     trained = True if ordered else args.trained
     reports = [make_report(bundle, found, trained=trained) for found in ordered or results]
     content: dict[str, Any] = {"reports": [report.summary for report in reports]}
@@ -172,7 +183,7 @@ def _tell(
         parts.append(render.curve_markdown(content["curve"]))
         if args.trained is None:
             parts.append(_ASSUMED)
-    if len(reports) == 2:
+    if len(reports) == 2 and all(report.summary["metrics"]["stability"] for report in reports):
         content["comparison"] = compare_two(reports[0], reports[1], bundle)
         parts.append(render.comparison_markdown(content["comparison"]))
     if args.anatomy:

@@ -19,7 +19,7 @@ from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundl
 from factual_forgetting.errors import InputError
 from factual_forgetting.plotting import new_figure, plain_text, save_figure
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.run import CHOSEN, RUN
+from factual_forgetting.protocol.run import CHOSEN, RUN, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring import metrics
 
@@ -39,6 +39,7 @@ _COLUMNS = {
 _LEVELS = [index / 100 for index in range(101)]
 _MARKERS = "osD^vPX*<>"
 _FEW = 10
+_OWN = "own"  # of a trainer that followed no recipe
 # Plasticity and stability at each point of training; None where they weren't measured.
 SeedCurve = Sequence[Sequence[float | None]]
 
@@ -77,17 +78,20 @@ def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
 
 
 def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
-    if not (path / RUN).exists():
+    if (run := told_by_run(path)) is None:
         raise InputError(
             f"{path} is neither a finished run ({RUN}) nor a finished sweep ({CHOSEN})."
         )
-    run = files.read_json(path / RUN)
     if run["bundle_sha256"] != bundle.sha256:
         raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
-    settings = resolve(run["method"]["name"], run["method"]["settings"])
+    method, protocol = run["method"]["name"], _OWN
+    label = method
+    if run["protocol"]:
+        label = method_label(method, resolve(method, run["method"]["settings"]))
+        protocol = run["protocol"]["name"]
     return Trained(
-        arm or method_label(run["method"]["name"], settings),
-        run["protocol"]["name"],
+        arm or label,
+        protocol,
         run["seed"],
         list(files.read_jsonl(path / CURVE)),
         {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(path / OUTCOMES)},
@@ -134,8 +138,8 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
         **metrics.curve_metrics(run.curve),
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
-        "kl_to_base": last["kl_to_base"],
-        "teacher_share": last["teacher_tokens"] / last["tokens"],
+        "kl_to_base": last.get("kl_to_base"),
+        "teacher_share": last["teacher_tokens"] / last["tokens"] if "tokens" in last else None,
     }
 
 

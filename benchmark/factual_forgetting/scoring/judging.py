@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from factual_forgetting.facts.matching import first_line, is_correct, normalise
+from factual_forgetting.facts.matching import (
+    MATCHER_VERSION,
+    MATCHERS,
+    first_line,
+    is_correct,
+    normalise,
+)
 
 _ABSTENTIONS = frozenset(
     normalise(text)
@@ -64,7 +70,13 @@ class Judgement:
 
 
 def judge(
-    text: str, golds: Sequence[str], aliases: Sequence[str], subject: str, *, chat: bool
+    text: str,
+    golds: Sequence[str],
+    aliases: Sequence[str],
+    subject: str,
+    *,
+    chat: bool,
+    matcher: str = MATCHER_VERSION,
 ) -> Judgement:
     """Judges a generated text.
 
@@ -74,14 +86,16 @@ def judge(
         aliases: Other names of them.
         subject: The entity asked about; a sentence that repeats it says nothing by that.
         chat: Whether the text is a chat model's, in sentences and markdown.
+        matcher: Key of `MATCHERS`.
     """
     accepted = [*golds, *aliases]
     answer = spoken(text, chat=chat)
-    if chat:
-        correct, strict = (_says(answer, names, subject) for names in (accepted, golds))
-    else:
-        correct, strict = is_correct(answer, accepted), is_correct(answer, golds)
-    return Judgement(correct, strict, token_f1(answer, accepted), abstains(answer, chat=chat))
+    correct, strict = (
+        is_correct(answer, names, matcher) or (chat and _says(answer, names, subject, matcher))
+        for names in (accepted, golds)
+    )
+    f1 = token_f1(answer, accepted, matcher)
+    return Judgement(correct, strict, f1, abstains(answer, chat=chat))
 
 
 def spoken(text: str, *, chat: bool) -> str:
@@ -95,10 +109,11 @@ def abstains(answer: str, *, chat: bool = False) -> bool:
     return not given or given in _ABSTENTIONS or (chat and bool(_DECLINES.search(given)))
 
 
-def token_f1(answer: str, accepted: Iterable[str]) -> float:
+def token_f1(answer: str, accepted: Iterable[str], matcher: str = MATCHER_VERSION) -> float:
     """Returns the best harmonic mean of token precision and recall over accepted answers."""
-    given = normalise(answer).split()
-    return max((_f1(given, normalise(gold).split()) for gold in accepted), default=0.0)
+    plain = MATCHERS[matcher]
+    given = plain(answer).split()
+    return max((_f1(given, plain(gold).split()) for gold in accepted), default=0.0)
 
 
 def _f1(given: list[str], gold: list[str]) -> float:
@@ -138,17 +153,15 @@ def _first_sentence(line: str) -> str:
     return sentence
 
 
-def _says(answer: str, names: Sequence[str], subject: str) -> bool:
-    """Whether an answer is one of the names, or a sentence that states one without hedging."""
-    if is_correct(answer, names):
-        return True
+def _says(answer: str, names: Sequence[str], subject: str, matcher: str) -> bool:
+    """Whether an answer is a sentence that states one of the names without hedging."""
+    plain = MATCHERS[matcher]
     # Where the answer stands in the subject ("Luxembourg's capital"), repeating the question
     # must not count: one mention of the subject is taken out.
-    said = _without(f" {normalise(answer)} ", subject)
-    rests = (_without(said, name) for name in names)
+    said = _without(f" {plain(answer)} ", plain(subject))
+    rests = (_without(said, plain(name)) for name in names)
     return any(rest != said and not _HEDGES & set(rest.split()) for rest in rests)
 
 
-def _without(said: str, name: str) -> str:
-    words = normalise(name)
+def _without(said: str, words: str) -> str:
     return said.replace(f" {words} ", " | ", 1) if words else said

@@ -27,7 +27,7 @@ def final_metrics(
 
     Args:
         bundle: The bundle that was asked.
-        correct: Outcome by fact id, for D_Held and, where asked, D_Known and D_Unk.
+        correct: Outcome by fact id, for the splits that were asked.
         trained: Whether it ever trained on D_train; if not, T and P are None, never poor scores.
         outcome: Which outcome of the base is that of the same prompt: `zero_shot` or `fresh`.
 
@@ -37,7 +37,7 @@ def final_metrics(
         in the same prompt, and `gained` of the others; forgetting `from_label` (1 - S) and
         `from_base` (base minus checkpoint, paired).
     """
-    held = bundle.splits[HELDOUT]
+    held = [item for item in bundle.splits[HELDOUT] if item.fact.id in correct]
     base_right = [item for item in held if item.base[outcome]]
     base_wrong = [item for item in held if not item.base[outcome]]
     lost = {item.fact.id: not correct[item.fact.id] for item in base_right}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.errors import InputError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.account import has_majority_answer, majority_answers
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import normalise
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
-from factual_forgetting.protocol.run import RUN
+from factual_forgetting.protocol.run import told_by_run
 from factual_forgetting.scoring.judging import spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
 from factual_forgetting.scoring.reading import differing_frames, told_arguments
@@ -30,7 +31,12 @@ TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)
 # By what the base had right, and by what the checkpoint has.
 _KINDS = {True: {True: KEPT, False: LOST}, False: {True: LEARNED, False: STILL_UNKNOWN}}
 _MOSTLY_EMPTY = 0.5
-_STEP = re.compile(r"(?P<stem>.*[-_/])(?P<step>\d+)")
+_UNSURE = (
+    "Its checkpoint isn't there from here, so nothing tells whether it trained on D_train: say "
+    "--trained or --no-trained."
+)
+_CHECKPOINT, _STATE = re.compile(r"checkpoint-(\d+)"), "trainer_state.json"
+_NUMBER = re.compile(r"(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
     `trained` says whether the checkpoint trained on the bundle's D_train; None looks for a run of
     `finetune` in its directory.
     """
+    unsure = trained is None and results.pretrained and not local_checkpoint(results.pretrained)
     trained = _is_run(results, bundle) if trained is None else trained
     outcome = STYLES[results.style].outcome
     changes = _transitions(bundle, results)
@@ -100,7 +107,7 @@ def make_report(bundle: Bundle, results: Results, *, trained: bool | None = None
             split: _count_kinds(c for c in changes if c.split == split) for split in splits
         },
         "made_with": _made_with(bundle, results),
-        "notes": _notes(bundle, results),
+        "notes": [*_notes(bundle, results), *([_UNSURE] if unsure else [])],
     }
     return Report(results, trained, summary, changes)
 
@@ -122,12 +129,9 @@ def _count_kinds(changes: Iterable[Transition]) -> dict[str, int]:
 
 def _is_run(results: Results, bundle: Bundle) -> bool:
     """Whether the checkpoint is a run of `finetune` on this bundle, by its weights."""
-    path = Path(results.pretrained or "") / RUN
-    if not results.pretrained or not path.is_file():
-        return False
-    run = files.read_json(path)
-    same = run.get("weights_sha256") == results.weights_sha256
-    return bool(same and run.get("bundle_sha256") == bundle.sha256)
+    run = told_by_run(Path(results.pretrained)) if results.pretrained else None
+    told = {"weights_sha256": results.weights_sha256, "bundle_sha256": bundle.sha256}
+    return run is not None and all(run[key] == value for key, value in told.items())
 
 
 def _more_metrics(bundle: Bundle, results: Results) -> dict[str, Any]:
@@ -242,20 +246,46 @@ def _pairs(arguments: Mapping[str, Any]) -> str:
     return told or "no such argument"
 
 
-def in_order(results: Sequence[Results]) -> list[Results] | None:
+def in_order(results: Sequence[Results], *, declared: bool = False) -> list[Results] | None:
     """Sorts the checkpoints of one run by step; None if they aren't that.
 
-    Trainers write them as sibling directories whose names end in a number (`checkpoint-100`).
+    A Trainer writes them beside each other, as `checkpoint-STEP` or with a state that tells their
+    step. Finished runs of `finetune` are never checkpoints of one run: seeds, say.
+
+    Args:
+        results: What the checkpoints answered.
+        declared: Whether somebody says that they are: their names may be any then, and the order
+            is that of the numbers they end in, or else the given one.
     """
-    steps = {
-        (match["stem"], int(match["step"])): found
-        for found in results
-        if (match := _STEP.fullmatch((found.pretrained or "").rstrip("/")))
-    }
-    stems = {stem for stem, _ in steps}
-    if len(results) < 2 or len(steps) < len(results) or len(stems) > 1:
+    paths = [Path(found.pretrained or found.name) for found in results]
+    steps = [_number(path) if declared else _step(path) for path in paths]
+    told = {step for step in steps if step is not None}
+    if len(told) < len(results):
+        return list(results) if declared else None
+    if not declared and (len(results) < 2 or len({path.parent for path in paths}) > 1):
         return None
-    return [steps[key] for key in sorted(steps)]
+    return [found for _, found in sorted(zip(steps, results, strict=True), key=_first)]
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
+
+
+def _number(path: Path) -> int | None:
+    found = _NUMBER.search(path.name)
+    return int(found[1]) if found else None
+
+
+def _step(path: Path) -> int | None:
+    """The step that a Trainer wrote a checkpoint at; None where it says none."""
+    if told_by_run(path):
+        return None
+    with suppress(UserError):
+        state = files.read_json(path / _STATE, ours=False)
+        step = state.get("global_step") if isinstance(state, dict) else None
+        return step if isinstance(step, int) else None
+    named = _CHECKPOINT.fullmatch(path.name)
+    return int(named[1]) if named else None
 
 
 def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:

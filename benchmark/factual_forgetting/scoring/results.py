@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.errors import InputError, NotFoundError
+from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
 from factual_forgetting.scoring.reading import require_room, require_uncut, told_arguments
@@ -25,7 +26,8 @@ class Results:
 
     Attributes:
         style: Key of `STYLES`: how it was asked.
-        pretrained: The checkpoint as lm-eval was given it; None for other backends.
+        pretrained: The checkpoint as lm-eval was given it, or where that is from here; None for
+            other backends.
         answers: Generated text by fact id; `judgements` has the outcome of each.
         correct: Whether right, by fact id, in D_Known, D_Unk and D_Held.
         weights_sha256: Hash of the weights that answered; None where lm-eval couldn't see them.
@@ -78,12 +80,20 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
         _check_complete(results_path, task, samples, bundle.splits[splits[task]])
     arguments = _arguments(config)
     require_uncut(arguments)
-    name, revision = arguments.get("pretrained"), arguments.get("revision")
+    weights = _one_of(results_path, "weights_sha256", asked)
+    name, revision = _located(arguments, results_path, weights), arguments.get("revision")
     tokenizer = local_checkpoint(arguments.get("tokenizer") or name, revision)
     prompts = (sample.prompt for sample in asked)
     require_room(prompts, results.get("max_length"), STYLES[style].max_new_tokens, tokenizer)
     judgements = {
-        s.id: judge(s.text, fact.answers, fact.aliases, fact.subject, chat=STYLES[style].chat)
+        s.id: judge(
+            s.text,
+            fact.answers,
+            fact.aliases,
+            fact.subject,
+            chat=STYLES[style].chat,
+            matcher=bundle.matcher,
+        )
         for s in asked
         for fact in [items[s.id].fact]
     }
@@ -92,12 +102,12 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
     return Results(
         path=results_path,
         style=style,
-        pretrained=arguments.get("pretrained"),
+        pretrained=name,
         name=str(arguments.get("pretrained") or arguments.get("model") or results_path.parent.name),
         answers={sample.id: sample.text for sample in asked},
         judgements=judgements,
         correct={key: found.correct for key, found in judgements.items() if key in scored},
-        weights_sha256=_one_of(results_path, "weights_sha256", asked),
+        weights_sha256=weights,
         tokenizer_sha256=_one_of(results_path, "tokenizer_sha256", asked),
         prompts_sha256=files.sha256_json(sorted((sample.id, sample.prompt) for sample in asked)),
         asked_with=told_arguments(arguments) | _instruction(results),
@@ -109,6 +119,26 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("model_args") or {}
     return parse_model_args(given) if isinstance(given, str) else dict(given)
+
+
+def _located(arguments: Mapping[str, Any], results: Path, weights: str | None) -> str | None:
+    """Finds a checkpoint that was named from another directory: one that the results lie under.
+
+    Where several have that name, the weights tell which it is.
+    """
+    if (name := arguments.get("pretrained")) is None:
+        return None
+    places = [Path(name), *(parent / name for parent in results.resolve().parents)]
+    there = [place for place in places if (place / "config.json").is_file()]
+    if len({place.resolve() for place in there}) > 1 and weights:
+        there = [place for place in there if _holds(place, weights)]
+    return str(name) if not there or there[0] == places[0] else str(there[0])
+
+
+def _holds(path: Path, weights: str) -> bool:
+    with suppress(UserError):
+        return checkpoint.weights_sha256(path) == weights
+    return False
 
 
 def _instruction(results: Mapping[str, Any]) -> dict[str, Any]:

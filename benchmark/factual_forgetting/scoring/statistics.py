@@ -1,4 +1,4 @@
-"""Intervals for means over a bundle's relations: fixed strata, facts drawn within them."""
+"""Intervals for means over a bundle's relations, facts drawn within them, and over seeds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _Z = 1.959963984540054
 _MOST_MISSED = 0.07
 _MOST_GAIN, _MOST_GAIN_MACRO = 4.0, 1.5
 _XTOL = 1e-15
+_FEWEST_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,50 @@ def _tango(value: float, losses: float, gains: float, n: float, difference: floa
     variance = n * (2 * nuisance + difference * (1 - difference))
     distance = n * (value - difference)
     return distance / math.sqrt(variance) if variance > 1e-12 else float(np.sign(distance)) * 1e9
+
+
+def over_seeds(
+    estimate: Estimate, *arms: Sequence[float], least: float = 0.0, level: float = 0.95
+) -> Estimate:
+    """Widens an interval over facts by how far seeds differ, where there are three or more.
+
+    Each end lies as far away as the root of both variances reaches, by Student's t with the
+    degrees of freedom of Satterthwaite (1946): three seeds alone tell little of how far others
+    would fall. What a fact does in one seed and not in the next is in both variances, so the
+    interval is rather too wide than too narrow.
+
+    Args:
+        estimate: A mean over facts and seeds, or a difference of such means, with the interval
+            over facts alone.
+        arms: The value of each seed: of one arm, or of each of the two that differ. Fewer than
+            three say nothing; of two arms, one with fewer is taken to differ as the other does.
+        least: The least value that there can be; 0 for a share, -1 for a difference.
+        level: That of the interval.
+    """
+    telling = [arm for arm in arms if len(arm) >= _FEWEST_SEEDS]
+    if not telling:
+        return estimate
+    alike = [arm if arm in telling else telling[0] for arm in arms]
+    parts = [
+        (float(np.var(like, ddof=1)) / len(arm), len(like) - 1)
+        for arm, like in zip(arms, alike, strict=True)
+    ]
+    below, above = (
+        _reach(abs(end - estimate.value), parts, level) for end in (estimate.low, estimate.high)
+    )
+    low, high = max(least, estimate.value - below), min(1.0, estimate.value + above)
+    return Estimate(estimate.value, low, high, estimate.n)
+
+
+def _reach(over_facts: float, parts: Sequence[tuple[float, int]], level: float) -> float:
+    """How far an end lies from the mean; `parts` are a variance and its degrees of freedom each."""
+    facts = (over_facts / scipy.special.ndtri((1 + level) / 2)) ** 2
+    variance = facts + sum(part for part, _ in parts)
+    uncertain = sum(part**2 / degrees for part, degrees in parts)
+    if uncertain == 0:
+        return over_facts
+    quantile = scipy.special.stdtrit(variance**2 / uncertain, (1 + level) / 2)
+    return float(quantile * math.sqrt(variance))
 
 
 def _end(statistic: Callable[[float], float], score: float, value: float, most: float) -> float:

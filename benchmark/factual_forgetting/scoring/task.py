@@ -10,7 +10,7 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import InputError
-from factual_forgetting.facts.matching import MATCHER_VERSION
+from factual_forgetting.facts.matching import MATCHER_VERSION, MATCHERS
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.scoring.reading import require_room, require_uncut
 from factual_forgetting.scoring.styles import STYLES
@@ -98,6 +98,8 @@ def task_documents(
         "weights_sha256": _weights_sha256(path, _stamp(path)) if path else None,
         "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
     }
+    if bundle.matcher != MATCHER_VERSION:
+        made_of["matcher"] = bundle.matcher
     return [
         {
             "id": item.fact.id,
@@ -131,12 +133,12 @@ def local_checkpoint(pretrained: str | None, revision: str | None = None) -> Pat
 
 
 def require_matcher(bundle: Bundle) -> None:
-    """Raises a UserError where another version of the matcher judged the bundle's base."""
-    found = bundle.manifest["labels"]["matcher"]
-    if found != MATCHER_VERSION:
+    """Raises a UserError where this package lacks the matcher that judged the bundle's base."""
+    if bundle.matcher not in MATCHERS:
         raise InputError(
-            f"The base's outcomes in {bundle.path} were matched by {found}; this version matches "
-            f"by {MATCHER_VERSION}. Label again, or install the version that built the bundle."
+            f"The base's outcomes in {bundle.path} were matched by {bundle.matcher}; this version "
+            f"matches by {', '.join(MATCHERS)}. Label again, or install the version that built "
+            "the bundle."
         )
 
 
@@ -168,7 +170,8 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]
     means are shares of those facts.
     """
     style = STYLES[doc["style"]]
-    found = judge(results[0], doc["answers"], doc["aliases"], doc["subject"], chat=style.chat)
+    names, matcher = (doc["answers"], doc["aliases"]), doc.get("matcher", MATCHER_VERSION)
+    found = judge(results[0], *names, doc["subject"], chat=style.chat, matcher=matcher)
     base, correct = bool(doc["base_correct"]), float(found.correct)
     return {
         "ff_accuracy": correct,

@@ -25,7 +25,7 @@ function load(name) {
 }
 
 function make(tag, attributes, ...children) {
-  const drawn = ["svg", "line", "circle", "path", "text", "rect"].includes(tag);
+  const drawn = ["svg", "g", "line", "circle", "path", "text", "rect"].includes(tag);
   const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes || {})) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
@@ -36,7 +36,7 @@ function make(tag, attributes, ...children) {
 }
 const number = (value) => value === null || value === undefined ? "–" : value.toFixed(3).replace(/^(-?)0\./, "$1.");
 const bundle = () => data.bundles[state.bundle];
-const rowOf = (key) => bundle().rows.find((row) => row.key === key);
+const rowOf = (key) => bundle().byKey.get(key);
 const color = (row) => { const slot = state.selected.indexOf(row.key); return slot < 0 ? null : slot % COLORS; };
 
 const COLUMNS = {
@@ -44,13 +44,13 @@ const COLUMNS = {
   method: { title: "Method", value: (r) => r.method, head: true, cell: methodCell },
   p90: { title: "S@P90", value: (r) => r.p90 && r.p90[0], cell: (r) => r.p90 ? interval(r.p90, r.marks) : make("span", { class: "range" }, r.why) },
   S: { title: "S", value: (r) => r.S && r.S[0], cell: (r) => interval(r.S) },
-  P: { title: "P", value: (r) => r.P && r.P[0], minor: true, cell: (r) => number(r.P && r.P[0]) },
-  T: { title: "T", value: (r) => r.T && r.T[0], minor: true, cell: (r) => number(r.T && r.T[0]) },
-  lost: { title: "Lost", value: (r) => r.lost, minor: true, cell: (r) => number(r.lost) },
-  loss: { title: "Loss", value: (r) => r.loss && r.loss[0], minor: true, cell: (r) => number(r.loss && r.loss[0]) },
-  seeds: { title: "Seeds", value: (r) => r.seeds, minor: true, cell: (r) => String(r.seeds) },
-  track: { title: "Track", value: (r) => r.track, minor: true, cell: (r) => r.trials ? `${r.track} (${r.trials} trials)` : r.track },
-  level: { title: "Level", value: (r) => r.level, minor: true, cell: (r) => r.level },
+  P: { title: "P", value: (r) => r.P && r.P[0], cell: (r) => number(r.P && r.P[0]) },
+  T: { title: "T", value: (r) => r.T && r.T[0], cell: (r) => number(r.T && r.T[0]) },
+  lost: { title: "Lost", value: (r) => r.lost, cell: (r) => number(r.lost) },
+  loss: { title: "Loss", value: (r) => r.loss && r.loss[0], cell: (r) => number(r.loss && r.loss[0]) },
+  seeds: { title: "Seeds", value: (r) => r.seeds, cell: (r) => String(r.seeds) },
+  track: { title: "Track", value: (r) => r.track, cell: (r) => r.trials ? `${r.track} (${r.trials} trial${r.trials === 1 ? "" : "s"})` : r.track },
+  level: { title: "Level", value: (r) => r.level, cell: (r) => r.level },
 };
 const SHOWN = {
   learns: ["rank", "method", "p90", "S", "P", "lost", "seeds", "track", "level"],
@@ -58,15 +58,18 @@ const SHOWN = {
 };
 const EXPLAIN = {
   learns: "For those whose model has to learn: stability at the moment when 90 % of the new facts are learned. A method that never gets there is listed, not ranked.",
-  keeps: "For those who only teach a task: final stability of methods that learn the task on known facts (T of .95 or more). Freezing belongs here.",
+  keeps: "For those who only teach a task from data that holds new facts too: final stability of methods that learn the task (T of .95 or more) and were exposed to the new facts (P of .10 or more). Freezing belongs here. Known_only, which never saw them, is the ceiling.",
 };
 
+// Long names break after a sign and never in a word.
+const breakable = (text) => text.split(/(?<=[(,=_])/).flatMap((part, index) => index ? [make("wbr"), part] : [part]);
 function methodCell(row) {
-  const cell = make("span", {}, make("button", { type: "button", class: "open", onclick: () => open(row.key) }, row.method));
+  const cell = make("span", {}, make("button", { type: "button", class: "open", onclick: () => open(row.key) }, ...breakable(row.method)));
   if (row.leak === "included") cell.append(make("span", { class: "tag warn" }, "trained on D_Held"));
   if (row.leak === "unknown") cell.append(make("span", { class: "tag" }, "undeclared"));
-  if (row.reference) cell.append(make("span", { class: "tag" }, "reference"));
-  cell.append(make("small", {}, row.protocol.split("@")[0]));
+  if (row.reference) cell.append(make("span", { class: "tag" }, state.table === "keeps" ? "the ceiling" : "reference"));
+  else if (row.unranked[state.table] && row.unranked[state.table] !== row.told) cell.append(make("span", { class: "tag" }, row.unranked[state.table]));
+  cell.append(make("small", {}, `${row.protocol.split("@")[0]}, by ${row.submitter}`));
   return cell;
 }
 function interval(estimate, marks) {
@@ -84,8 +87,7 @@ function matching() {
   const wanted = Object.fromEntries(["track", "level", "family"].map((name) => [name, at(name).value]));
   const fits = (row) => Object.entries(wanted).every(([name, value]) => !value || row[name] === value) &&
     words.every((word) => row.text.includes(word));
-  const byKey = new Map(bundle().rows.map((row) => [row.key, row]));
-  const rows = bundle()[state.table].map((key) => byKey.get(key)).filter((row) => !row.reference && fits(row));
+  const rows = bundle()[state.table].map((place) => bundle().rows[place]).filter((row) => !row.reference && fits(row));
   if (!state.sort) return rows;
   const { value } = COLUMNS[state.sort], sign = state.up ? 1 : -1;
   return rows.map((row, index) => [row, value(row), index]).sort((a, b) => {
@@ -95,13 +97,27 @@ function matching() {
 }
 
 function draw() {
-  const rows = matching();
-  drawTable(rows);
-  drawPlane(rows);
+  state.rows = matching();
+  drawTable(state.rows);
+  drawPlane(state.rows);
   drawSteps();
-  const total = bundle().rows.filter((row) => !row.reference).length;
-  at("status").textContent = `${rows.length} of ${total} methods${rows.length < total ? "; ranks are of the whole table" : ""}. ` +
+  tellStatus();
+}
+function tellStatus() {
+  const total = bundle().rows.filter((row) => !row.reference).length, found = state.rows.length;
+  at("status").textContent = `${found} of ${total} methods${found < total ? "; ranks are of the whole table" : ""}. ` +
     `${state.selected.length} selected.`;
+}
+// What a selection changes, and nothing else: the focus stays where it is.
+function drawSelection() {
+  for (const line of document.querySelectorAll("#table tr[data-key]")) {
+    const chosen = state.selected.includes(line.dataset.key);
+    line.classList.toggle("on", chosen);
+    line.querySelector("input").checked = chosen;
+  }
+  drawChosen();
+  drawSteps();
+  tellStatus();
 }
 
 function drawTable(rows) {
@@ -109,12 +125,19 @@ function drawTable(rows) {
   const table = at("table");
   table.caption.textContent = `${at(state.table).textContent}, bundle ${bundle().title}`;
   table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
-  const shown = rows.slice(0, state.shown);
-  at("ranked").replaceChildren(...shown.map((row) => tableRow(row, names)));
+  at("ranked").replaceChildren();
+  drawMore();
   const known = bundle().rows.filter((row) => row.reference).map((row) => tableRow(row, names));
   at("references").replaceChildren(...known, ...bundle().references.map((row) => referenceRow(row, names)));
-  at("more").hidden = shown.length === rows.length;
-  at("more").textContent = `Show ${Math.min(STEP, rows.length - shown.length)} more (${shown.length} of ${rows.length} shown)`;
+}
+function drawMore() {
+  const there = at("ranked").children.length, { rows } = state;
+  const added = rows.slice(there, state.shown).map((row) => tableRow(row, SHOWN[state.table]));
+  at("ranked").append(...added);
+  const shown = there + added.length;
+  at("more").hidden = shown === rows.length;
+  at("more").textContent = `Show ${Math.min(STEP, rows.length - shown)} more (${shown} of ${rows.length} shown)`;
+  return added;
 }
 function header(name) {
   const sorted = state.sort === name;
@@ -125,25 +148,25 @@ function header(name) {
     draw();
     document.querySelector(`th[data-name="${name}"] button`).focus();
   };
-  const { title, minor } = COLUMNS[name];
-  return make("th", { scope: "col", "data-name": name, class: minor ? "minor" : null, "aria-sort": sorted ? (state.up ? "ascending" : "descending") : null },
+  const { title } = COLUMNS[name];
+  return make("th", { scope: "col", "data-name": name, "aria-sort": sorted ? (state.up ? "ascending" : "descending") : null },
     make("button", { type: "button", onclick: sort }, title + (sorted ? (state.up ? " ▲" : " ▼") : "")));
 }
 function tableRow(row, names) {
   const slot = color(row);
   const box = make("input", { type: "checkbox", "aria-label": `Show the curve of ${row.method}`, onchange: () => select(row.key) });
   box.checked = slot !== null;
-  return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null, onmouseenter: () => hover(row.key), onmouseleave: () => hover(null) },
+  return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null },
     make("td", {}, box),
     ...names.map((name) => {
-      const { head, minor, cell } = COLUMNS[name];
-      return make(head ? "th" : "td", { scope: head ? "row" : null, class: minor ? "minor" : null }, cell(row));
+      const { head, cell } = COLUMNS[name];
+      return make(head ? "th" : "td", { scope: head ? "row" : null }, cell(row));
     }));
 }
 function referenceRow(row, names) {
   const cells = { rank: "–", method: row.name, S: interval(row.S), p90: "–", P: "not trained", T: "not trained" };
   return make("tr", {}, make("td", {}), ...names.map((name) =>
-    make(name === "method" ? "th" : "td", { scope: name === "method" ? "row" : null, class: COLUMNS[name].minor ? "minor" : null }, cells[name] ?? "")));
+    make(name === "method" ? "th" : "td", { scope: name === "method" ? "row" : null }, cells[name] ?? "")));
 }
 
 const BOX = { left: 52, right: 548, top: 14, bottom: 352 };
@@ -166,43 +189,71 @@ function line(points, x, y) {
   return there.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
 }
 
+let plane = null; // What the plot of all methods was drawn with.
 function drawPlane(rows) {
   const svg = at("plane"), references = bundle().rows.filter((row) => row.reference);
   const placed = [...rows, ...references].filter((row) => row.P && row.S);
-  const chosen = state.selected.map(rowOf).filter(Boolean);
-  const lows = [...placed.map((row) => row.S[1]), ...chosen.flatMap((row) => (loaded.get(row.key)?.curve || []).map((p) => p[3]).filter((v) => v !== null))];
-  const floor = Math.max(0, Math.floor(lows.reduce((a, b) => Math.min(a, b), .9) * 10) / 10);
+  const floor = floorOf(placed);
   const x = (v) => BOX.left + v * (BOX.right - BOX.left), y = (v) => BOX.bottom - (v - floor) / (1 - floor) * (BOX.bottom - BOX.top);
   frame(svg, [0, .2, .4, .6, .8, 1], ticks(floor, 1, 5), "plasticity P: new facts learned", "stability S: known facts kept", x, y);
-  svg.append(make("line", { class: "guide", x1: x(.9), x2: x(.9), y1: BOX.top, y2: BOX.bottom }), make("text", { x: x(.9) - 5, y: BOX.bottom - 8, "text-anchor": "end" }, "P .90"));
-  const crowded = placed.length > MANY;
-  for (const row of placed) if (!crowded || color(row) !== null) whiskers(svg, row, x, y);
-  for (const row of chosen) {
-    const found = loaded.get(row.key);
-    if (found) svg.append(make("path", { class: `way s${color(row)}`, d: line(found.curve.map((p) => [p[2], p[3]]), x, y) }));
+  svg.append(make("line", { class: "guide", x1: x(.9), x2: x(.9), y1: BOX.top, y2: BOX.bottom }), make("text", { class: "guided", x: x(.9) - 5, y: BOX.bottom - 8, "text-anchor": "end" }, "P .90"));
+  const [whisked, ways, dots, named] = [0, 1, 2, 3].map(() => make("g"));
+  svg.append(whisked, ways, dots, named);
+  plane = { placed, floor, x, y, whisked, ways, named, circles: new Map() };
+  for (const row of placed) {
+    const circle = make("circle", { class: "dot", "data-key": row.key, r: 5, cx: x(row.P[0]).toFixed(1), cy: y(row.S[0]).toFixed(1) });
+    plane.circles.set(row.key, circle);
+    dots.append(circle);
   }
-  for (const row of placed) dot(svg, row, x, y);
-  names(svg, chosen.filter((row) => row.P && row.S).map((row) => [row, x(row.P[0]), y(row.S[0])]));
+  drawChosen();
 }
-function whiskers(svg, row, x, y) {
+function floorOf(placed) {
+  const curves = state.selected.flatMap((key) => loaded.get(key)?.curve || []).map((point) => point[3]);
+  const lows = [...placed.map((row) => row.S[1]), ...curves.filter((v) => v !== null)];
+  return Math.max(0, Math.floor(lows.reduce((a, b) => Math.min(a, b), .9) * 10) / 10);
+}
+function drawChosen() {
+  if (floorOf(plane.placed) < plane.floor) { drawPlane(state.rows); return; }
+  const { placed, x, y, whisked, ways, named, circles } = plane;
+  const there = placed.filter((row) => color(row) !== null);
+  whisked.replaceChildren(...(placed.length > MANY ? there : placed).flatMap((row) => whiskers(row, x, y)));
+  ways.replaceChildren(...state.selected.map(rowOf).filter((row) => row && loaded.get(row.key)).map((row) =>
+    make("path", { class: `way s${color(row)}`, d: line(loaded.get(row.key).curve.map((p) => [p[2], p[3]]), x, y) })));
+  for (const circle of at("plane").querySelectorAll(".chosen")) { circle.setAttribute("class", "dot"); circle.setAttribute("r", 5); }
+  for (const row of there) { circles.get(row.key).setAttribute("class", `dot chosen f${color(row)}`); circles.get(row.key).setAttribute("r", 7); }
+  drawNames(named, there.map((row) => [row, x(row.P[0]), y(row.S[0])]));
+}
+function whiskers(row, x, y) {
   const slot = color(row), kind = `whisker${slot === null ? "" : ` s${slot}`}`;
-  svg.append(make("line", { class: kind, x1: x(row.P[1]), x2: x(row.P[2]), y1: y(row.S[0]), y2: y(row.S[0]) }),
-    make("line", { class: kind, x1: x(row.P[0]), x2: x(row.P[0]), y1: y(row.S[1]), y2: y(row.S[2]) }));
+  return [make("line", { class: kind, x1: x(row.P[1]), x2: x(row.P[2]), y1: y(row.S[0]), y2: y(row.S[0]) }),
+    make("line", { class: kind, x1: x(row.P[0]), x2: x(row.P[0]), y1: y(row.S[1]), y2: y(row.S[2]) })];
 }
-function dot(svg, row, x, y) {
-  const slot = color(row), place = { cx: x(row.P[0]).toFixed(1), cy: y(row.S[0]).toFixed(1) };
-  const events = { onmouseenter: (event) => hover(row.key, event), onmouseleave: () => hover(null), onclick: () => select(row.key) };
-  svg.append(make("circle", { class: `dot${slot === null ? "" : ` f${slot}`}`, "data-key": row.key, r: slot === null ? 5 : 7, ...place, ...events }));
-}
-function names(svg, placed) {
-  // Names of points that lie close together step aside, one below the other.
-  let last = -Infinity;
+function drawNames(layer, placed) {
+  // Each name goes to the first free place around its point, tied to it by a line if that is far.
+  layer.replaceChildren();
+  const taken = [at("plane").querySelector(".guided").getBBox()];
+  for (const [, px, py] of placed) taken.push({ x: px - 8, y: py - 8, width: 16, height: 16 });
   for (const [row, px, py] of placed.sort((a, b) => a[2] - b[2])) {
-    const y = Math.min(Math.max(py - 9, last + 17, BOX.top + 12), BOX.bottom - 4);
-    last = y;
-    const left = px > 300;
-    svg.append(make("text", { class: `name t${color(row)}`, x: px + (left ? -11 : 11), y, "text-anchor": left ? "end" : "start" }, short(row.method)));
+    const node = make("text", { class: `name t${color(row)}` }, short(row.method));
+    layer.append(node);
+    const { width, height } = node.getBBox();
+    const apart = (box) => taken.every((other) => box.x + width <= other.x || other.x + other.width <= box.x || box.y + height <= other.y || other.y + other.height <= box.y);
+    const box = around(px, py, width, height).find(apart);
+    if (!box) { node.remove(); continue; }
+    taken.push({ ...box, width, height });
+    node.setAttribute("x", box.x);
+    node.setAttribute("y", box.y + .8 * height);
+    if (Math.abs(box.y + height / 2 - py) > 1.5 * height)
+      layer.prepend(make("line", { class: `tie s${color(row)}`, x1: px, y1: py, x2: Math.min(Math.max(px, box.x), box.x + width), y2: box.y + (box.y > py ? 0 : height) }));
   }
+}
+function around(px, py, width, height) {
+  const found = [];
+  for (let away = 0; away < 20; away++) for (const down of away ? [-away, away] : [0]) for (const x of [px - 11 - width, px + 11, px - width / 2]) {
+    const y = py - height / 2 + down * height * .8;
+    if (x >= BOX.left && x + width <= BOX.right && y >= BOX.top && y + height <= BOX.bottom) found.push({ x, y });
+  }
+  return found;
 }
 const short = (text) => text.length > 30 ? `${text.slice(0, 29)}…` : text;
 
@@ -222,6 +273,7 @@ function drawSteps() {
   if (!chosen.length) svg.append(make("text", { x: 300, y: 180, "text-anchor": "middle" }, "Select methods to see their curves."));
 }
 
+const keyOf = (event) => event.target.closest("[data-key]")?.dataset.key ?? null;
 function hover(key, event) {
   for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
   at("tip").hidden = true;
@@ -242,7 +294,8 @@ function select(key) {
   if (found >= 0) state.selected.splice(found, 1);
   else state.selected.push(key);
   if (state.selected.length > COLORS) state.selected.shift();
-  load(key).then(draw);
+  drawSelection();
+  load(key).then(drawSelection);
 }
 
 const text = (value) => value === null || value === undefined || value === "" ? "–" : String(value);
@@ -252,7 +305,7 @@ function pairs(entries) {
 function open(key) {
   const row = rowOf(key);
   if (!row) return;
-  at("detail-title").textContent = row.method;
+  at("detail-title").replaceChildren(...breakable(row.method));
   at("detail-body").replaceChildren(make("p", {}, "Loading …"));
   if (!at("detail").open) at("detail").showModal();
   history.replaceState(null, "", `#${encodeURIComponent(key)}`);
@@ -290,9 +343,9 @@ function factList(entries, facts, answers) {
     if (answers && answer !== null) told.append(make("span", {}, `; answered: ${answer || "nothing"}`));
     return told;
   };
-  const list = make("ul", { class: "facts" }, ...entries.slice(0, 50).map(item));
+  const list = make("ul", { class: "facts", tabindex: "-1" }, ...entries.slice(0, 50).map(item));
   if (entries.length <= 50) return list;
-  const rest = make("button", { type: "button", onclick: () => { list.append(...entries.slice(50).map(item)); rest.remove(); } }, `Show all ${entries.length}`);
+  const rest = make("button", { type: "button", onclick: () => { list.append(...entries.slice(50).map(item)); list.focus(); rest.remove(); } }, `Show all ${entries.length}`);
   return make("div", {}, list, rest);
 }
 
@@ -303,10 +356,13 @@ function options(id, values, all) {
 function enter() {
   const { rows } = bundle();
   for (const name of ["track", "level", "family"]) options(name, rows.map((row) => row[name]), true);
-  for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.family}`.toLowerCase();
+  for (const row of rows) row.text = `${row.method} ${row.protocol} ${row.submitter} ${row.family}`.toLowerCase();
+  // What the table shows elsewhere.
+  for (const row of rows) row.told = row.leak === "included" ? "trained on D_Held" : row.why === "never" ? "never reaches P .90" : row.why;
+  bundle().byKey = new Map(rows.map((row) => [row.key, row]));
   at("about").textContent = bundle().about;
   Object.assign(state, { shown: PAGE, selected: [], sort: null });
-  const first = bundle()[state.table].map(rowOf);
+  const first = bundle()[state.table].map((place) => rows[place]);
   const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
   state.selected = [...new Set(start.map((row) => row.key))].slice(0, 5);
   tab(state.table);
@@ -326,7 +382,16 @@ function start() {
   at("search").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(draw, 80); });
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   for (const name of ["learns", "keeps"]) at(name).addEventListener("click", () => tab(name));
-  at("more").addEventListener("click", () => { state.shown += STEP; draw(); });
+  at("more").addEventListener("click", () => {
+    state.shown += STEP;
+    const [first] = drawMore();
+    if (at("more").hidden) first.querySelector("input").focus();
+  });
+  at("plane").addEventListener("click", (event) => { const key = keyOf(event); if (key) select(key); });
+  at("plane").addEventListener("mouseover", (event) => hover(keyOf(event), event));
+  at("plane").addEventListener("mouseleave", () => hover(null));
+  at("table").addEventListener("mouseover", (event) => hover(keyOf(event)));
+  at("table").addEventListener("mouseleave", () => hover(null));
   at("close").addEventListener("click", () => at("detail").close());
   at("detail").addEventListener("close", () => history.replaceState(null, "", "#"));
   at("theme").addEventListener("click", () => {
