@@ -30,7 +30,7 @@ from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.slick.classify import require_same
 
-IDENTITY, ANSWERS = "identity.json", "answers"
+_IDENTITY, ANSWERS = "identity.json", "answers"
 # How narrow an interval of the net loss --quick asks for, on either side.
 CLOSE_ENOUGH = 0.03
 FIRST_PORTION = 400
@@ -200,7 +200,7 @@ def _begin(base: Contestant, questions: Questions, engine: str, folder: Path) ->
         (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
-    path = folder / IDENTITY
+    path = folder / _IDENTITY
     if path.exists():
         require_same(files.read_json(path), identity, folder)
     files.write_json(path, identity)
