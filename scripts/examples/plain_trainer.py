@@ -3,7 +3,7 @@
 pip install -e ".[hf]"
 python scripts/examples/plain_trainer.py --output_path run
 factual-forgetting frontier run
-factual-forgetting record run --output_path records --heldout excluded
+factual-forgetting record run --output_path records --submitter NAME --heldout excluded
 """
 
 from __future__ import annotations

@@ -113,9 +113,11 @@ def test_a_bundle_gives_a_curve_that_frontier_and_record_read(
     trainer = watched(base, bundle, output)
     assert [point["step"] for point in points(output)] == [0, 2, 4, 6]
     with pytest.raises(NotFoundError, match="save_model"):
-        make_record(output, bundle, tmp_path / "records")
+        make_record(output, bundle, tmp_path / "records", Declared(submitter="me"))
     trainer.save_model()
-    path = make_record(output, bundle, tmp_path / "records", Declared(heldout="excluded"))
+    path = make_record(
+        output, bundle, tmp_path / "records", Declared(submitter="me", heldout="excluded")
+    )
     record, outcomes = load_record(path)
     assert (record.method.name, record.track, record.protocol) == ("own", "open", None)
     assert record.weights_sha256 == checkpoint.weights_sha256(output)
@@ -131,7 +133,7 @@ def test_a_bundle_gives_a_curve_that_frontier_and_record_read(
     # Trained again without saving: the weights there are those of another training.
     watched(base, bundle, output, learning_rate=1e-4)
     with pytest.raises(NotFoundError, match="save_model"):
-        make_record(output, bundle, tmp_path / "records")
+        make_record(output, bundle, tmp_path / "records", Declared(submitter="me"))
 
 
 def test_a_killed_training_ends_in_the_same_bytes(

@@ -25,7 +25,7 @@ def run(name: str, *arguments: str) -> str:
 def test_a_plain_trainer_gets_a_record(tmp_path: Path) -> None:
     run("plain_trainer.py", "--steps", "3", "--output_path", str(tmp_path / "run"))
     bundle = load_bundle(checkpoint.embedded("bundle"))
-    path = make_record(tmp_path / "run", bundle, tmp_path / "records", Declared())
+    path = make_record(tmp_path / "run", bundle, tmp_path / "records", Declared(submitter="me"))
     assert files.read_json(path)["method"]["name"] == "plain-trainer"
 
 
