@@ -27,7 +27,5 @@ def test_a_threshold_needs_the_whole_interval(
              "lost>0.05 and net>0.1", "lost>=0.05", "lost>-0.1", "lost>1e-2", "lost>nan"]
 )  # fmt: skip
 def test_other_conditions_are_refused(text: str) -> None:
-    with pytest.raises(
-        InputError, match=r"is no threshold\. .* lost, net, .* lost>0\.05"
-    ):
+    with pytest.raises(InputError, match=r"is no threshold\. .* lost, net, .* lost>0\.05"):
         Threshold.parse(text, ("lost", "net"))
