@@ -170,15 +170,18 @@ def compare_models(
     Raises:
         UserError: If the folder holds answers of another comparison, or the base knows nothing.
     """
-    told = _begin(models[0], questions, opening.choice, folder)
+    identity = _begin(models[0], questions, opening.choice, folder)
     interviews = [Interview(one, questions, opening, folder / ANSWERS) for one in models]
     size = min(FIRST_PORTION, len(questions.order)) if quick else len(questions.order)
     while True:
-        comparison = _compare_first(size, interviews, questions, told, quick=quick)
+        comparison = _compare_first(size, interviews, questions, identity, quick=quick)
         enough = not quick or comparison.half_width <= CLOSE_ENOUGH
         if enough or size == len(questions.order):
             return comparison
-        size = min(next_size(size, comparison.half_width), len(questions.order))
+        larger = min(next_size(size, comparison.half_width), len(questions.order))
+        points = 100 * comparison.half_width
+        sys.stderr.write(f"{size:,} facts: within {points:.1f} points, on to {larger:,} facts\n")
+        size = larger
 
 
 def next_size(size: int, half_width: float) -> int:
@@ -266,4 +269,5 @@ def _tell_time(
     chosen, wrong = share * len(facts), min(most_wrong, (1 - share) * len(facts))
     questions = len(facts) + (runs - 1 + models) * (chosen + wrong)
     minutes = questions * (time.perf_counter() - started) / asked / 60
-    sys.stderr.write(f"about {questions:,.0f} questions, in {minutes:.1f} minutes\n")
+    told = f"about {questions:,.0f} questions, in {minutes:.1f} minutes"
+    sys.stderr.write(f"{len(facts):,} facts: {told}\n")
