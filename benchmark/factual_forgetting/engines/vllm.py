@@ -99,5 +99,5 @@ class VLLMEngine(Engine):
         return [list(islice(answers, len(group.queries))) for group in groups]
 
     def _answer(self, tokens: Sequence[int]) -> Answer:
-        """Decodes an answer as other engines do: vLLM's own text lacks a last, incomplete letter."""
+        """Decodes as other engines do: vLLM's own text lacks a last, incomplete letter."""
         return Answer(first_line(self._tokenizer.decode(tokens, skip_special_tokens=True)))
