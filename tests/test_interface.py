@@ -12,7 +12,8 @@ SIGNATURES = {
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
     "Comparison": "summary, outcomes=<factory>",
-    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
+    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None, "
+    "domain=None",
     "ForgettingCallback": "trainer, facts, every=50, limit=200, full_every=None, stop_if=None, "
     "tokenizer=None, adapter_off=False, method='own'",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "

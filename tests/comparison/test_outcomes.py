@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from factual_forgetting.comparison.interview import Reply
@@ -68,6 +70,16 @@ def test_groups_are_relations_and_thirds_of_numbers() -> None:
     assert [row["known"] for row in found[SURENESS]] == [4, 3, 3]
     assert [row["fates"]["lost"] for row in found["popularity"]] == [0, 1, 1]
     assert found["popularity"][-1]["gained"]["value"] == 1 / 3
+
+
+def test_groups_are_domains_where_facts_have_them() -> None:
+    kinds = {True: "even", False: "odd"}
+    found = [
+        replace(p, fact=replace(p.fact, domain=kinds[p.fact.popularity % 2 == 0])) for p in FOUND
+    ]
+    rows = grouped(found)["domain"]
+    assert [(row["group"], row["known"]) for row in rows] == [("even", 5), ("odd", 5)]
+    assert [row["fates"]["lost"] for row in rows] == [1, 1]
 
 
 def test_a_column_that_says_nothing_is_left_out() -> None:

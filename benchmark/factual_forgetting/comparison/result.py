@@ -103,6 +103,7 @@ class Comparison:
                 "question": pair.fact.question,
                 "gold": pair.fact.answers[0],
                 "popularity": pair.fact.popularity,
+                "domain": pair.fact.domain,
                 "known": pair.known,
                 "base_margin": pair.margin,
                 "base_answer": pair.base.text,

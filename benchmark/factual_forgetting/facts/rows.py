@@ -20,7 +20,7 @@ from factual_forgetting import files
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
-FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity")
+FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity", "domain")
 # The relation of facts whose file has none.
 RELATION_OF_ALL = "facts"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -161,8 +161,8 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     """Builds a fact from a row.
 
     A column that `columns` doesn't name has its field's name; a name that starts with `=` is
-    a constant. `subject`, `aliases`, `split` and `popularity` may be missing: the subject is
-    then the question, and a hash of the subject decides the split.
+    a constant. Only `question`, `answers` and `relation` must be there: the subject is else the
+    question, and a hash of the subject decides the split.
 
     Args:
         row: Column names to values. Lists may also be written as JSON in a text.
@@ -193,6 +193,7 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
         SPLIT_NAMES.get(split),
         _texts(values["aliases"] or (), "aliases", origin),
         _number(values["popularity"], origin),
+        _text(values["domain"], "domain", origin) if values["domain"] else None,
     )
 
 
