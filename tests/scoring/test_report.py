@@ -15,7 +15,7 @@ from factual_forgetting.facts.account import by_relation, majority_answer
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
 from factual_forgetting.scoring.judging import judge
-from factual_forgetting.scoring.report import Report, compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.report import Report, compare_two, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
 
 
@@ -255,14 +255,14 @@ def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results
     # 1 against 5 of 6 discordant: 2 (1 + 6) / 64.
     for first, second, p_value in ((16, 16, 1), (16, 0, 2 / 2**16), (1, 5, 14 / 64)):
         one, other = knowing(held[:first]), knowing(held[16 - second :])
-        found = compare(one, other, bundle)
+        found = compare_two(one, other, bundle)
         both = max(first + second - 16, 0)
         counts = found["only_first_right"], found["only_second_right"]
         assert counts == (first - both, second - both)
         assert found["p_value"] == pytest.approx(p_value)
     fewshot = dataclasses.replace(read, style="factual_forgetting_fewshot")
     with pytest.raises(UserError, match="Compare results of the same tasks"):
-        compare(one, dataclasses.replace(other, results=fewshot), bundle)
+        compare_two(one, dataclasses.replace(other, results=fewshot), bundle)
 
 
 def test_the_command_shows_answers_side_by_side(

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import scipy  # Loads its parts on first use.
-
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError, UserError
@@ -24,7 +22,7 @@ from factual_forgetting.scoring.judging import spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
 from factual_forgetting.scoring.reading import differing_frames, told_arguments
 from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.statistics import Estimate, row_of
+from factual_forgetting.scoring.statistics import Estimate, mcnemar, row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
 
@@ -311,7 +309,7 @@ def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
     return {"points": points, **curve_metrics(points)}
 
 
-def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
+def compare_two(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
 
     Over several seeds it would be wrong: their facts aren't independent. Checkpoints that were
@@ -325,11 +323,9 @@ def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     ids = [item.fact.id for item in bundle.splits[HELDOUT]]
     pairs = [(first.results.correct[key], second.results.correct[key]) for key in ids]
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    differing = only_first + only_second
-    test = scipy.stats.binomtest(only_first, differing) if differing else None
     return {
         "checkpoints": [first.results.name, second.results.name],
         "only_first_right": only_first,
         "only_second_right": only_second,
-        "p_value": float(test.pvalue) if test else 1.0,
+        "p_value": mcnemar(only_first, only_second),
     }
