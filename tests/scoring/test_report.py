@@ -8,7 +8,7 @@ import pytest
 
 import factual_forgetting
 from factual_forgetting import checkpoint, files
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import by_relation, majority_answer
@@ -93,6 +93,17 @@ def test_silence_is_told_apart_from_forgetting(bundle: Bundle, read: Results) ->
         assert silent.summary["metrics"]["hallucination"]["value"] == 0.0
         assert silent.summary["metrics"]["abstention"]["value"] == 1.0
         assert "answered nothing, or newlines alone, to 100%" in silent.summary["notes"][0]
+
+
+def test_a_base_that_rarely_speaks_the_form_is_told(bundle: Bundle, read: Results) -> None:
+    held = [
+        dataclasses.replace(item, base={**item.base, "zero_shot": number < 3})
+        for number, item in enumerate(bundle.splits[HELDOUT])
+    ]
+    other = dataclasses.replace(bundle, splits={**bundle.splits, HELDOUT: held})
+    (note,) = make_report(other, read).summary["notes"]
+    assert f"has 3 of its {len(held)} facts of D_Held right in this prompt" in note
+    assert "factual_forgetting_fewshot beside it" in note
 
 
 def test_another_tokenizer_and_declared_descent_are_told(bundle: Bundle, read: Results) -> None:
