@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     from factual_forgetting import __version__
     from factual_forgetting.board import command as board
     from factual_forgetting.bundle import command as bundle
+    from factual_forgetting.comparison import command as comparison
     from factual_forgetting.facts import command as facts
     from factual_forgetting.lab import command as lab
     from factual_forgetting.mechanism import drift_command, interference_command
@@ -31,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
 
     # In the order of the help.
     commands = (
-        lab, drift_command, interference_command, facts, slick, bundle, protocol, scoring,
-        frontier, board,
+        lab, comparison, drift_command, interference_command, facts, slick, bundle, protocol,
+        scoring, frontier, board,
     )  # fmt: skip
     main_parser = argparse.ArgumentParser(
         prog="factual-forgetting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,14 @@ def _is_figure(path: Path) -> bool:
     if path.suffix == ".svg":
         return b"matplotlib.org" in head and b"<dc:date>" not in head
     return head.startswith(b"\x89PNG") and head[37:41] == b"pHYs" and b"tEXt" not in head
+
+
+def figure_svg(figure: Figure) -> bytes:
+    """Returns a figure as an SVG file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "figure.svg"
+        save_figure(figure, path)
+        return path.read_bytes()
 
 
 def plain_text(text: str) -> str:
