@@ -299,6 +299,24 @@ with taken(Path(sys.argv[1])):
 """
 
 
+def test_no_merge_under_workers_that_still_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*WRITERS["classify"], str(tmp_path), "--merge", "--quota", "known=1"]
+    with outputs.taken(tmp_path, shared=True):
+        assert main(argv) == 1
+    assert "Another command is at work" in capsys.readouterr().err
+
+
+def test_two_that_build_one_bundle(tmp_path: Path) -> None:
+    with files.atomic_directory(tmp_path / "bundle") as first:
+        (first / "mine").write_text("1")
+        twice = files.atomic_directory(tmp_path / "bundle")
+        with pytest.raises(UserError, match="at work"), twice:
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "mine"]
+
+
 @pytest.mark.parametrize("name", ["classify", "finetune", "pretrain"])
 def test_two_at_once(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

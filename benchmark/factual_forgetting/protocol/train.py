@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from factual_forgetting import __version__, checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT
 from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, disk_is_full
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import grid, groups, losses
 from factual_forgetting.protocol import trainer as trainers
@@ -116,17 +115,16 @@ def _tidy(output: Path) -> None:
 
 @contextmanager
 def _room_on_disk(output: Path) -> Iterator[None]:
-    """Tells a full disk from other faults, whichever library met it."""
+    """Tells where a disk is full, and that nothing is lost."""
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-        if full or "No space left on device" in str(error) or "file write failed" in str(error):
-            raise UserError(
-                f"No space is left on the disk of {output}. Free some and run the same command "
-                "again: it goes on from the last whole state."
-            ) from None
-        raise
+        if not disk_is_full(error):
+            raise
+        raise UserError(
+            f"No space is left on the disk of {output}. Free some and run the same command "
+            "again: it goes on from the last whole state."
+        ) from None
 
 
 def rehearse(run: Run, execution: Execution, steps: int) -> float:
