@@ -8,15 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting import outputs
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
-from factual_forgetting.board.page import tell_records, write_page
+from factual_forgetting.board.page import BOARD, INDEX, tell_records, write_page
 from factual_forgetting.board.record import Declared, find_records, load_records, make_record
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
+from factual_forgetting.plotting import require_image
 from factual_forgetting.scoring.frontier import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
@@ -73,6 +75,7 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
+    outputs.require_folder(args.output_path)
     declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
     if args.seed is not None and len(args.source) > 1:
         raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
@@ -98,6 +101,10 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
+    if args.output_path:
+        outputs.require_folder(args.output_path, INDEX, BOARD, begun=_paged_there)
+    if args.plot:
+        require_image(args.plot)
     gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
     bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
     if args.format == "html":
@@ -112,6 +119,10 @@ def _board(args: argparse.Namespace) -> None:
     else:
         told = render_board(board, args.format)
     sys.stdout.write(f"{told}\n")
+
+
+def _paged_there(folder: Path) -> bool:
+    return outputs.json_with("format", "records", "bundles")(folder / BOARD)
 
 
 def _diff(args: argparse.Namespace) -> None:
