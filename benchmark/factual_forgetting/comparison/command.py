@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.comparison.comparing import compare_models, default_facts, work_folder
+from factual_forgetting.comparison.comparing import (
+    PAGE,
+    PER_FACT,
+    SUMMARY,
+    compare_models,
+    default_facts,
+    work_folder,
+)
 from factual_forgetting.comparison.contestants import read_contestants
 from factual_forgetting.comparison.interview import Opening
 from factual_forgetting.comparison.outcomes import FATES
@@ -90,8 +97,8 @@ def _run(args: argparse.Namespace) -> int:
     opening = Opening(args.engine, args.batch_size, args.device)
     with work_folder(args.output_path) as folder:
         comparison = compare_models(models, questions, opening, folder, quick=args.quick)
-    if args.output_path:
-        _write(comparison, args.output_path)
+        if args.output_path:
+            _write(comparison, folder)
     found, form = comparison.summary, _FORMS[args.format]
     sys.stdout.write(comparison_text(found, comparison.outcomes, form, args.show) + "\n")
     broken = [told for limit in limits for told in breaches(limit, found)]
@@ -109,7 +116,7 @@ def _facts(args: argparse.Namespace, source: str) -> StoredFacts:
 
 
 def _write(comparison: Comparison, output: Path) -> None:
-    files.write_atomic(output / "compare.html", comparison.page().encode())
-    with files.atomic(output / "facts.parquet") as stream:
+    files.write_atomic(output / PAGE, comparison.page().encode())
+    with files.atomic(output / PER_FACT) as stream:
         comparison.to_pandas().to_parquet(stream, index=False)
-    files.write_json(output / "compare.json", comparison.summary)
+    files.write_json(output / SUMMARY, comparison.summary)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.comparison.contestants import Contestant, read_contestants, reading_notes
 from factual_forgetting.comparison.interview import Interview, Opening, Reply
 from factual_forgetting.comparison.outcomes import Pair
@@ -24,13 +24,15 @@ from factual_forgetting.comparison.questions import (
 )
 from factual_forgetting.comparison.result import Comparison
 from factual_forgetting.config import parse
-from factual_forgetting.errors import InputError, PackageError, reason_of
+from factual_forgetting.errors import InputError, PackageError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.slick.classify import require_same
 
 _IDENTITY, ANSWERS = "identity.json", "answers"
+PAGE, PER_FACT, SUMMARY = "compare.html", "facts.parquet", "compare.json"
+_WRITTEN = (_IDENTITY, ANSWERS, PAGE, PER_FACT, SUMMARY)
 # How narrow an interval of the net loss --quick asks for, on either side.
 CLOSE_ENOUGH = 0.03
 FIRST_PORTION = 400
@@ -149,12 +151,22 @@ def default_facts(load: Callable[[str], Facts]) -> Facts:
 
 @contextmanager
 def work_folder(path: str | Path | None) -> Iterator[Path]:
-    """Gives a folder for answers; without a path, one that is gone afterwards."""
+    """Gives a folder for answers; without a path, one that is gone afterwards.
+
+    Raises:
+        UserError: If it can't be written, is another command's, or is being written.
+    """
     if path is not None:
-        yield Path(path)
+        outputs.require_folder(Path(path), *_WRITTEN, begun=_begun_there)
+        with outputs.taken(Path(path)):
+            yield Path(path)
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
+
+
+def _begun_there(folder: Path) -> bool:
+    return outputs.json_with("base", "facts_sha256", "settings")(folder / _IDENTITY)
 
 
 def compare_models(
@@ -199,14 +211,11 @@ def _begin(base: Contestant, questions: Questions, engine: str, folder: Path) ->
         "matcher": MATCHER_VERSION,
         "settings": questions.settings.model_dump(mode="json"),
     }
-    try:
-        (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
     path = folder / _IDENTITY
     if path.exists():
         require_same(files.read_json(path), identity, folder)
     files.write_json(path, identity)
+    (folder / ANSWERS).mkdir(exist_ok=True)
     return identity
 
 
