@@ -185,7 +185,7 @@ def end_tokens_told(path: Path) -> list[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a file of a model's, which need not be there."""
-    return dict(files.read_json(path, ours=False)) if path.exists() else {}
+    return files.read_object(path, ours=False) if path.exists() else {}
 
 
 def differing_shape(path: Path, base: Mapping[str, Any]) -> list[str]:

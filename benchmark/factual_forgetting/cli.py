@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from factual_forgetting import __version__
 from factual_forgetting.board import command as board
 from factual_forgetting.bundle import command as bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, one_line
 from factual_forgetting.facts import command as facts
 from factual_forgetting.lab import command as lab
 from factual_forgetting.mechanism import drift_command, interference_command
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except UserError as error:
-        sys.stderr.write(f"factual-forgetting: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"factual-forgetting: {one_line(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("factual-forgetting: interrupted. The same command resumes.\n")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+# Controls, what hides or turns text, halves of pairs, and separators of lines.
+_UNPRINTED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
 
 class UserError(Exception):
     """A mistake in the input or the environment that the user can mend.
@@ -26,3 +31,20 @@ class PackageError(UserError, ImportError):
 def reason_of(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def visible(text: str) -> str:
+    """Writes out as escapes what would move a cursor, forge a line, or hide or turn letters."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _UNPRINTED
+        else letter
+        for letter in text
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message as one line that a terminal shows as it is."""
+    return visible(" ".join(str(error).split()))

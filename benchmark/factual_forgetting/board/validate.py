@@ -27,7 +27,7 @@ from factual_forgetting.board.record import (
     track_of,
 )
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, visible
 from factual_forgetting.facts.matching import MATCHERS, is_correct
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
 from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
@@ -430,14 +430,9 @@ def _line(finding: Finding) -> Text:
     return Text.assemble(
         (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
         (f"{finding.check:12} ", "bold"),
-        (f"{_visible(finding.path)}: ", "cyan"),
-        _visible(finding.message),
+        (f"{visible(finding.path)}: ", "cyan"),
+        visible(finding.message),
     )
-
-
-def _visible(text: str) -> str:
-    """Keeps a stranger's text from moving the cursor or forging a line."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _annotation(finding: Finding) -> str:

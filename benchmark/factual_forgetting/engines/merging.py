@@ -39,7 +39,7 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     if "peft" in arguments:
         base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     else:
-        named = files.read_json(adapter / _CONFIG, ours=False)
+        named = files.read_object(adapter / _CONFIG, ours=False)
         base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
     parts = {
         "base": checkpoint.weights_sha256(base),

@@ -60,12 +60,17 @@ def read_recipe(
     Raises:
         UserError: If one is malformed, or the file leaves facts out.
     """
-    from factual_forgetting.lab.pretrain import PretrainConfig
+    from factual_forgetting.lab.pretrain import Exposure, PretrainConfig
 
     config = parse(PretrainConfig, load_yaml(recipe), str(recipe))
     if exposures is None:
         return config, None
-    counts = {row["id"]: int(row["exposures"]) for row in files.read_jsonl(exposures)}
+    counts: dict[str, int] = {}
+    for number, row in enumerate(files.read_jsonl(exposures), start=1):
+        told = parse(Exposure, row, f"{exposures}, entry {number}")
+        if told.id in counts:
+            raise InputError(f"{exposures}, entry {number}: {told.id} stands there twice.")
+        counts[told.id] = told.exposures
     if missing := [fact.id for fact in facts if fact.id not in counts]:
         raise InputError(
             f"{exposures} lacks {len(missing)} of {len(facts)} facts, the first {missing[0]}. "

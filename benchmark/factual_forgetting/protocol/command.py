@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_settings
 from factual_forgetting.protocol import recipe
-from factual_forgetting.protocol.curve import CURVE
+from factual_forgetting.protocol.curve import read_curve
 from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import SETTINGS, resolve
 
@@ -96,8 +96,7 @@ def _finetune(args: argparse.Namespace) -> None:
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
-    points = files.read_jsonl(args.output_path / CURVE)
-    table = [[point[name] for name in columns] for point in points]
+    table = [[point[name] for name in columns] for point in read_curve(args.output_path)]
     sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f"))
     sys.stdout.write(f"\n\ncheckpoint: {args.output_path}\n")
 

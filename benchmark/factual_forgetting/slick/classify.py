@@ -298,7 +298,7 @@ def check_redraw(
     Raises:
         UserError: If there are fewer labels than the sample asks for, or too few others.
     """
-    manifest = files.read_json(output / slick.LABELS_MANIFEST)
+    manifest = slick.read_manifest(output)
     labelled = sum(manifest["categories"].values())
     if sample > labelled:
         raise InputError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")
