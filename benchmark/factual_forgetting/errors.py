@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
+# Longer than a path that somebody typed.
+_LONGEST_WORD = 1000
+
 # Controls, what hides or turns text, halves of pairs, and separators of lines.
 _UNPRINTED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -46,5 +49,9 @@ def visible(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's message as one line that a terminal shows as it is."""
-    return visible(" ".join(str(error).split()))
+    """Returns an error's message as one line that a terminal shows as it is, and a person reads."""
+    return visible(" ".join(map(_shortened, str(error).split())))
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LONGEST_WORD else f"{word[:100]}…{word[-100:]}"

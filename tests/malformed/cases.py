@@ -77,7 +77,10 @@ def _of_lines(text: str) -> Iterator[tuple[str, str]]:
     places = sorted({0, len(lines) - 1}) if lines else []
     for place in places:
         for told, other in _of_json(lines[place]):
-            yield f"line {place + 1}: {told}", "\n".join([*lines[:place], other, *lines[place + 1 :]])
+            yield (
+                f"line {place + 1}: {told}",
+                "\n".join([*lines[:place], other, *lines[place + 1 :]]),
+            )
     for place in places:
         yield f"line {place + 1} dropped", "\n".join(lines[:place] + lines[place + 1 :])
         yield f"line {place + 1} twice", "\n".join([*lines, lines[place]])
@@ -189,8 +192,9 @@ def _doubled(value: Any) -> Iterator[tuple[str, str]]:
         if path and isinstance(path[-1], str):
             mark = "<doubled>"
             text = _dumps(_with(value, path[:-1], lambda parent: {mark: None, **parent}))
-            yield f"{'.'.join(map(str, path))} twice", text.replace(
-                f'"{mark}": null', f"{json.dumps(path[-1])}: 0"
+            yield (
+                f"{'.'.join(map(str, path))} twice",
+                text.replace(f'"{mark}": null', f"{json.dumps(path[-1])}: 0"),
             )
 
 

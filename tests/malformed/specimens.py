@@ -20,7 +20,7 @@ from factual_forgetting.board.record import load_record, make_record, maintained
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data
-from factual_forgetting.bundle.datasheet import datasheet, relations_by_split
+from factual_forgetting.bundle.datasheet import relations_by_split
 from factual_forgetting.bundle.manifest import Bundle, load_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.engines import merging
@@ -56,7 +56,13 @@ def specimens(root: Path) -> dict[str, Specimen]:
     """Makes all of them below a directory."""
     bundle = _bundle(root / "bundle")
     made = [
-        Specimen("bundle", bundle.path, tuple(sorted(p.name for p in bundle.path.iterdir() if p.suffix != ".md")), _read_bundle, _seal_bundle),
+        Specimen(
+            "bundle",
+            bundle.path,
+            tuple(sorted(p.name for p in bundle.path.iterdir() if p.suffix != ".md")),
+            _read_bundle,
+            _seal_bundle,
+        ),
         _labels(root / "labels"),
         _record(root / "record", bundle),
         _run(root / "run", bundle),
@@ -121,7 +127,7 @@ def _read_bundle(path: Path) -> Any:
     bundle = load_bundle(path)
     export_training_data(bundle, path / "export.jsonl.out")
     return (
-        reference_of(bundle), relations_by_split(bundle.manifest), datasheet(bundle.manifest),
+        reference_of(bundle), relations_by_split(bundle.manifest),
         [[style.prompt(item, bundle) for _, item in bundle.items()] for style in STYLES.values()],
     )  # fmt: skip
 
@@ -137,12 +143,19 @@ def _labels(path: Path) -> Specimen:
         }
         for i, fact in enumerate(facts)
     ]  # fmt: skip
-    labels = [{**row, "category": "WeaklyKnown"} if row["sampled"] and i % 2 else {**row, "sampled": None} for i, row in enumerate(labels)]
+    labels = [
+        {**row, "category": "WeaklyKnown"} if row["sampled"] and i % 2 else {**row, "sampled": None}
+        for i, row in enumerate(labels)
+    ]
     exemplars = [
         {"relation": "country", "run": run, "facts": [fact.row() for fact in facts[:2]]}
         for run in ("0", "fresh")
     ]
-    for name, rows in (("facts", [f.row() for f in facts]), ("labels", labels), ("exemplars", exemplars)):
+    for name, rows in (
+        ("facts", [f.row() for f in facts]),
+        ("labels", labels),
+        ("exemplars", exemplars),
+    ):
         files.write_jsonl(path / f"{name}.jsonl", rows)
     files.write_json(path / "source.json", {"facts": "almanac", "dropped": {"blank": 1}})
     manifest = {
@@ -184,9 +197,21 @@ def _record(path: Path, bundle: Bundle) -> Specimen:
         try:
             content = gzip.decompress((folder / outcomes).read_bytes())
             told = json.loads((folder / record).read_text())
-            told["outcomes"] |= {"sha256": hashlib.sha256(content).hexdigest(), "rows": len(content.splitlines())}
+            told["outcomes"] |= {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "rows": len(content.splitlines()),
+            }
             (folder / record).write_text(json.dumps(told))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError, EOFError, __import__("zlib").error):
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            OSError,
+            EOFError,
+            __import__("zlib").error,
+        ):
             pass
 
     def read(folder: Path) -> Any:
@@ -240,7 +265,13 @@ def _frontier(paths: list[Path], bundle: Bundle) -> Any:
 def _sweep_chosen(path: Path, bundle: Bundle) -> Specimen:
     run = write_run(path / "runs" / "plain" / "1-1-0", bundle, drawn(bundle, 2, 0.5, 0.1))
     _points(run)
-    row = {"learning_rate": 1e-5, "strength": 1.0, "score": 0.5, "trials": 2, "runs": ["runs/plain/1-1-0"]}
+    row = {
+        "learning_rate": 1e-5,
+        "strength": 1.0,
+        "score": 0.5,
+        "trials": 2,
+        "runs": ["runs/plain/1-1-0"],
+    }
     files.write_json(path / "chosen.json", {"plain": row})
 
     def read(folder: Path) -> Any:
@@ -253,7 +284,9 @@ def _sweep_chosen(path: Path, bundle: Bundle) -> Specimen:
 
 def _results(path: Path, bundle: Bundle) -> Specimen:
     style, stamp = STYLES[TASK], "2026-01-01T00-00-00"
-    tasks = {f"{TASK}_{name}": split for name, split in SPLIT_OF_TASK.items() if bundle.splits[split]}
+    tasks = {
+        f"{TASK}_{name}": split for name, split in SPLIT_OF_TASK.items() if bundle.splits[split]
+    }
     for task, split in tasks.items():
         rows = [
             {
@@ -287,7 +320,9 @@ def _results(path: Path, bundle: Bundle) -> Specimen:
         found = read_results(folder, bundle)
         report = make_report(bundle, found)
         in_order([found, found])
-        make_record(folder, bundle, folder.parent / "records", ME.model_copy(update={"method": "x"}))
+        make_record(
+            folder, bundle, folder.parent / "records", ME.model_copy(update={"method": "x"})
+        )
         files.dumps(report.summary)
         return render.report_markdown([report]), render.facts_markdown([report], "lost")
 
@@ -302,7 +337,10 @@ def _facts(path: Path) -> list[Specimen]:
     ]  # fmt: skip
     path.mkdir()
     head = ["question", "answers", "relation", "subject", "aliases", "split", "popularity"]
-    cells = [[str(row[key]) if not isinstance(row[key], list) else row[key][0] for key in head] for row in rows]
+    cells = [
+        [str(row[key]) if not isinstance(row[key], list) else row[key][0] for key in head]
+        for row in rows
+    ]
     contents = {
         "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
         "json": json.dumps(rows),
@@ -335,7 +373,9 @@ def _pretrains(exposures: str | None, recipe: str | None) -> Callable[[Path], An
     def read(folder: Path) -> Any:
         facts = [fact for fact in world(facts_per_relation=3) if fact.relation == "country"]
         return lab.read_recipe(
-            facts, folder / recipe if recipe else lab.ALMANAC_RECIPE, folder / exposures if exposures else None
+            facts,
+            folder / recipe if recipe else lab.ALMANAC_RECIPE,
+            folder / exposures if exposures else None,
         )
 
     return read
@@ -394,25 +434,44 @@ def _leaderboard(path: Path, bundle: Bundle) -> Specimen:
 def _checkpoint(path: Path) -> Specimen:
     embedded = checkpoint.embedded("base")
     config = files.read_json(embedded / "config.json", ours=False)
-    files.write_json(path / "config.json", config | {"repetition_penalty": 1.1, "text_config": {"hidden_size": 8}})
+    files.write_json(
+        path / "config.json",
+        config | {"repetition_penalty": 1.1, "text_config": {"hidden_size": 8}},
+    )
     files.write_json(path / "generation_config.json", {"eos_token_id": [1, 2], "num_beams": 2})
-    files.write_json(path / "model.safetensors.index.json", {"weight_map": {"w": "model.safetensors"}})
+    files.write_json(
+        path / "model.safetensors.index.json", {"weight_map": {"w": "model.safetensors"}}
+    )
     files.write_json(path / "trainer_state.json", {"global_step": 5})
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
-    damaged = ("config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors")
+    damaged = (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "model.safetensors",
+    )
 
     def read(folder: Path) -> Any:
         base = checkpoint.identity(str(folder))
-        return checkpoint.end_tokens_told(folder), files.dumps(checkpoint.shape(folder)), base["decoding_ignored"]
+        return (
+            checkpoint.end_tokens_told(folder),
+            files.dumps(checkpoint.shape(folder)),
+            base["decoding_ignored"],
+        )
 
     return Specimen("checkpoint", path, damaged, read)
 
 
 def _adapter(path: Path) -> Specimen:
-    files.write_json(path / "adapter_config.json", {"base_model_name_or_path": "almanac", "r": 4, "revision": None})
+    files.write_json(
+        path / "adapter_config.json",
+        {"base_model_name_or_path": "almanac", "r": 4, "revision": None},
+    )
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (path / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    (path / "adapter_model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + b"1234"
+    )
     return Specimen("adapter", path, ("adapter_config.json",), _merge)
 
 

@@ -36,7 +36,9 @@ def bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def try_all(specimen: Specimen, scratch: Path, most: int | None = None) -> tuple[Counter[str], list[str]]:
+def try_all(
+    specimen: Specimen, scratch: Path, most: int | None = None
+) -> tuple[Counter[str], list[str]]:
     """Reads the specimen with each of its files damaged in every way, or in `most` of them."""
     ends: Counter[str] = Counter()
     wrong: list[str] = []
@@ -65,13 +67,33 @@ def _end(specimen: Specimen, folder: Path, case: Case) -> tuple[str, str]:
         return "read", ""
     except UserError as error:
         from factual_forgetting import errors
-        line = errors.one_line(error) if hasattr(errors, "one_line") else " ".join(str(error).split())
-        return ("refused", line) if line.isprintable() and len(line) < 2000 else ("unprintable", line[:200])
+
+        line = (
+            errors.one_line(error) if hasattr(errors, "one_line") else " ".join(str(error).split())
+        )
+        return (
+            ("refused", line)
+            if line.isprintable() and len(line) < 2000
+            else ("unprintable", line[:200])
+        )
     except Hung:
         return "hung", "hung"
     except BaseException as error:
         import traceback
-        where = traceback.extract_tb(error.__traceback__)[-1] if not isinstance(error, RecursionError) else "?"
-        ours = [f for f in traceback.extract_tb(error.__traceback__) if "factual_forgetting" in f.filename]
-        place = f"{ours[-1].filename.split('factual_forgetting/')[-1]}:{ours[-1].lineno}" if ours else str(where)
+
+        where = (
+            traceback.extract_tb(error.__traceback__)[-1]
+            if not isinstance(error, RecursionError)
+            else "?"
+        )
+        ours = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if "factual_forgetting" in f.filename
+        ]
+        place = (
+            f"{ours[-1].filename.split('factual_forgetting/')[-1]}:{ours[-1].lineno}"
+            if ours
+            else str(where)
+        )
         return "traceback", f"{type(error).__name__} {str(error)[:80]!r} at {place}"

@@ -380,9 +380,7 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
             **run["environment"],
             "attention": resolved.get("attention") or protocol.get("attention"),
             "dtype": protocol["checkpoint_dtype"],
-            "training_batch_size": str(protocol["batch_size"])
-            if "batch_size" in protocol
-            else None,
+            "training_batch_size": str(protocol.get("batch_size") or "") or None,
         }
     else:
         here, name = environment(), "factual-forgetting"

@@ -121,7 +121,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
         found = _COMMA.match(text, end)
     if not end and text.lstrip().startswith("{"):
         raise InputError(
-            f"{path}: no list of rows. Rows of JSON, one a line, are .jsonl: rename it."
+            f"{path}: no list of rows. One a line, they are JSON Lines: name it .jsonl."
         )
     if not _CLOSING.match(text, end):
         raise InputError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")

@@ -54,7 +54,7 @@ class _RunTold(Told):
 class Choice(Told):
     """What a sweep chose for an arm: its runs, below the sweep, and the trials that there were."""
 
-    runs: list[Annotated[str, StringConstraints(pattern=r"^[^/\0.][^/\0]*(/[^/\0.][^/\0]*)*$")]]
+    runs: list[Annotated[str, StringConstraints(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]]
     trials: Annotated[int, Field(ge=1)] = 1
 
 
