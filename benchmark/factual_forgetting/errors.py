@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 # Longer than a path that somebody typed.
@@ -37,13 +38,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def visible(text: str) -> str:
-    """Writes out as escapes what would move a cursor, forge a line, or hide or turn letters."""
+    """Writes out what would move a cursor, forge a line, or hide or turn letters, as JSON does."""
     if text.isprintable():
         return text
     return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in _UNPRINTED
-        else letter
+        json.dumps(letter)[1:-1] if unicodedata.category(letter) in _UNPRINTED else letter
         for letter in text
     )
 

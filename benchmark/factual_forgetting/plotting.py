@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factual_forgetting.errors import visible
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -38,4 +40,4 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
 
 def plain_text(text: str) -> str:
     """Keeps matplotlib from reading a formula, or a hidden label, into a text."""
-    return text.replace("$", r"\$").lstrip("_")
+    return visible(text).replace("$", r"\$").lstrip("_")

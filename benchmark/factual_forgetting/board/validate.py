@@ -33,6 +33,7 @@ from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
 from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
 from factual_forgetting.protocol.settings import SETTINGS
 from factual_forgetting.slick.labelling import NOT_ASKED
+from factual_forgetting.terminal import shown
 
 _Severity = Literal["error", "warning"]
 # In bf16 single answers move with what is asked beside them.
@@ -415,14 +416,14 @@ def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
 def render_findings(findings: list[Finding], style: str, *, color: bool = False) -> str:
     """Renders findings as `rich`, in colour if asked, `json`, or `github` annotations."""
     if style == "json":
-        return files.dumps(list(map(asdict, findings)), indent=2)
+        return shown(files.dumps(list(map(asdict, findings)), indent=2))
     if style == "github":
         return "\n".join(map(_annotation, findings))
     console = Console(force_terminal=color, color_system="standard" if color else None)
-    with console.capture() as shown:
+    with console.capture() as captured:
         for finding in findings:
             console.print(_line(finding), soft_wrap=True)
-    return shown.get().removesuffix("\n")
+    return captured.get().removesuffix("\n")
 
 
 def _line(finding: Finding) -> Text:
@@ -439,7 +440,7 @@ def _annotation(finding: Finding) -> str:
     def escape(text: str, *, inside: bool = False) -> str:
         for sign in "%\r\n" + (":," if inside else ""):
             text = text.replace(sign, f"%{ord(sign):02X}")
-        return text
+        return visible(text)
 
     place_told = f"file={escape(finding.path, inside=True)},title={finding.check}"
     return f"::{finding.severity} {place_told}::{escape(finding.message)}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle, Item, load_bundle, locate_bundle
+from factual_forgetting.plotting import plain_text
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.render import report_markdown
 from factual_forgetting.scoring.report import Report, make_report
@@ -83,7 +84,7 @@ def _dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: s
     values, low, high = ([row[key] for row in shown.values()] for key in ("value", "low", "high"))
     reach = [np.subtract(values, low), np.subtract(high, values)]
     axes.errorbar(values, range(len(shown)), xerr=reach, fmt="o", capsize=3)
-    axes.set_yticks(range(len(shown)), list(shown))
+    axes.set_yticks(range(len(shown)), list(map(plain_text, shown)))
     axes.invert_yaxis()
     axes.set(xlim=(-0.02, 1.02), xlabel=title)
     return axes

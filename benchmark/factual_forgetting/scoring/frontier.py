@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
@@ -22,6 +20,7 @@ from factual_forgetting.protocol.curve import read_curve, read_outcomes
 from factual_forgetting.protocol.run import CHOSEN, RUN, read_chosen, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring import metrics
+from factual_forgetting.terminal import table, tell
 
 _COLUMNS = {
     "stability_at_p50": "S@P50",
@@ -165,7 +164,7 @@ def _line(runs: list[Trained]) -> list[dict[str, float]]:
 
 def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the table: means over seeds."""
-    table = [
+    cells = [
         [
             row["method"],
             len(row["seeds"]),
@@ -174,7 +173,7 @@ def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     headers = ["method", "seeds", *_COLUMNS.values()]
-    return str(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
+    return table(cells, headers)
 
 
 def draw_frontier(arms: Sequence[tuple[str, Sequence[SeedCurve]]], path: Path) -> None:
@@ -230,7 +229,7 @@ def _frontier(args: argparse.Namespace) -> None:
     if args.output_path:
         draw_frontier([(row["method"], _curves(row, runs)) for row in rows], args.output_path)
         files.write_json(args.output_path.with_suffix(".json"), rows)
-    sys.stdout.write(frontier_markdown(rows) + "\n")
+    tell(frontier_markdown(rows))
 
 
 def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[SeedCurve]:
