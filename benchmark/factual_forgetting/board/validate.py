@@ -31,8 +31,9 @@ from factual_forgetting.errors import UserError, visible
 from factual_forgetting.facts.matching import MATCHERS, is_correct
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
 from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
+from factual_forgetting.protocol.run import optimizer_steps
 from factual_forgetting.protocol.settings import SETTINGS
-from factual_forgetting.slick.labelling import NOT_ASKED
+from factual_forgetting.slick.labelling import NOT_ASKED, ZERO_SHOT
 from factual_forgetting.terminal import shown
 
 _Severity = Literal["error", "warning"]
@@ -177,9 +178,35 @@ def _curve(given: _Submission) -> Iterator[str]:
     protocol, chooses = given.record.resolved_protocol, _chooses(given.record)
     if protocol and not chooses and steps != _due(steps, protocol.evaluate_every):
         yield f"its curve isn't evaluated every {protocol.evaluate_every} steps."
+    if steps and (len(steps) == 1 or steps[0] != 0):
+        yield "its curve doesn't go from the base, at step 0, to a point after training."
     differing = _disagreeing(given.outcomes)
     if differing > _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
+
+
+def _start(given: _Submission) -> Iterator[str]:
+    """A curve begins with the base, whose outcomes the bundle knows."""
+    first = [found for found in given.outcomes if found.curve[:1] not in ("", NOT_ASKED)]
+    base = {item.fact.id: item.base[ZERO_SHOT] for _, item in given.bundle.items()}
+    differing = sum((found.curve[0] == "1") != base[found.id] for found in first)
+    if differing > _MOST_DISAGREEING * len(first):
+        yield f"{differing} of {len(first)} outcomes at its first point aren't the base's."
+
+
+def _steps(given: _Submission) -> Iterator[str]:
+    """A recipe says how many steps a bundle is trained for; all methods take as many."""
+    protocol, cost = given.record.resolved_protocol, given.record.cost
+    if cost.tokens is not None and cost.steps is not None and cost.tokens < cost.steps:
+        yield f"it read {cost.tokens} tokens in {cost.steps} steps."
+    if protocol is None:
+        return
+    total = optimizer_steps(given.bundle, protocol)
+    if cost.steps != total:
+        yield f"its protocol trains this bundle for {total} steps, and it tells {cost.steps}."
+    last = given.record.curve[-1].step if given.record.curve else total
+    if last != total and not _chooses(given.record):
+        yield f"its curve ends at step {last}, and training at {total}."
 
 
 def _due(steps: list[int], every: int) -> list[int]:
@@ -274,7 +301,10 @@ def _environment(given: _Submission) -> Iterator[str]:
         yield "its weights have no hash, so it can't be scored again."
 
 
-_ERRORS = (_facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _asked)
+_ERRORS = (
+    _facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _start, _steps,
+    _asked,
+)  # fmt: skip
 _WARNINGS = (
     _agreement, _before, _answered, _origin, _official, _seed, _declared, _environment,
 )  # fmt: skip

@@ -104,6 +104,12 @@ class Base:
         return merged or self.path
 
 
+def optimizer_steps(bundle: Bundle, protocol: Protocol) -> int:
+    """Returns the steps that a protocol trains every method for on a bundle."""
+    size = sum(len(bundle.splits[name]) for name in (KNOWN, UNKNOWN))
+    return protocol.epochs * ceil(size / protocol.batch_size)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What decides a checkpoint.
@@ -138,8 +144,7 @@ class Run:
 
     def steps(self) -> int:
         """Returns its optimizer steps: those of every method under this protocol and bundle."""
-        size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
-        return self.protocol.epochs * ceil(size / self.protocol.batch_size)
+        return optimizer_steps(self.bundle, self.protocol)
 
     def locate_base(self, pretrained: str | None = None, adapter: str | None = None) -> Base:
         """Finds the base that it starts from, in `pretrained` or where the bundle says.
