@@ -381,7 +381,7 @@ def _cost(**told: int | None) -> Callable[[Content], None]:
         (nothing, _cost(tokens=12), "steps", "12 tokens in 133 steps"),
         (_one_point, _cut(-1, None), "curve", "from the base, at step 0"),
         (_without_the_first, _cut(1, None), "curve", "from the base, at step 0"),
-        (_better_base, nothing, "curve", "outcomes at its first point aren't the base's"),
+        (_better_base, nothing, "start", "outcomes at its first point aren't the base's"),
     ],
 )
 def test_a_run_that_cannot_have_been(

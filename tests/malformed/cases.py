@@ -117,8 +117,10 @@ def _chain(first: str, length: int) -> Iterator[tuple[int, str]]:
 
 def _of_table(text: str) -> Iterator[tuple[str, str]]:
     rows = [line.split(",") for line in text.splitlines()]
-    cells = ["", "nan", "['a', 'b']", "[", "[1]", '["\\ud800"]', '"', "NaN", "x\x1b[31m", "a" * 5000,
-             "[" * 5000, "\r", "1e400", "-1", "true"]  # fmt: skip
+    cells = [
+        "", "nan", "['a', 'b']", "[", "[1]", '["\\ud800"]', '"', "NaN", "x\x1b[31m", "a" * 5000,
+        "[" * 5000, "\r", "1e400", "-1", "true",
+    ]  # fmt: skip
     for place in (0, 1, len(rows) - 1):
         for column in range(len(rows[0])):
             for cell in cells:
@@ -190,12 +192,9 @@ def _without(value: Any, path: tuple[Any, ...]) -> Any:
 def _doubled(value: Any) -> Iterator[tuple[str, str]]:
     for path in _paths(value):
         if path and isinstance(path[-1], str):
-            mark = "<doubled>"
-            text = _dumps(_with(value, path[:-1], lambda parent: {mark: None, **parent}))
-            yield (
-                f"{'.'.join(map(str, path))} twice",
-                text.replace(f'"{mark}": null', f"{json.dumps(path[-1])}: 0"),
-            )
+            text = _dumps(_with(value, path[:-1], lambda parent: {"<doubled>": None, **parent}))
+            other = text.replace('"<doubled>": null', f"{json.dumps(path[-1])}: 0")
+            yield f"{'.'.join(map(str, path))} twice", other
 
 
 def _dumps(value: Any) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
 from board.synthetic import BASE, ME, answered_record, drawn, make_bundle, write_run
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.bundles import make_official, official, reference_of
-from factual_forgetting.board.record import load_record, make_record, maintained
+from factual_forgetting.board.record import load_record, maintained, make_record
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data
@@ -30,7 +30,6 @@ from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.lab import command as lab
 from factual_forgetting.protocol.recipe import load_protocol
-from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.sweep import Sweep, sweep_runs
 from factual_forgetting.scoring import frontier, render
 from factual_forgetting.scoring.report import in_order, make_report
@@ -139,7 +138,8 @@ def _labels(path: Path) -> Specimen:
     labels = [
         {
             "id": fact.id, "correct": marks[i % 3], "category": told[marks[i % 3]], "margin": 0.5,
-            "base": {"zero_shot": i % 3 < 2, "fresh": i % 3 < 2}, "sampled": [1, 4] if i % 3 == 2 else None,
+            "base": {"zero_shot": i % 3 < 2, "fresh": i % 3 < 2},
+            "sampled": [1, 4] if i % 3 == 2 else None,
         }
         for i, fact in enumerate(facts)
     ]  # fmt: skip
@@ -277,13 +277,17 @@ def _sweep_chosen(path: Path, bundle: Bundle) -> Specimen:
     def read(folder: Path) -> Any:
         first = _try(lambda: _frontier([folder], bundle))
         run = folder / "runs" / "plain" / "1-1-0"
-        return first, make_record(run, bundle, folder.parent / "records", ME).name
+        undeclared = ME.model_copy(update={"trials": None})
+        return first, make_record(run, bundle, folder.parent / "records", undeclared).name
 
     return Specimen("chosen", path, ("chosen.json",), read)
 
 
 def _results(path: Path, bundle: Bundle) -> Specimen:
     style, stamp = STYLES[TASK], "2026-01-01T00-00-00"
+    made = {"bundle_sha256": bundle.sha256}
+    made |= {"weights_sha256": "a" * 64, "tokenizer_sha256": "b" * 64}
+    sent = {"do_sample": False, "until": ["\n"], "max_gen_toks": style.max_new_tokens}
     tasks = {
         f"{TASK}_{name}": split for name, split in SPLIT_OF_TASK.items() if bundle.splits[split]
     }
@@ -291,12 +295,12 @@ def _results(path: Path, bundle: Bundle) -> Specimen:
         rows = [
             {
                 "doc_id": number,
-                "doc": {"id": item.fact.id, "bundle_sha256": bundle.sha256, "weights_sha256": "a" * 64, "tokenizer_sha256": "b" * 64},
+                "doc": {"id": item.fact.id, **made},
                 "resps": [[" nowhere"]],
                 "filtered_resps": ["nowhere"],
                 "arguments": {"gen_args_0": {
                     "arg_0": style.prompt(item, bundle),
-                    "arg_1": {"do_sample": False, "until": ["\n"], "max_gen_toks": style.max_new_tokens},
+                    "arg_1": sent,
                 }},
             }
             for number, item in enumerate(bundle.splits[split])
@@ -307,11 +311,11 @@ def _results(path: Path, bundle: Bundle) -> Specimen:
         "versions": dict.fromkeys(tasks, TASK_VERSION),
         "configs": {task: {"metadata": {"version": TASK_VERSION}} for task in tasks},
         "config": {
-            "model": "hf", "model_args": "pretrained=nowhere,dtype=float32", "batch_size": "16", "device": None,
-            "limit": None, "use_cache": None, "model_dtype": "torch.float32",
+            "model": "hf", "model_args": "pretrained=nowhere,dtype=float32", "batch_size": "16",
+            "device": None, "limit": None, "use_cache": None, "model_dtype": "torch.float32",
         },
-        "max_length": 256, "lm_eval_version": "0.4.13", "transformers_version": "5", "chat_template": None,
-        "system_instruction": None,
+        "max_length": 256, "lm_eval_version": "0.4.13", "transformers_version": "5",
+        "chat_template": None, "system_instruction": None,
     }  # fmt: skip
     files.write_json(path / f"results_{stamp}.json", told)
     damaged = tuple(sorted(p.name for p in path.iterdir()))
@@ -331,9 +335,10 @@ def _results(path: Path, bundle: Bundle) -> Specimen:
 
 def _facts(path: Path) -> list[Specimen]:
     rows = [
-        {"question": f"Where is {i}?", "answers": [f"A{i}", "B"], "relation": "P17", "subject": f"S{i}",
-         "aliases": ["C"], "split": "train", "popularity": 5, "other": 1.5}
-        for i in range(3)
+        {"question": f"In which country is {name}?", "answers": [f"{name[:3]}land", "Northland"],
+         "relation": "P17", "subject": name, "aliases": ["The North"], "split": "train",
+         "popularity": 5, "other": 1.5}
+        for name in ("Aberdeen", "Bordeaux", "Catania")
     ]  # fmt: skip
     path.mkdir()
     head = ["question", "answers", "relation", "subject", "aliases", "split", "popularity"]

@@ -1,99 +1,99 @@
-"""Puts a case in a specimen's place, and tells how reading ended."""
+"""Puts a case in a specimen's place, and tells how reading it ended."""
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 import signal
+import traceback
 from collections import Counter
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cases import Case, cases
 from specimens import Specimen
 
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, one_line
 
-_SECONDS = 20
+# A person would have stopped it by then; an honest reader takes milliseconds.
+_SECONDS, _MEMORY = 60, 8 << 30
+_LONGEST = 3000
+FINE = ("read", "refused")
 
 
-class Hung(Exception):
+class HungError(Exception):
     """It took so long that a person would have stopped it."""
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
+    """Ends what hangs or asks for more memory than there is, so that it is one failure."""
+
     def ring(*_: Any) -> None:
-        raise Hung
+        raise HungError
 
     before = signal.signal(signal.SIGALRM, ring)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, hard))
     signal.alarm(_SECONDS)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def try_all(
+def try_cases(
     specimen: Specimen, scratch: Path, most: int | None = None
 ) -> tuple[Counter[str], list[str]]:
-    """Reads the specimen with each of its files damaged in every way, or in `most` of them."""
+    """Reads a specimen with each of its files damaged in every way, or in about `most` ways.
+
+    Returns how many ended how, and what was wrong: neither read nor refused in one line.
+    """
     ends: Counter[str] = Counter()
     wrong: list[str] = []
-    folder = scratch / specimen.name
     for file in specimen.damaged:
-        valid = (specimen.folder / file).read_bytes()
-        found = list(cases(file, valid))
-        share = None if most is None else max(1, most // len(specimen.damaged))
-        step = max(1, len(found) // share) if share else 1
-        for case in found[::step]:
-            end, told = _end(specimen, folder, case)
+        found = list(cases(file, (specimen.folder / file).read_bytes()))
+        step = len(found) * len(specimen.damaged) // most if most else 1
+        for case in found[:: max(1, step)]:
+            end, told = _end(specimen, scratch, case)
             ends[end] += 1
-            if end not in ("read", "refused"):
-                wrong.append(f"{specimen.name}/{file}, {case.told}: {told}")
+            if end not in FINE:
+                wrong.append(f"{specimen.name}, {file}, {case.told}: {end}, {told}")
     return ends, wrong
 
 
-def _end(specimen: Specimen, folder: Path, case: Case) -> tuple[str, str]:
-    shutil.rmtree(folder, ignore_errors=True)
+def _end(specimen: Specimen, scratch: Path, case: Case) -> tuple[str, str]:
+    folder = scratch / specimen.name
+    shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(specimen.folder, folder)
     (folder / case.file).write_bytes(case.content)
     specimen.seal(folder)
     try:
         with bounded():
             specimen.read(folder)
-        return "read", ""
     except UserError as error:
-        from factual_forgetting import errors
-
-        line = (
-            errors.one_line(error) if hasattr(errors, "one_line") else " ".join(str(error).split())
-        )
-        return (
-            ("refused", line)
-            if line.isprintable() and len(line) < 2000
-            else ("unprintable", line[:200])
-        )
-    except Hung:
-        return "hung", "hung"
+        line = one_line(error)
+        fine = line.isprintable() and 0 < len(line) < _LONGEST
+        return ("refused" if fine else "unprintable"), line[:200]
+    except HungError:
+        return "hung", ""
+    except OSError as error:
+        # Which the command line tells in one line, as it stands.
+        return ("refused" if error.errno == errno.ENAMETOOLONG else "traceback"), repr(error)[:100]
     except BaseException as error:
-        import traceback
+        return "traceback", f"{error!r:.100} in {_place(error)}"
+    return "read", ""
 
-        where = (
-            traceback.extract_tb(error.__traceback__)[-1]
-            if not isinstance(error, RecursionError)
-            else "?"
-        )
-        ours = [
-            f
-            for f in traceback.extract_tb(error.__traceback__)
-            if "factual_forgetting" in f.filename
-        ]
-        place = (
-            f"{ours[-1].filename.split('factual_forgetting/')[-1]}:{ours[-1].lineno}"
-            if ours
-            else str(where)
-        )
-        return "traceback", f"{type(error).__name__} {str(error)[:80]!r} at {place}"
+
+def _place(error: BaseException) -> str:
+    ours = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "factual_forgetting" in frame.filename
+    ]
+    return ours[-1] if ours else "other code"

@@ -121,7 +121,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
         found = _COMMA.match(text, end)
     if not end and text.lstrip().startswith("{"):
         raise InputError(
-            f"{path}: no list of rows. One a line, they are JSON Lines: name it .jsonl."
+            f"{path}, line 1: no list of rows. One a line, they are JSON Lines: name it .jsonl."
         )
     if not _CLOSING.match(text, end):
         raise InputError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
@@ -166,7 +166,7 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     values = {
         field: name[1:] if name.startswith("=") else row.get(name) for field, name in named.items()
     }
-    values = {field: None if value == "" else value for field, value in values.items()}
+    values = {field: None if value in ("", []) else value for field, value in values.items()}
     missing = [field for field in ("question", "answers", "relation") if values[field] is None]
     if absent := [field for field in missing if named[field] not in row]:
         raise InputError(
