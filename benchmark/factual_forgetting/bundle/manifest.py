@@ -13,6 +13,7 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
 from factual_forgetting.config import Config, Told, parse
+from factual_forgetting.engines.prompts import exemplar_prefix
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.labelling import BaseTold, Marks, Outcomes, SourceTold
@@ -109,6 +110,15 @@ class Bundle:
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
         yield from ((split, item) for split, items in self.splits.items() for item in items)
+
+    def few_shot_prefix(self, fact: Fact) -> str:
+        """Returns the answered exemplars that stand before a fact's question, as one text."""
+        if fact.relation not in self.exemplars:
+            raise InputError(
+                f"{self.path} has no exemplars of {fact.relation}, which this prompt shows. Build "
+                "the bundle again."
+            )
+        return exemplar_prefix(self.exemplars[fact.relation])
 
     def require(self, names: Iterable[str], whose: str) -> None:
         """Raises a UserError if a split has no facts, and says who needs some."""

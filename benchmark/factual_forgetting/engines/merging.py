@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.config import Told, parse
 from factual_forgetting.errors import NotFoundError, PackageError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MADE_OF = "merge.json"
+
+
+class _Adapter(Told):
+    """What is read of an adapter's configuration: what it belongs on."""
+
+    base_model_name_or_path: str
+    revision: str | None = None
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
@@ -26,21 +34,11 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
     Raises:
         UserError: If peft is missing, the adapter holds no safetensors, or its base isn't found.
     """
-    adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
-    if not (adapter / _CONFIG).is_file():
-        if "peft" in arguments:
-            raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+    arguments = adapter_apart(arguments)
+    if "peft" not in arguments:
         return None
-    if not (adapter / _WEIGHTS).is_file():
-        raise NotFoundError(
-            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
-        )
-    checkpoint.require_whole(adapter)
-    if "peft" in arguments:
-        base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
-    else:
-        named = files.read_object(adapter / _CONFIG, ours=False)
-        base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
+    adapter = require_adapter(Path(str(arguments["peft"])))
+    base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     parts = {
         "base": checkpoint.weights_sha256(base),
         "adapter": files.sha256_file(adapter / _WEIGHTS),
@@ -57,18 +55,54 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
 
 
 def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+    with files.atomic_directory(merged) as beside:
+        with_adapter(model, adapter).save_pretrained(beside)
+        AutoTokenizer.from_pretrained(tokenizer_owner(base, adapter)).save_pretrained(beside)
+        files.write_json(beside / _MADE_OF, parts)
+
+
+def adapter_apart(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tells the base and the adapter apart, where `pretrained` is an adapter that names its base.
+
+    Other arguments of a model come back as they are.
+    """
+    adapter = Path(str(arguments.get("pretrained")))
+    if "peft" in arguments or not (adapter / _CONFIG).is_file():
+        return arguments
+    named = parse(_Adapter, files.read_object(adapter / _CONFIG, ours=False), str(adapter))
+    rest = {key: value for key, value in arguments.items() if key != "revision"}
+    base = {"pretrained": named.base_model_name_or_path, "peft": str(adapter)}
+    revision = {"revision": named.revision} if named.revision else {}
+    return {**rest, **base, **revision}
+
+
+def require_adapter(adapter: Path) -> Path:
+    """Returns the directory of an adapter; a UserError if it holds none in safetensors."""
+    if not (adapter / _CONFIG).is_file():
+        raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+    if not (adapter / _WEIGHTS).is_file():
+        raise NotFoundError(
+            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
+        )
+    checkpoint.require_whole(adapter)
+    return adapter
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Merges an adapter into a model: sums in fp32, the result in the model's dtype."""
     try:
         from peft import PeftModel
     except ImportError:
         told = "Merging a LoRA adapter needs peft. Install it: pip install peft."
         raise PackageError(told) from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
     dtype = model.dtype
-    whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
-    owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    with files.atomic_directory(merged) as beside:
-        whole.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
-        files.write_json(beside / _MADE_OF, parts)
+    return PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
+
+
+def tokenizer_owner(base: Path, adapter: Path | None) -> Path:
+    """Returns the directory whose tokenizer is read: an adapter's where it has one."""
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    return adapter if adapter is not None and own else base

@@ -13,13 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting.engines.merging import require_adapter, tokenizer_owner, with_adapter
 from factual_forgetting.errors import UserError, reason_of
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 def load_causal_lm(
-    path: Path, dtype: str = "auto", device: str | None = None, attention: str | None = None
+    path: Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    attention: str | None = None,
+    adapter: Path | None = None,
 ) -> tuple[Any, Any]:
     """Loads a checkpoint's model in eval mode and its tokenizer.
 
@@ -28,6 +33,7 @@ def load_causal_lm(
         dtype: A torch dtype's name, or `auto` for the checkpoint's own.
         device: For example `cuda:0`; None takes the GPU where there is one.
         attention: transformers' name of an attention implementation; None for its default.
+        adapter: Directory of an adapter that is merged into it, with its tokenizer if it has one.
 
     Raises:
         UserError: If transformers can't load it.
@@ -38,8 +44,11 @@ def load_causal_lm(
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, attn_implementation=attention
-        ).to(device or default_device())
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        )
+        if adapter is not None:
+            model = with_adapter(model, require_adapter(adapter))
+        model = model.to(device or default_device())
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_owner(path, adapter))
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} does not load ({reason_of(error)}). "

@@ -63,7 +63,7 @@ class Score:
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draws the main metrics with their 95 % intervals."""
         rows = {key.replace("_", " "): self.metrics[key] for key in _PLOTTED}
-        return _dots(axes, rows, "share of facts")
+        return draw_dots(axes, rows, "share of facts")
 
     def plot_relations(self, axes: Axes | None = None) -> Axes:
         """Draws stability by relation with 95 % intervals."""
@@ -72,10 +72,11 @@ class Score:
             items[item.fact.relation].append(item)
         correct = self.report.results.correct
         rows = {name: row_of(accuracy(items[name], correct)) for name in sorted(items)}
-        return _dots(axes, rows, "stability")
+        return draw_dots(axes, rows, "stability")
 
 
-def _dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: str) -> Axes:
+def draw_dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: str) -> Axes:
+    """Draws estimates by name as dots with their intervals; those that are None are left out."""
     if axes is None:
         from matplotlib.figure import Figure
 
