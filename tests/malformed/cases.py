@@ -65,7 +65,7 @@ def _nothing(text: str) -> Iterator[tuple[str, str]]:
 def _of_json(text: str) -> Iterator[tuple[str, str]]:
     value = json.loads(text)
     for told, other in _changed(value):
-        yield told, _dumps(other)
+        yield told, dumps(other)
     for told, other in _doubled(value):
         yield told, other
     for token in _RAW.values():
@@ -148,56 +148,60 @@ def _of_bytes(content: bytes, rng: random.Random) -> Iterator[tuple[str, bytes]]
 
 def _changed(value: Any) -> Iterator[tuple[str, Any]]:
     """Yields a value with each of its parts dropped, or put in another's place."""
-    for path in _paths(value):
+    for path in paths(value):
         name = ".".join(map(str, path)) or "whole"
         for other in VALUES:
-            yield f"{name} = {str(other)[:12]!r}", _with(value, path, lambda _, o=other: o)
+            yield f"{name} = {str(other)[:12]!r}", replaced(value, path, lambda _, o=other: o)
         if path:
-            yield f"{name} dropped", _without(value, path)
-            yield f"{name} renamed", _with(_without(value, path), path[:-1], _add)
+            yield f"{name} dropped", without(value, path)
+            yield f"{name} renamed", replaced(without(value, path), path[:-1], _add)
 
 
 def _add(parent: Any) -> Any:
     return {**parent, "surplus": 1} if isinstance(parent, dict) else [*parent, "surplus"]
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yields the place of every part; of a list those of the first and the last entry."""
     yield path
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _paths(part, (*path, key))
+            yield from paths(part, (*path, key))
     elif isinstance(value, list):
         for index in sorted({0, len(value) - 1}) if value else ():
-            yield from _paths(value[index], (*path, index))
+            yield from paths(value[index], (*path, index))
 
 
-def _with(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+def replaced(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    """Returns a value with the part at a place as a function changes it."""
     if not path:
         return change(value)
     copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = _with(copy[path[0]], path[1:], change)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], change)
     return copy
 
 
-def _without(value: Any, path: tuple[Any, ...]) -> Any:
+def without(value: Any, path: tuple[Any, ...]) -> Any:
+    """Returns a value without the part at a place."""
+
     def cut(parent: Any) -> Any:
         if isinstance(parent, dict):
             return {key: part for key, part in parent.items() if key != path[-1]}
         return [part for index, part in enumerate(parent) if index != path[-1]]
 
-    return _with(value, path[:-1], cut)
+    return replaced(value, path[:-1], cut)
 
 
 def _doubled(value: Any) -> Iterator[tuple[str, str]]:
-    for path in _paths(value):
+    for path in paths(value):
         if path and isinstance(path[-1], str):
-            text = _dumps(_with(value, path[:-1], lambda parent: {"<doubled>": None, **parent}))
+            text = dumps(replaced(value, path[:-1], lambda parent: {"<doubled>": None, **parent}))
             other = text.replace('"<doubled>": null', f"{json.dumps(path[-1])}: 0")
             yield f"{'.'.join(map(str, path))} twice", other
 
 
-def _dumps(value: Any) -> str:
+def dumps(value: Any) -> str:
+    """Writes a value as JSON, but for what stands for tokens that aren't."""
     text = json.dumps(value, ensure_ascii=False)
     for token, raw in _RAW.items():
         text = text.replace(f'"{token}"', raw)
