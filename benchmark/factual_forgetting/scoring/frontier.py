@@ -139,7 +139,7 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
         "kl_to_base": last.get("kl_to_base"),
-        "teacher_share": last.get("teacher_tokens", 0) / tokens if tokens else None,
+        "teacher_share": (last.get("teacher_tokens") or 0) / tokens if tokens else None,
     }
 
 
