@@ -172,10 +172,13 @@ def shape(path: Path) -> dict[str, Any]:
     text = config.get("text_config") or config
     if not isinstance(text, dict):
         raise InputError(f"{path / 'config.json'}: text_config is no object. Restore the file.")
-    return {
+    found = {
         name: next((text[key] for key in keys if key in text), None)
         for name, keys in _SHAPE_KEYS.items()
     }
+    if any(isinstance(value, float) for value in found.values()):
+        raise InputError(f"{path / 'config.json'}: a size is no whole number. Restore the file.")
+    return found
 
 
 def ignored_settings(path: Path) -> list[str]:

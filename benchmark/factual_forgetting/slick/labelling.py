@@ -134,7 +134,7 @@ class BaseTold(Told):
     pretrained: str | None
     revision: str | None = None
     weights_sha256: str | None = None
-    shape: dict[str, int | None] | None = None
+    shape: dict[str, Any] | None = None
     lineage: str | None = None
     adapter: str | None = None
     model: str | None = None
