@@ -6,10 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from factual_forgetting import files
+from factual_forgetting.config import Told, parse
 from factual_forgetting.errors import InputError, NotFoundError, reason_of
 
 # The keys of config.json in which a fine-tuned checkpoint must agree with its base.
@@ -45,6 +49,19 @@ _DECODING: dict[str, Any] = {
 
 _POINTER = b"version https://git-lfs"
 _METADATA, _LARGEST_HEADER = "__metadata__", 100_000_000
+
+
+class _Index(Told):
+    """What is read of the index of weights in several files."""
+
+    weight_map: dict[str, str] = Field(default_factory=dict)
+
+
+class _Ends(Told):
+    """What is read of a configuration's tokens that end a sequence."""
+
+    eos_token_id: int | list[int] | None = None
+
 
 LINEAGE_KEY = "factual_forgetting_base"
 # Patterns of the names that save_pretrained gives to what it writes.
@@ -105,7 +122,8 @@ def require_whole(folder: Path) -> None:
                 f"{file} is cut or damaged: it has {file.stat().st_size:,} bytes, and its header "
                 f"tells {told:,}. Get it again (git lfs pull, or the Hub's client)."
             )
-    parts = set(_read(folder / "model.safetensors.index.json").get("weight_map", {}).values())
+    index = folder / "model.safetensors.index.json"
+    parts = set(parse(_Index, _read(index), str(index)).weight_map.values())
     if missing := sorted(part for part in parts if not (folder / part).is_file()):
         raise NotFoundError(f"{folder} lacks {missing[0]}, which its index names. Get it too.")
 
@@ -117,9 +135,9 @@ def _size_told(file: Path) -> int:
         try:
             header = json.loads(stream.read(length if length < _LARGEST_HEADER else 0))
             ends = [row["data_offsets"][1] for name, row in header.items() if name != _METADATA]
-        except (ValueError, TypeError, LookupError, AttributeError):
-            ends = []
-    return 8 + length + int(max(ends, default=0))
+            return 8 + length + int(max(ends, default=0))
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+            return 8 + length
 
 
 def _from_hub(repository: str, revision: str | None, *, code: bool) -> Path:
@@ -157,11 +175,16 @@ def _sha256(file: Path, *state: int) -> str:
 def shape(path: Path) -> dict[str, Any]:
     """Returns number of layers, hidden size and attention heads from `config.json`."""
     config = _read(path / "config.json")
-    text = config.get("text_config", config)
-    return {
+    text = config.get("text_config") or config
+    if not isinstance(text, dict):
+        raise InputError(f"{path / 'config.json'}: text_config is no object. Restore the file.")
+    found = {
         name: next((text[key] for key in keys if key in text), None)
         for name, keys in _SHAPE_KEYS.items()
     }
+    if any(isinstance(value, float) for value in found.values()):
+        raise InputError(f"{path / 'config.json'}: a size is no whole number. Restore the file.")
+    return found
 
 
 def ignored_settings(path: Path) -> list[str]:
@@ -183,15 +206,14 @@ def end_tokens_told(path: Path) -> list[int]:
     """Returns the tokens that end a sequence, as config.json and generation_config.json say."""
     config = _read(path / "config.json")
     told = (config, config.get("text_config") or {}, _read(path / "generation_config.json"))
-    ends = [source.get("eos_token_id") for source in told]
-    return sorted(
-        {token for end in ends for token in ([end] if isinstance(end, int) else end or ())}
-    )
+    ends = [parse(_Ends, source, str(path)).eos_token_id for source in told]
+    listed = ([end] if isinstance(end, int) else end or [] for end in ends)
+    return sorted(set(chain.from_iterable(listed)))
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a file of a model's, which need not be there."""
-    return dict(files.read_json(path, ours=False)) if path.exists() else {}
+    return files.read_object(path, ours=False) if path.exists() else {}
 
 
 def differing_shape(path: Path, base: Mapping[str, Any]) -> list[str]:

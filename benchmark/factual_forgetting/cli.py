@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.errors import UserError, disk_trouble
+from factual_forgetting.errors import UserError, disk_trouble, one_line
 from factual_forgetting.files import at_home
 
 INTERRUPTED = 130
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         vars(args).update({name: _all_at_home(value) for name, value in vars(args).items()})
         return int(args.run(args) or 0)
     except UserError as error:
-        return _tell(str(error))
+        return _tell(one_line(error))
     except KeyboardInterrupt:
         _tell("interrupted." + (" The same command resumes." if resumes else ""))
         return INTERRUPTED

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
-from factual_forgetting.errors import InputError, NotFoundError
+from factual_forgetting import files
+from factual_forgetting.errors import InputError
+
+_LARGEST, _MOST_VALUES, _LONGEST_KEY = 256 << 10, 10_000, 100
 
 
 class Config(BaseModel):
@@ -19,11 +22,28 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Told(BaseModel):
+    """Base of what is read of a file that says more: of it, nothing that we use is another type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+EntryT = TypeVar("EntryT")
+# Of a strict configuration, whose file has a list.
+Many = Annotated[tuple[EntryT, ...], Strict(False)]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML alone reads `1e-5` as text."""
+    """YAML 1.2's numbers, as PyYAML alone reads `1e-5` as text; and every key once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Reads a mapping, before merges add keys that it may state again."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise ValueError("a key occurs twice")
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -39,29 +59,37 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing, isn't YAML, or isn't a mapping.
     """
+    with files.opened(path) as stream:
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise InputError(f"{path} is larger than {_LARGEST >> 10} KiB. Give a configuration.")
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist. Check the path.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not readable YAML ({reason}). Mend the file.") from None
+        text = content.decode()
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506
+        files.require_plain(value, text, _MOST_VALUES)
+        files.loads(files.dumps(value))  # Neither dates nor bytes, and numbers as in JSON.
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply. Mend the file.") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(f"{path} is not readable YAML ({error}). Mend the file.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no mapping of keys to values. Mend the file.")
     return value
 
 
-def parse(kind: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
+def parse(kind: type[ConfigT], values: Any, origin: str) -> ConfigT:
     """Validates values against a configuration type.
 
     Args:
         kind: The pydantic model to build.
-        values: Keys and values.
+        values: Keys and values; anything else is refused.
         origin: Where the values come from, for the message.
 
     Raises:
         UserError: On an unknown key or a value of the wrong type, naming key and reason.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{origin}: no keys and values ({', '.join(sorted(kind.model_fields))}).")
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -72,7 +100,7 @@ def parse(kind: type[ConfigT], values: Mapping[str, Any], origin: str) -> Config
 
 
 def _fault(kind: type[BaseModel], fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"])) or "value"
+    key = ".".join(map(str, fault["loc"]))[:_LONGEST_KEY] or "value"
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}' (known: {', '.join(sorted(kind.model_fields))})"
     return f"key '{key}': {fault['msg'].removeprefix('Value error, ')}"

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import unicodedata
+
+# Longer than a path that somebody typed.
+_LONGEST_WORD = 1000
+
+# Controls, what hides or turns text, halves of pairs, and separators of lines.
+_UNPRINTED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 class UserError(Exception):
@@ -49,3 +57,22 @@ def disk_trouble(error: BaseException) -> str | None:
     if not (named and error.strerror):
         return f"{reason_of(error)}. Check that path, and the disk."
     return f"{named}: {error.strerror}. Check that path, and what it allows."
+
+
+def visible(text: str) -> str:
+    """Writes out what would move a cursor, forge a line, or hide or turn letters, as JSON does."""
+    if text.isprintable():
+        return text
+    return "".join(
+        json.dumps(letter)[1:-1] if unicodedata.category(letter) in _UNPRINTED else letter
+        for letter in text
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message as one line that a terminal shows as it is, and a person reads."""
+    return visible(" ".join(map(_shortened, str(error).split())))
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= _LONGEST_WORD else f"{word[:100]}…{word[-100:]}"

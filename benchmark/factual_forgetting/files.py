@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +25,13 @@ import jsonlines
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 
 UNFINISHED, _PARTIAL = ".unfinished", ".partial"
+_DEEPEST = 64
+_LARGEST, _LONGEST_LINE = 512 << 20, 64 << 20
+# Honest text packs to a tenth, outcomes along a long curve to a few hundredths; a bomb to a
+# thousandth.
+_MOST_UNPACKED, _MOST_RATIO = 64 << 20, 500
+_MOST_DIGITS = 20
+_SURROGATE = re.compile(r"\\[uU][0-9a-fA-F]*[dD][89a-fA-F]")
 
 
 def at_home(path: str | Path) -> Path:
@@ -49,23 +62,91 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def loads(text: str | bytes) -> Any:
-    """Parses strict JSON.
+def _refuse(token: str) -> Any:
+    raise ValueError(f"{token} is not JSON")
+
+
+def _finite(token: str) -> float:
+    if math.isinf(value := float(token)):
+        raise ValueError(f"{token[:_MOST_DIGITS]} is beyond every number")
+    return value
+
+
+def _whole(token: str) -> int:
+    if len(token) > _MOST_DIGITS or not -(2**63) <= int(token) < 2**63:
+        raise ValueError(f"{token[:_MOST_DIGITS]} has more than 64 bits")
+    return int(token)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+_STRICT = json.JSONDecoder(
+    parse_constant=_refuse, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique
+)
+_LAX = json.JSONDecoder()
+
+
+def loads(text: str | bytes, *, ours: bool = True) -> Any:
+    """Parses JSON, strictly: whatever is read can be written, hashed and counted with.
+
+    Args:
+        text: UTF-8 where it is bytes.
+        ours: Whether the form is ours. A model's config.json may hold Infinity, whole numbers of
+            any size and a key twice, as Python reads JSON.
 
     Raises:
-        ValueError: On malformed JSON, NaN or infinity, or a repeated key.
+        ValueError: On malformed JSON, what nests too deeply, half a surrogate pair; and of ours on
+            NaN, infinity, a number beyond 64 bits or a key that occurs twice.
     """
+    told = (text.decode() if isinstance(text, bytes) else text).strip(" \t\r\n")
+    value, end = loads_at(told, 0, ours=ours)
+    if end < len(told):
+        raise ValueError("more follows after its end")
+    return value
 
-    def refuse(token: str) -> Any:
-        raise ValueError(f"{token} is not JSON")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return found
+def loads_at(text: str, start: int, *, ours: bool = True) -> tuple[Any, int]:
+    """Parses the value that begins at a place of a text, as `loads` does; tells its end, too."""
+    try:
+        value, end = (_STRICT if ours else _LAX).raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    require_plain(value, text[start:end])
+    return value, end
 
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+
+def require_plain(value: Any, text: str, most: int | None = None) -> None:
+    """Refuses what was parsed and yet can't be written.
+
+    Args:
+        value: What was parsed.
+        text: What it was parsed from.
+        most: Most values at a depth; for YAML, whose aliases make many of few.
+
+    Raises:
+        ValueError: On what nests too deeply, is too much, or half a surrogate pair.
+    """
+    level: list[Any] = [[value]]
+    for _ in range(_DEEPEST):
+        held = (one.values() if isinstance(one, dict) else one for one in level)
+        parts = (part for each in held for part in each if isinstance(part, (dict, list)))
+        level = list(islice(parts, most))
+        if not level:
+            break
+        if len(level) == most:
+            raise ValueError("its aliases make too much of it")
+    else:
+        raise ValueError("it is nested too deeply")
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair is no character") from None
 
 
 @contextmanager
@@ -208,24 +289,68 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
         jsonlines.Writer(stream, dumps=dumps).write_all(rows)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file to read, unpacked if it ends in `.gz`: up to a bound, as strangers pack it.
+
+    Raises:
+        UserError: If it is missing, damaged or unreadable, or unpacks to far more than it holds.
+    """
+    try:
+        with path.open("rb") as packed:
+            yield io.BufferedReader(_Unpacked(packed)) if path.suffix == ".gz" else packed
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist. Check the path.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not readable ({error}). Restore it.") from None
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file, up to a bound."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._stream = gzip.GzipFile(fileobj=packed)
+        self._left = max(_MOST_UNPACKED, _MOST_RATIO * os.fstat(packed.fileno()).st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._stream.readinto(buffer)
+        self._left -= size
+        if self._left < 0:
+            raise OSError("it unpacks to far more than an honest file")
+        return size
+
+
 def read_json(path: Path, *, ours: bool = True) -> Any:
     """Reads a JSON file.
 
     Args:
         path: The file.
-        ours: Whether this package wrote it, strictly; else it is read as Python reads JSON, with
-            the Infinity that a model's config.json may hold.
+        ours: As in `loads`.
 
     Raises:
-        UserError: If the file is missing or isn't JSON.
+        UserError: If the file is missing, too large, or isn't JSON.
     """
+    with opened(path) as stream:
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise InputError(f"{path} is larger than {_LARGEST >> 20} MiB. Give another file.")
     try:
-        text = path.read_text(encoding="utf-8")
-        return loads(text) if ours else json.loads(text)
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist. Check the path.") from None
-    except (OSError, ValueError) as error:
+        return loads(content, ours=ours)
+    except ValueError as error:
         raise InputError(f"{path} is not readable JSON ({error}). Restore or rewrite it.") from None
+
+
+def read_object(path: Path, *, ours: bool = True) -> dict[str, Any]:
+    """Reads a JSON file of keys and values; see `read_json`."""
+    value = read_json(path, ours=ours)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no object of keys and values. Restore or rewrite it.")
+    return value
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
@@ -234,16 +359,17 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     Raises:
         UserError: If the file is missing, or a line isn't JSON; the message names the line.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            lines = jsonlines.Reader(stream, loads=loads)
-            yield from lines.iter(allow_none=True, skip_empty=True)
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist. Check the path.") from None
-    except jsonlines.InvalidLineError as error:
-        reason = error.__cause__ or error
-        raise InputError(
-            f"{path}, line {error.lineno}: not JSON ({reason}). Mend that line."
-        ) from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} is not readable ({error}). Restore it.") from None
+    with opened(path) as stream:
+        for number in count(1):
+            if not (line := stream.readline(_LONGEST_LINE + 1)):
+                return
+            if len(line) > _LONGEST_LINE:
+                raise InputError(f"{path}, line {number}: over {_LONGEST_LINE} bytes. Restore it.")
+            if not line.strip():
+                continue
+            try:
+                value = loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+            except ValueError as error:
+                told = f"{path}, line {number}: not JSON ({error}). Mend that line."
+                raise InputError(told) from None
+            yield value

@@ -23,7 +23,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         return parse_pairs(text)
     try:
         return dict(files.loads(text))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"'{text}' is not JSON ({error}). Write key=value,key=value.") from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from factual_forgetting import files, outputs
-from factual_forgetting.errors import InputError
+from factual_forgetting.errors import InputError, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,4 +69,4 @@ def figure_svg(figure: Figure) -> bytes:
 
 def plain_text(text: str) -> str:
     """Keeps matplotlib from reading a formula, or a hidden label, into a text."""
-    return text.replace("$", r"\$").lstrip("_")
+    return visible(text).replace("$", r"\$").lstrip("_")

@@ -7,6 +7,7 @@ from synthetic import answered_record, drawn, make_bundle, write_run
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.record import load_records
+from factual_forgetting.board.validate import CHECKS
 from factual_forgetting.bundle.manifest import Bundle
 
 ARMS = {
@@ -15,6 +16,13 @@ ARMS = {
     "attention": ("freeze", {"trainable": ["attention"]}, 0.1, 0.02),
     "distil": ("self_distillation", {"tau": 1.0}, 0.3, 0.01),
 }
+
+
+@pytest.fixture(autouse=True)
+def short_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn runs are shorter than the recipe that they name; published ones aren't."""
+    if "published" not in request.fixturenames:
+        monkeypatch.delitem(CHECKS, "steps")
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 from synthetic import ME, drawn, make_bundle, publish, write_record, write_run
 
-from factual_forgetting import files
+from factual_forgetting import checkpoint, files
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.record import Outcome, load_record, load_records, make_record
 from factual_forgetting.board.record import recompute as computed
 from factual_forgetting.board.validate import Finding, validate
-from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, load_bundle
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import matching
 from factual_forgetting.facts.fact import stable_hash
+
+LEADERBOARD = Path(__file__).parents[2] / "leaderboard"
 
 Rows = list[dict[str, Any]]
 Content = dict[str, Any]
@@ -296,6 +298,23 @@ def test_trials_are_those_of_the_sweep_that_chose(world: Bundle, tmp_path: Path)
         (("recorded",), "٢٠٢٦-01-01T00:00:00Z"),
         (("submitter",), "a" * 60),
         (("outcomes", "rows"), 10**30),
+        # What Python takes for a number and isn't one.
+        (("seed",), "0"),
+        (("seed",), True),
+        (("seed",), 0.0),
+        (("trials",), True),
+        (("cost", "steps"), "88"),
+        (("cost", "tokens"), True),
+        (("cost", "gpu_hours"), "1"),
+        (("curve", 0, "step"), "0"),
+        (("curve", 0, "loss"), "1"),
+        (("outcomes", "rows"), "60"),
+        (("resolved_protocol", "batch_size"), "32"),
+        (("resolved_protocol", "epochs"), True),
+        (("resolved_protocol", "learning_rate"), "4e-4"),
+        (("environment", "dirty"), "yes"),
+        (("metrics", "peak_stability"), "1"),
+        (("recorded",), "2026-02-30T00:00:00Z"),
     ],
 )
 def test_what_breaks_readers_is_refused(
@@ -311,6 +330,83 @@ def test_what_breaks_readers_is_refused(
     assert found.check == "form"
     assert "\n" not in found.message
     assert len(found.message) < 2000
+
+
+# A run that can't have been.
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A record of the leaderboard, whose run is as long as its recipe says."""
+    path = sorted((LEADERBOARD / "records").glob("*/*/sft/*.json"))[0]
+    copy = tmp_path / "records" / path.relative_to(LEADERBOARD / "records")
+    copy.parent.mkdir(parents=True)
+    for file in path.parent.glob(f"{path.stem}*"):
+        shutil.copy(file, copy.parent)
+    return copy
+
+
+def _one_point(rows: Rows) -> None:
+    for row in rows:
+        row["curve"] = row["curve"][-1:]
+
+
+def _without_the_first(rows: Rows) -> None:
+    for row in rows:
+        row["curve"] = row["curve"][1:]
+
+
+def _better_base(rows: Rows) -> None:
+    for row in rows:
+        if row["split"] == UNKNOWN and row["curve"][0] == "0":
+            row["curve"] = "1" + row["curve"][1:]
+
+
+def _cut(start: int | None, end: int | None) -> Callable[[Content], None]:
+    def cut(content: Content) -> None:
+        content["curve"] = content["curve"][start:end]
+
+    return cut
+
+
+def _cost(**told: int | None) -> Callable[[Content], None]:
+    return lambda content: content["cost"].update(told)
+
+
+@pytest.mark.parametrize(
+    ("rows", "record", "check", "message"),
+    [
+        (nothing, _cost(steps=266), "steps", "for 133 steps, and it tells 266"),
+        (nothing, _cost(steps=None), "steps", "for 133 steps, and it tells None"),
+        (nothing, _cost(tokens=12), "steps", "12 tokens in 133 steps"),
+        (_one_point, _cut(-1, None), "curve", "from the base, at step 0"),
+        (_without_the_first, _cut(1, None), "curve", "from the base, at step 0"),
+        (_better_base, nothing, "start", "outcomes at its first point aren't the base's"),
+    ],
+)
+def test_a_run_that_cannot_have_been(
+    published: Path, rows: Any, record: Any, check: str, message: str
+) -> None:
+    bundle = load_bundle(checkpoint.embedded("bundle"))
+    root = published.parents[3]
+    assert not told(root, bundle)
+    attack(published, bundle, rows, record)
+    refuses(root, bundle, check, message)
+
+
+def test_a_curve_ends_where_training_does(published: Path) -> None:
+    def shorten(rows: Rows) -> None:
+        for row in rows:
+            row["curve"] = row["curve"][:-2] + "01"[row["final"]]
+
+    def drop(content: Content) -> None:
+        del content["curve"][-1]
+
+    bundle = load_bundle(checkpoint.embedded("bundle"))
+    attack(published, bundle, shorten, drop)
+    refuses(
+        published.parents[3], bundle, "steps", "its curve ends at step 128, and training at 133"
+    )
 
 
 # What a record leaves out.

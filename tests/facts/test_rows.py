@@ -189,3 +189,39 @@ def test_popularity_is_read_and_written(tmp_path):
         assert "line 1: popularity" in refused(path)
         (fact,) = read_source(str(path), {"popularity": "="})
         assert fact.popularity is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"answers": "['a', 'b']"}, 'answers is no JSON list. Write one, as in ["a", "b"].'),
+        ({"answers": "['a' 'b']"}, "answers is no JSON list."),
+        ({"aliases": '["a", ]'}, "aliases is no JSON list."),
+        ({"subject": "nan"}, "subject is nan, as pandas writes what is missing. Leave it empty."),
+        ({"aliases": ["<NA>"]}, "aliases is <NA>, as pandas writes what is missing."),
+        ({"split": False}, "split 'False' is none of train"),
+        ({"split": 0}, "split '0' is none of train"),
+        ({"subject": False}, "subject is empty or not a text."),
+        ({"aliases": 0}, "aliases is no text and no list of texts."),
+        ({"question": ""}, "question is empty. Fill it, or leave the row out."),
+        ({"answers": []}, "answers is empty."),
+        ({"question": None, "relation": None}, "question, relation is empty."),
+        ({"other": float("nan")}, "not JSON (NaN is not JSON). Mend that row."),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_cells_as_pandas_writes_them(tmp_path, changed, told, kind):
+    row = {**GOOD, **changed}
+    text = json.dumps(row) if kind == "jsonl" else json.dumps([row])
+    assert told in refused(write(tmp_path, f"facts.{kind}", text))
+
+
+def test_what_is_null_or_empty_is_missing(tmp_path):
+    row = {**GOOD, "subject": "", "aliases": None, "split": "", "popularity": ""}
+    (fact,) = read_source(str(write(tmp_path, "facts.jsonl", json.dumps(row))))
+    assert (fact.subject, fact.aliases, fact.popularity) == (fact.question, (), None)
+
+
+def test_json_lines_in_a_json_file_are_named(tmp_path):
+    path = write(tmp_path, "facts.json", lines(GOOD, GOOD))
+    assert "they are JSON Lines: name it .jsonl" in refused(path)

@@ -19,7 +19,7 @@ from factual_forgetting.slick.labelling import ZERO_SHOT
 _REFERENCE = "reference.json"
 
 
-class ReferenceRows(Config):
+class ReferenceRows(Config, strict=True):
     """Reference rows and marks of a bundle.
 
     Attributes:
@@ -100,7 +100,7 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
     """
     found = {}
     for path in sorted(folder.glob(f"*/*/{MANIFEST}")):
-        sha256 = files.read_json(path).get("sha256")
+        sha256 = files.read_object(path).get("sha256")
         beside = path.with_name(_REFERENCE)
         reference = parse(ReferenceRows, files.read_json(beside), str(beside))
         name = f"{path.parent.parent.name}/{path.parent.name}"

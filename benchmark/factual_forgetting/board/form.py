@@ -32,11 +32,12 @@ Repository = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")
 ]
 Submitter = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?$")]
-Count = Annotated[int, Field(ge=0, le=_MOST)]
-Whole = Annotated[int, Field(ge=-_MOST, le=_MOST)]
-Number = Annotated[float, Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
-Scalar = bool | Whole | Number | Name | None
-Metric = Number | dict[Key, bool | Whole | Number | None] | None
+Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
+Whole = Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)]
+Number = Annotated[float, Field(strict=True, ge=-_MOST, le=_MOST, allow_inf_nan=False)]
+Truth = Annotated[bool, Field(strict=True)]
+Scalar = Truth | Whole | Number | Name | None
+Metric = Number | dict[Key, Truth | Whole | Number | None] | None
 
 Level = Literal["self-reported", "rescored", "reproduced"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -152,7 +153,7 @@ class EnvironmentOf(Config):
     platform: Name | None = None
     packages: dict[Name, Name] = Field(default_factory=dict, max_length=_MOST_ENTRIES)
     commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
-    dirty: bool | None = None
+    dirty: Truth | None = None
 
 
 class TrainingDataOf(Config):
@@ -232,7 +233,7 @@ class Record(Config):
     resolved_protocol: Protocol | None
     seed: Whole | None
     track: Literal["closed", "open"]
-    trials: Annotated[int, Field(ge=1, le=_MOST)] | None = None
+    trials: Annotated[int, Field(strict=True, ge=1, le=_MOST)] | None = None
     matcher_version: Key
     level: SkipJsonSchema[Level] = Field(default="self-reported", exclude=True)
     weights_sha256: Hash | None

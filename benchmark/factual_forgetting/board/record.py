@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board import form
 from factual_forgetting.board.form import Record
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
-from factual_forgetting.config import Config, parse
+from factual_forgetting.config import Config, Told, parse
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.protocol import grid
-from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES, share_correct
+from factual_forgetting.protocol.curve import (
+    METRIC_OF_SPLIT,
+    OUTCOMES,
+    read_curve,
+    read_outcomes,
+    share_correct,
+)
 from factual_forgetting.protocol.recipe import find_recipe, require_own_name
-from factual_forgetting.protocol.run import CHOSEN, LOG, RUN, told_by_run
+from factual_forgetting.protocol.run import CHOSEN, LOG, read_chosen, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
 from factual_forgetting.scoring.results import Results, read_results
@@ -85,6 +89,12 @@ class Declared(Config):
     training_data: str | None = None
     heldout: str | None = None
     note: str | None = None
+
+
+class _Log(Told):
+    """What is read of the log of a run."""
+
+    seconds: Annotated[float, Field(ge=0)] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +200,8 @@ def _read_source(source: Path, bundle: Bundle) -> tuple[_Trained | None, Results
 
 
 def _read_run(path: Path, bundle: Bundle) -> _Trained:
-    run = files.read_json(path / RUN)
+    if (run := told_by_run(path)) is None:
+        raise NotFoundError(f"{path} holds no finished run. Train again.")
     if run["bundle_sha256"] != bundle.sha256:
         raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     if run.get("foreign_base"):
@@ -201,14 +212,15 @@ def _read_run(path: Path, bundle: Bundle) -> _Trained:
     if run["protocol"]:
         require_own_name(run["protocol"]["name"], run["protocol_sha256"])
     run["weights_sha256"] = _weights(path, run)
-    curve = list(files.read_jsonl(path / CURVE))
-    correct = {row["id"]: row["correct"] for row in files.read_jsonl(path / OUTCOMES)}
+    curve = read_curve(path)
+    correct = read_outcomes(path, len(curve))
     expected = {item.fact.id for name in METRIC_OF_SPLIT for item in bundle.splits[name]}
-    if not expected <= set(correct) or any(len(text) != len(curve) for text in correct.values()):
+    if not expected <= set(correct):
         raise InputError(f"{path / OUTCOMES} doesn't fit the bundle or the curve. Train again.")
-    log = files.read_json(path / LOG) if (path / LOG).is_file() else {"seconds": None}
+    log = files.read_object(path / LOG) if (path / LOG).is_file() else {"seconds": None}
+    seconds = parse(_Log, log, str(path / LOG)).seconds
     told = {key: correct[key] for key in expected}
-    return _Trained(run, curve, told, log["seconds"], _swept(path), tokenizer_sha256(path))
+    return _Trained(run, curve, told, seconds, _swept(path), tokenizer_sha256(path))
 
 
 def _swept(path: Path) -> int | None:
@@ -218,9 +230,9 @@ def _swept(path: Path) -> int | None:
     if not (output / CHOSEN).is_file():
         return None
     name = str(home.relative_to(output))
-    for row in files.read_json(output / CHOSEN).values():
-        if name in row["runs"]:
-            return int(row["trials"])
+    for choice in read_chosen(output).values():
+        if name in choice.runs:
+            return choice.trials
     raise InputError(
         f"{path} is a trial that its sweep didn't choose. Record the runs that {output / CHOSEN} "
         "names."
@@ -362,12 +374,13 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
     if trained:
         run, resolved = trained.run, trained.run.get("resolved", {})
         # Without a recipe the trainer's arguments say it.
-        protocol = run["protocol"] or {**resolved, "checkpoint_dtype": resolved["dtype"]["weights"]}
+        weights = resolved.get("dtype", {}).get("weights")
+        protocol = run["protocol"] or {**resolved, "checkpoint_dtype": weights}
         made = {
             **run["environment"],
-            "attention": resolved.get("attention") or protocol["attention"],
+            "attention": resolved.get("attention") or protocol.get("attention"),
             "dtype": protocol["checkpoint_dtype"],
-            "training_batch_size": str(protocol["batch_size"]),
+            "training_batch_size": str(protocol.get("batch_size") or "") or None,
         }
     else:
         here, name = environment(), "factual-forgetting"
@@ -474,10 +487,7 @@ def _scored(record: Record) -> Record:
 
 def _read_object(path: Path) -> dict[str, Any]:
     _require_plain(path, _MOST_RECORD)
-    try:
-        value = files.read_json(path)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply. Record the result again.") from None
+    value = files.read_json(path)
     if not isinstance(value, dict):
         raise NotFoundError(f"{path} holds no record. Record the result again.")
     return value
@@ -493,11 +503,8 @@ def _require_plain(path: Path, most: int) -> None:
 def _unpack(path: Path) -> bytes:
     """Decompresses up to a bound, so that a bomb costs its bound and no more."""
     _require_plain(path, _MOST_PACKED)
-    try:
-        with gzip.open(path) as stream:
-            content = stream.read(MOST_UNPACKED + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not readable ({error}). Record the result again.") from None
+    with files.opened(path) as stream:
+        content = stream.read(MOST_UNPACKED + 1)
     if len(content) > MOST_UNPACKED:
         raise InputError(f"{path} unpacks to more than {MOST_UNPACKED // 2**20} MB. It is refused.")
     return content
@@ -522,7 +529,7 @@ def _outcome(line: bytes, where: str) -> Outcome:
     except ValidationError:
         known = ", ".join(Outcome.model_fields)
         raise InputError(f"{where}: not an outcome ({known}).") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{where}: not JSON ({error}).") from None
     if len(outcome.answer or "") > _MOST_ANSWER:
         raise InputError(f"{where}: an answer of more than {_MOST_ANSWER} characters.")

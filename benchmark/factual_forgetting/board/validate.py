@@ -27,12 +27,14 @@ from factual_forgetting.board.record import (
     track_of,
 )
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, visible
 from factual_forgetting.facts.matching import MATCHERS, is_correct
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
 from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
+from factual_forgetting.protocol.run import optimizer_steps
 from factual_forgetting.protocol.settings import SETTINGS
-from factual_forgetting.slick.labelling import NOT_ASKED
+from factual_forgetting.slick.labelling import NOT_ASKED, ZERO_SHOT
+from factual_forgetting.terminal import shown
 
 _Severity = Literal["error", "warning"]
 # In bf16 single answers move with what is asked beside them.
@@ -176,9 +178,35 @@ def _curve(given: _Submission) -> Iterator[str]:
     protocol, chooses = given.record.resolved_protocol, _chooses(given.record)
     if protocol and not chooses and steps != _due(steps, protocol.evaluate_every):
         yield f"its curve isn't evaluated every {protocol.evaluate_every} steps."
+    if steps and (len(steps) == 1 or steps[0] != 0):
+        yield "its curve doesn't go from the base, at step 0, to a point after training."
     differing = _disagreeing(given.outcomes)
     if differing > _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
+
+
+def _start(given: _Submission) -> Iterator[str]:
+    """A curve begins with the base, whose outcomes the bundle knows."""
+    first = [found for found in given.outcomes if found.curve[:1] not in ("", NOT_ASKED)]
+    base = {item.fact.id: item.base[ZERO_SHOT] for _, item in given.bundle.items()}
+    differing = sum((found.curve[0] == "1") != base[found.id] for found in first)
+    if differing > _MOST_DISAGREEING * len(first):
+        yield f"{differing} of {len(first)} outcomes at its first point aren't the base's."
+
+
+def _steps(given: _Submission) -> Iterator[str]:
+    """A recipe says how many steps a bundle is trained for; all methods take as many."""
+    protocol, cost = given.record.resolved_protocol, given.record.cost
+    if cost.tokens is not None and cost.steps is not None and cost.tokens < cost.steps:
+        yield f"it read {cost.tokens} tokens in {cost.steps} steps."
+    if protocol is None:
+        return
+    total = optimizer_steps(given.bundle, protocol)
+    if cost.steps != total:
+        yield f"its protocol trains this bundle for {total} steps, and it tells {cost.steps}."
+    last = given.record.curve[-1].step if given.record.curve else total
+    if last != total and not _chooses(given.record):
+        yield f"its curve ends at step {last}, and training at {total}."
 
 
 def _due(steps: list[int], every: int) -> list[int]:
@@ -273,7 +301,10 @@ def _environment(given: _Submission) -> Iterator[str]:
         yield "its weights have no hash, so it can't be scored again."
 
 
-_ERRORS = (_facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _asked)
+_ERRORS = (
+    _facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _start, _steps,
+    _asked,
+)  # fmt: skip
 _WARNINGS = (
     _agreement, _before, _answered, _origin, _official, _seed, _declared, _environment,
 )  # fmt: skip
@@ -415,14 +446,14 @@ def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
 def render_findings(findings: list[Finding], style: str, *, color: bool = False) -> str:
     """Renders findings as `rich`, in colour if asked, `json`, or `github` annotations."""
     if style == "json":
-        return files.dumps(list(map(asdict, findings)), indent=2)
+        return shown(files.dumps(list(map(asdict, findings)), indent=2))
     if style == "github":
         return "\n".join(map(_annotation, findings))
     console = Console(force_terminal=color, color_system="standard" if color else None)
-    with console.capture() as shown:
+    with console.capture() as captured:
         for finding in findings:
             console.print(_line(finding), soft_wrap=True)
-    return shown.get().removesuffix("\n")
+    return captured.get().removesuffix("\n")
 
 
 def _line(finding: Finding) -> Text:
@@ -430,21 +461,16 @@ def _line(finding: Finding) -> Text:
     return Text.assemble(
         (f"{finding.severity:7} ", "bold red" if finding.severity == "error" else "yellow"),
         (f"{finding.check:12} ", "bold"),
-        (f"{_visible(finding.path)}: ", "cyan"),
-        _visible(finding.message),
+        (f"{visible(finding.path)}: ", "cyan"),
+        visible(finding.message),
     )
-
-
-def _visible(text: str) -> str:
-    """Keeps a stranger's text from moving the cursor or forging a line."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _annotation(finding: Finding) -> str:
     def escape(text: str, *, inside: bool = False) -> str:
         for sign in "%\r\n" + (":," if inside else ""):
             text = text.replace(sign, f"%{ord(sign):02X}")
-        return text
+        return visible(text)
 
     place_told = f"file={escape(finding.path, inside=True)},title={finding.check}"
     return f"::{finding.severity} {place_told}::{escape(finding.message)}"

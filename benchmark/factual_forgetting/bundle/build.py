@@ -7,7 +7,6 @@ HighlyKnown, D_Known and D_Unk from the train split, D_Held from the dev split.
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -25,6 +24,7 @@ from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.leaks import TrainingIndex, find_leaks
 from factual_forgetting.slick.labelling import SPARE, Category, Label, Labels, relation_table
+from factual_forgetting.terminal import note
 
 _MOST_OTHER = 1000
 # What a split is drawn from: its name in papers, and the category and the split of its facts.
@@ -119,7 +119,7 @@ def _trained_relations(labels: Labels, config: BundleConfig) -> list[str]:
 
 def _tell_left_out(relations: Sequence[str], reason: str) -> None:
     if relations:
-        sys.stderr.write(f"left out of training, {reason}: {', '.join(relations)}\n")
+        note(f"left out of training, {reason}: {', '.join(relations)}")
 
 
 def _pools(shuffled: Sequence[Label], trained: list[str]) -> tuple[dict[str, _Pool], int]:

@@ -15,6 +15,7 @@ from factual_forgetting.config import parse
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick.labelling import load_labels
+from factual_forgetting.terminal import tell
 
 _SIZES = {
     "known": "facts in D_Known",
@@ -113,5 +114,4 @@ def export_training_data(bundle: Bundle, path: Path) -> int:
 
 
 def _tell(bundle: Bundle) -> None:
-    table = relations_by_split(bundle.manifest)
-    sys.stdout.write(f"{table}\n\n{bundle.path}\nsha256 {bundle.sha256}\n")
+    tell(f"{relations_by_split(bundle.manifest)}\n\n{bundle.path}\nsha256 {bundle.sha256}")

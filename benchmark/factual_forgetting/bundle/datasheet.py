@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tabulate import tabulate
+from factual_forgetting.terminal import table
 
 LICENCES = {
     "almanac": "an invented world, Apache-2.0 like this package",
@@ -21,9 +21,10 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
     base, source, settings = (manifest[key] for key in ("base", "source", "settings"))
     name = str(source.get("facts", "not recorded"))
     licence = LICENCES.get(name.split(":")[0], "that of whoever provided these facts")
-    versions = " ".join(f"{name} {number}" for name, number in source.get("versions", {}).items())
+    pinned = source.get("versions", {}).items()
+    versions = " ".join(f"{_plain(package)} {_plain(number)}" for package, number in pinned)
     dropped = source.get("dropped", {})
-    rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items()) or "none"
+    rules = ", ".join(f"{_plain(rule)} {count:,}" for rule, count in dropped.items()) or "none"
     majority = manifest["majority_baseline"]
     return f"""# Bundle of {_plain(base["pretrained"])}
 
@@ -31,7 +32,7 @@ What this base knows and doesn't know, frozen for measuring what fine-tuning mak
 
 - **Facts**: {_plain(name)}{f" ({versions})" if versions else ""}. Licence: {licence}.
 - **Rows dropped by rule**: {rules}.
-- **Base**: {_plain(base["pretrained"])}, weights sha256 {base.get("weights_sha256")}.
+- **Base**: {_plain(base["pretrained"])}, weights sha256 {_plain(base.get("weights_sha256"))}.
 - **Known** is right in all few-shot runs, **unknown** right in none. Relations need
   {settings["min_highly_known"]:.0%} HighlyKnown train facts to be trained on.
 - **Held out**: no subject is the subject of a training, replay or validation fact, nor an answer in
@@ -49,9 +50,9 @@ def relations_by_split(manifest: Mapping[str, Any]) -> str:
     """Lays out the number of facts by relation and split, as a Markdown table."""
     splits = manifest["relations"]
     names = sorted({name for counts in splits.values() for name in counts})
-    rows = [[name, *(counts.get(name, 0) for counts in splits.values())] for name in names]
+    rows = [[_plain(name), *(counts.get(name, 0) for counts in splits.values())] for name in names]
     rows.append(["all", *(sum(counts.values()) for counts in splits.values())])
-    return tabulate(rows, headers=["relation", *splits], tablefmt="github")
+    return table(rows, ["relation", *splits], numbers=True)
 
 
 def _plain(text: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.datasheet import datasheet
+from factual_forgetting.config import Config, Told, parse
 from factual_forgetting.engines.prompts import exemplar_prefix
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
+from factual_forgetting.slick.labelling import BaseTold, Marks, Outcomes, SourceTold
 
 BUNDLE_FORMAT = "bundle-1"
 MANIFEST = "manifest.json"
@@ -25,6 +28,38 @@ _DATASHEET = "README.md"
 _FILES = (*(f"{name}.jsonl" for name in (*SPLITS, EXEMPLARS)), _DATASHEET)
 # A dataset at a pinned commit: a branch would let the facts change under a published number.
 _ON_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
+
+
+class _Labels(Told):
+    matcher: str
+
+
+class _Manifest(Told):
+    """What the manifest of a bundle must say."""
+
+    base: BaseTold
+    labels: _Labels
+    source: SourceTold = SourceTold()
+    settings: dict[str, Any]
+    relations: dict[str, dict[str, int]]
+    counts: dict[str, int]
+    files: dict[str, str]
+    heldout_dropped_for_overlap: int | None = None
+    heldout_subjects_as_training_objects: int | None = None
+
+
+class _ItemTold(Told):
+    """What a line of a split says beside the fact."""
+
+    correct: Marks
+    base: Outcomes
+
+
+class _Exemplars(Config, strict=True):
+    """A line of the exemplars."""
+
+    relation: str
+    facts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +113,11 @@ class Bundle:
 
     def few_shot_prefix(self, fact: Fact) -> str:
         """Returns the answered exemplars that stand before a fact's question, as one text."""
+        if fact.relation not in self.exemplars:
+            raise InputError(
+                f"{self.path} has no exemplars of {fact.relation}, which this prompt shows. Build "
+                "the bundle again."
+            )
         return exemplar_prefix(self.exemplars[fact.relation])
 
     def require(self, names: Iterable[str], whose: str) -> None:
@@ -179,30 +219,42 @@ def load_bundle(path: Path) -> Bundle:
         UserError: If there is no bundle, or a file or the manifest was changed.
     """
     manifest = _verified(path)
-    splits = {name: list(map(_item, files.read_jsonl(path / f"{name}.jsonl"))) for name in SPLITS}
-    exemplars = {
-        row["relation"]: list(map(Fact.from_row, row["facts"]))
-        for row in files.read_jsonl(path / f"{EXEMPLARS}.jsonl")
-    }
+    splits = {name: list(_items(path / f"{name}.jsonl")) for name in SPLITS}
+    ids = Counter(item.fact.id for items in splits.values() for item in items)
+    if twice := [key for key, times in ids.items() if times > 1]:
+        raise InputError(f"{path} holds the fact {twice[0]} twice. Build the bundle again.")
+    exemplars = dict(_exemplars(path / f"{EXEMPLARS}.jsonl"))
     return Bundle(path, splits, exemplars, manifest)
 
 
-def _item(row: dict[str, Any]) -> Item:
-    correct, base = row.pop("correct"), row.pop("base")
-    return Item(Fact.from_row(row), correct, base)
+def _items(path: Path) -> Iterator[Item]:
+    for number, row in enumerate(files.read_jsonl(path), start=1):
+        where = f"{path}, entry {number}"
+        parse(_ItemTold, row, where)
+        correct, base = row.pop("correct"), row.pop("base")
+        yield Item(Fact.from_row(row, where), correct, base)
+
+
+def _exemplars(path: Path) -> Iterator[tuple[str, list[Fact]]]:
+    for number, row in enumerate(files.read_jsonl(path), start=1):
+        where = f"{path}, entry {number}"
+        told = parse(_Exemplars, row, where)
+        yield told.relation, [Fact.from_row(fact, where) for fact in told.facts]
 
 
 def _verified(path: Path) -> dict[str, Any]:
     told = path / MANIFEST
     if not told.is_file():
         raise NotFoundError(f"{path} holds no bundle ({MANIFEST} is missing). Build it first.")
-    manifest = files.read_json(told)
-    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
+    manifest = files.read_object(told)
+    if manifest.get("format") != BUNDLE_FORMAT:
         raise InputError(f"{told} is not of the format {BUNDLE_FORMAT}. Build the bundle again.")
     unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
     if files.sha256_json(unsigned) != manifest.get("sha256"):
         raise InputError(f"{told} was changed. Restore the bundle, or build it again.")
+    parse(_Manifest, manifest, str(told))
     for name in _FILES:
-        if not (path / name).is_file() or files.sha256_file(path / name) != manifest["files"][name]:
+        known = manifest["files"].get(name)
+        if not (path / name).is_file() or files.sha256_file(path / name) != known:
             raise InputError(f"{path / name} was changed. Restore the bundle, or build it again.")
     return manifest

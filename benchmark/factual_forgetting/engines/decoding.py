@@ -6,13 +6,13 @@ that nobody touched: it is ignored everywhere, and told.
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint
 from factual_forgetting.engines.models import text_config
+from factual_forgetting.terminal import note
 
 _KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -21,7 +21,7 @@ def tell_ignored(path: Path) -> list[str]:
     """Tells on stderr what a checkpoint's files ask for in vain, and returns it."""
     if ignored := checkpoint.ignored_settings(path):
         told = "decoding: greedy, whatever the checkpoint's files ask for"
-        sys.stderr.write(f"{told} ({', '.join(ignored)})\n")
+        note(f"{told} ({', '.join(ignored)})")
     return ignored
 
 

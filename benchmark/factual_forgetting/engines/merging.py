@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.config import Told, parse
 from factual_forgetting.errors import NotFoundError, PackageError
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MADE_OF = "merge.json"
+
+
+class _Adapter(Told):
+    """What is read of an adapter's configuration: what it belongs on."""
+
+    base_model_name_or_path: str
+    revision: str | None = None
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
@@ -64,10 +72,10 @@ def adapter_apart(arguments: dict[str, Any]) -> dict[str, Any]:
     adapter = Path(str(arguments.get("pretrained")))
     if "peft" in arguments or not (adapter / _CONFIG).is_file():
         return arguments
-    named = files.read_json(adapter / _CONFIG, ours=False)
+    named = parse(_Adapter, files.read_object(adapter / _CONFIG, ours=False), str(adapter))
     rest = {key: value for key, value in arguments.items() if key != "revision"}
-    base = {"pretrained": str(named.get("base_model_name_or_path")), "peft": str(adapter)}
-    revision = {"revision": named["revision"]} if named.get("revision") else {}
+    base = {"pretrained": named.base_model_name_or_path, "peft": str(adapter)}
+    revision = {"revision": named.revision} if named.revision else {}
     return {**rest, **base, **revision}
 
 

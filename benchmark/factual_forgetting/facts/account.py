@@ -13,7 +13,7 @@ from typing import Any
 from factual_forgetting.facts.cleaning import Cleaned, answer_in_subject
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import is_correct, normalise
-from factual_forgetting.plotting import new_figure, save_figure
+from factual_forgetting.plotting import new_figure, plain_text, save_figure
 
 
 def profile(facts: Sequence[Fact]) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def majority_baseline(train: Iterable[Fact], heldout: Iterable[Fact]) -> dict[st
 
 def plot_account(told: Mapping[str, Any], path: Path) -> None:
     """Draws kept and dropped rows and the majority share by relation, as PNG or SVG by suffix."""
-    names = list(told["relations"])[::-1]
-    rows = [told["relations"][name] for name in names]
+    rows = list(told["relations"].values())[::-1]
+    names = list(map(plain_text, told["relations"]))[::-1]
     figure = new_figure(10, 1.5 + 0.3 * len(names))
     bars, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     left = [row["kept"]["facts"] for row in rows]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 from factual_forgetting import files, outputs
 from factual_forgetting.config import parse
@@ -21,6 +18,7 @@ from factual_forgetting.facts.sources import (
     versions_of,
 )
 from factual_forgetting.facts.store import StoredFacts
+from factual_forgetting.terminal import table, tell
 
 _SOURCES = (
     f"{', '.join(NAMED_SOURCES)}, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
@@ -113,7 +111,7 @@ def _run(args: argparse.Namespace) -> None:
         files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
         files.write_json(args.output_path / "dropped.json", dropped)
         plot_account(told, args.output_path / "account.png")
-    sys.stdout.write(_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
+    tell(_table(told) if args.format == "table" else files.dumps(told, 2))
 
 
 def _wrote_there(folder: Path) -> bool:
@@ -139,7 +137,7 @@ def _table(told: dict[str, Any]) -> str:
         f"{number}  {rule}: {told['rules'][rule]} rows; {reasons[rule]}"
         for number, rule in enumerate(rules, start=1)
     ]
-    table = tabulate(lines, headers=head, floatfmt=".3f", missingval="-")
+    told_rows = table(lines, head, style="simple", numbers=True)
     total = f"{told['facts']} facts of {told['rows']} rows; rows dropped or merged by rule:"
     legend = "Answers, share and length are of kept facts, 'in subject' of rows read."
-    return "\n".join([table, "", total, *notes, legend]) + "\n"
+    return "\n".join([told_rows, "", total, *notes, legend])

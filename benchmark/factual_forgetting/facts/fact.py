@@ -5,10 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
+
+from factual_forgetting.config import Config, Many, parse
 
 FACT_SPLITS = ("train", "dev", "test")
 _DEV_SHARE = 0.3
+
+
+class _Row(Config, strict=True):
+    """A fact as it stands in a file of ours."""
+
+    id: str
+    relation: str
+    subject: str
+    question: str
+    answers: Many[str] = Field(min_length=1)
+    split: Literal["train", "dev", "test"]
+    aliases: Many[str]
+    popularity: int | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +77,13 @@ class Fact:
         return cls(identity, relation, subject, question, answers, split, aliases, *told)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Fact:
-        """Rebuilds a fact from the row that `row` gave; the row is trusted to be one."""
-        lists = {key: tuple(row[key]) for key in ("answers", "aliases")}
-        return cls(**{**row, **lists})
+    def from_row(cls, row: Mapping[str, Any], origin: str = "a fact") -> Fact:
+        """Rebuilds a fact from the row that `row` gave.
+
+        Raises:
+            UserError: If it isn't one; the message begins with where it is from.
+        """
+        return cls(**dict(parse(_Row, row, origin)))
 
     @property
     def accepted(self) -> tuple[str, ...]:

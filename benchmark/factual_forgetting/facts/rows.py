@@ -8,7 +8,6 @@ no line, and doesn't tell on which line a row stands that is JSON and yet no fac
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.errors import InputError, NotFoundError, UserError
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
 FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity", "domain")
@@ -31,6 +30,9 @@ _OPENING = re.compile(r"\s*\[\s*")
 _COMMA = re.compile(r"\s*,\s*")
 _CLOSING = re.compile(r"\s*\]\s*\Z")
 _WHOLE_NUMBER = re.compile(r"\d{1,18}")
+# How pandas writes lists, and what is missing.
+_PYTHON_LIST = re.compile(r"\[\s*['\"].*\]", re.DOTALL)
+_MISSING = {"nan", "NaN", "<NA>"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
 
 
@@ -66,14 +68,9 @@ def lacks_relations(source: str) -> bool:
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
     """Yields lines of at most `size` bytes; -1 sets no limit."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            while line := stream.readline(size):
-                yield line
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist. Check the path.") from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} is not readable ({error}). Restore it.") from None
+    with files.opened(path) as stream:
+        while line := stream.readline(size):
+            yield line
 
 
 def _decode(data: bytes, path: Path, line: int) -> str:
@@ -108,9 +105,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
-                yield number, files.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = files.loads(line)
+            except ValueError as error:
                 raise _not_json(path, number, error) from None
+            yield number, row
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
@@ -119,20 +117,23 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
     found = _OPENING.match(text)
     if found and _CLOSING.match(text, found.end()):
         return
-    decode = json.JSONDecoder().raw_decode
     end, line = 0, 1
     while found:
         start = found.end()
         line += text.count("\n", end, start)
         try:
-            row, end = decode(text, start)
-        except (ValueError, RecursionError) as error:
+            row, end = files.loads_at(text, start)
+        except ValueError as error:
             raise _not_json(path, line, error) from None
         if end - start > _LONGEST_ROW:
             raise _too_long(path, line)
         yield line, row
         line += text.count("\n", start, end)
         found = _COMMA.match(text, end)
+    if not end and text.lstrip().startswith("{"):
+        raise InputError(
+            f"{path}, line 1: no list of rows. One a line, they are JSON Lines: name it .jsonl."
+        )
     if not _CLOSING.match(text, end):
         raise InputError(f"{path}, line {line}: not a list of rows, or cut off. Restore the file.")
 
@@ -176,29 +177,33 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     values = {
         field: name[1:] if name.startswith("=") else row.get(name) for field, name in named.items()
     }
-    if missing := [field for field in ("question", "answers", "relation") if not values[field]]:
+    values = {field: None if value in ("", []) else value for field, value in values.items()}
+    missing = [field for field in ("question", "answers", "relation") if values[field] is None]
+    if absent := [field for field in missing if named[field] not in row]:
         raise InputError(
-            f"{origin}: no {', '.join(missing)}. The columns are {', '.join(row)}; "
+            f"{origin}: no {', '.join(absent)}. The columns are {', '.join(row)}; "
             "name the right one with --column, as in --column answers=NAME."
         )
+    if missing:
+        raise InputError(f"{origin}: {', '.join(missing)} is empty. Fill it, or leave the row out.")
     question = _text(values["question"], "question", origin)
-    split = str(values["split"] or "")
-    if split and split not in SPLIT_NAMES:
+    split = values["split"]
+    if split is not None and not (isinstance(split, str) and split in SPLIT_NAMES):
         raise InputError(f"{origin}: split '{split}' is none of {', '.join(SPLIT_NAMES)}.")
     return Fact.make(
         _text(values["relation"], "relation", origin),
-        _text(values["subject"] or question, "subject", origin),
+        question if values["subject"] is None else _text(values["subject"], "subject", origin),
         question,
         _texts(values["answers"], "answers", origin),
-        SPLIT_NAMES.get(split),
-        _texts(values["aliases"] or (), "aliases", origin),
+        SPLIT_NAMES[split] if split else None,
+        () if values["aliases"] is None else _texts(values["aliases"], "aliases", origin),
         _number(values["popularity"], origin),
-        _text(values["domain"], "domain", origin) if values["domain"] else None,
+        None if values["domain"] is None else _text(values["domain"], "domain", origin),
     )
 
 
 def _number(value: Any, origin: str) -> int | None:
-    if value is None or value == "":
+    if value is None:
         return None
     if not _WHOLE_NUMBER.fullmatch(str(value)):
         raise InputError(
@@ -212,9 +217,12 @@ def _texts(value: Any, field: str, origin: str) -> tuple[str, ...]:
     """Checks a list of texts, a JSON list in a text, or one text; repeats are dropped."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):  # "[REC]" is the name of a film
-            value = [value]
+            value = files.loads(value)
+        except ValueError:
+            if _PYTHON_LIST.fullmatch(value):
+                told = f'{origin}: {field} is no JSON list. Write one, as in ["a", "b"].'
+                raise InputError(told) from None
+            value = [value]  # "[REC]" is the name of a film
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
         raise InputError(f"{origin}: {field} is no text and no list of texts. Write a list.")
@@ -225,6 +233,9 @@ def _text(value: Any, field: str, origin: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{origin}: {field} is empty or not a text. Write a text.")
     text = value.strip()
+    if text in _MISSING:
+        told = f"{origin}: {field} is {text}, as pandas writes what is missing. Leave it empty."
+        raise InputError(told)
     if not text.isprintable() and _CONTROL.search(text):
         told = f"{origin}: {field} has a line break or another control character. Write one line."
         raise InputError(told)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factual_forgetting import files, outputs
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
+from factual_forgetting.facts.fact import Fact
+
+if TYPE_CHECKING:
+    from factual_forgetting.lab.pretrain import PretrainConfig
 
 ALMANAC_RECIPE = Path(__file__).parent / "almanac-base.yaml"
 
@@ -40,18 +45,36 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
+    from factual_forgetting.lab.pretrain import pretrain_base
 
     outputs.require_folder(args.output_path)
-    config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
     facts = list(facts_from_arguments(args)[0])
-    counts = None
-    if args.exposures:
-        counts = {row["id"]: int(row["exposures"]) for row in files.read_jsonl(args.exposures)}
-        missing = [fact.id for fact in facts if fact.id not in counts]
-        if missing:
-            raise InputError(
-                f"{args.exposures} lacks {len(missing)} of {len(facts)} facts, "
-                f"the first {missing[0]}. State 0 for a fact that is never told."
-            )
+    config, counts = read_recipe(facts, args.config, args.exposures)
     pretrain_base(facts, config, args.output_path, counts)
+
+
+def read_recipe(
+    facts: Sequence[Fact], recipe: Path, exposures: Path | None
+) -> tuple[PretrainConfig, dict[str, int] | None]:
+    """Reads a recipe, and how often each fact is told where a file says it.
+
+    Raises:
+        UserError: If one is malformed, or the file leaves facts out.
+    """
+    from factual_forgetting.lab.pretrain import Exposure, PretrainConfig
+
+    config = parse(PretrainConfig, load_yaml(recipe), str(recipe))
+    if exposures is None:
+        return config, None
+    counts: dict[str, int] = {}
+    for number, row in enumerate(files.read_jsonl(exposures), start=1):
+        told = parse(Exposure, row, f"{exposures}, entry {number}")
+        if told.id in counts:
+            raise InputError(f"{exposures}, entry {number}: {told.id} stands there twice.")
+        counts[told.id] = told.exposures
+    if missing := [fact.id for fact in facts if fact.id not in counts]:
+        raise InputError(
+            f"{exposures} lacks {len(missing)} of {len(facts)} facts, the first {missing[0]}. "
+            "State 0 for a fact that is never told."
+        )
+    return config, counts

@@ -6,7 +6,9 @@ import random
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, model_validator
 
 from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.config import Config
@@ -21,7 +23,12 @@ _PARTIAL = "pretrain.partial.json"
 _WRITTEN = (*checkpoint.WRITTEN, EXPOSURES_FILE, "README.md")
 
 
-class PretrainConfig(Config):
+# What is beyond is a mistake, and would be asked of the memory first.
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+_SPECIAL = 256 + 3  # Every byte is a token, and three mark beginnings, ends and pads.
+
+
+class PretrainConfig(Config, strict=True):
     """Everything that decides the weights of a pre-trained base.
 
     Attributes:
@@ -45,24 +52,42 @@ class PretrainConfig(Config):
         threads: CPU threads; part of the identity because sums depend on it.
     """
 
-    seed: int
-    never: float
-    exposures_low: int
-    exposures_high: int
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    block_size: int
-    batch_size: int
-    learning_rate: float
-    warmup_ratio: float
-    weight_decay: float
-    epochs: int
+    seed: int = Field(ge=0, lt=2**32)
+    never: float = Field(ge=0, le=1)
+    exposures_low: _Size
+    exposures_high: _Size
+    vocab_size: _Size = Field(ge=_SPECIAL)
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Size
+    num_attention_heads: _Size
+    num_key_value_heads: _Size
+    block_size: _Size
+    batch_size: _Size
+    learning_rate: PositiveFloat
+    warmup_ratio: float = Field(ge=0, le=1)
+    weight_decay: float = Field(ge=0)
+    epochs: _Size
     bf16: bool
-    threads: int
+    threads: _Size
+
+    @model_validator(mode="after")
+    def _fits(self) -> PretrainConfig:
+        if self.exposures_high < self.exposures_low:
+            raise ValueError("exposures_high is below exposures_low")
+        # The parts of a head turn in pairs.
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError("hidden_size is no even multiple of num_attention_heads")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_attention_heads is no multiple of num_key_value_heads")
+        return self
+
+
+class Exposure(Config, strict=True):
+    """A line of a file of exposures: how often a fact is told."""
+
+    id: str
+    exposures: int = Field(ge=0, le=2**20)
 
 
 def pretrain_base(

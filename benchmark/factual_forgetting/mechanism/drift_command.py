@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
@@ -18,6 +15,7 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.drift import Row, all_layers, measure, middle_layer
 from factual_forgetting.plotting import new_figure, plain_text, require_image, save_figure
+from factual_forgetting.terminal import table, tell
 
 _MIDDLE, _ALL = "middle", "all"
 _DTYPE = "float32"
@@ -60,8 +58,7 @@ def _drift(args: argparse.Namespace) -> None:
         | {"facts": r["n"]}
         for r in rows
     ]
-    text = tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
-    sys.stdout.write(f"{text}\n")
+    tell(table([list(row.values()) for row in cells], list(cells[0])))
 
 
 def _facts(bundle: Bundle, split: str, relation: str | None) -> list[Fact]:
@@ -142,7 +139,7 @@ def _draw(rows: Sequence[Row], path: Path, facts: str) -> None:
         panel.set_ylabel(told)
         panel.grid(alpha=0.25)
     where = f", layer {rows[0]['layer']}" if size == 1 else ""
-    figure.suptitle(f"States of subjects' last tokens: {facts}{where}")
+    figure.suptitle(f"States of subjects' last tokens: {plain_text(facts)}{where}")
     save_figure(figure, path)
 
 

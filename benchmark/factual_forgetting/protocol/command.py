@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
-from factual_forgetting import checkpoint, files, outputs
+from factual_forgetting import checkpoint, outputs
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_settings
 from factual_forgetting.protocol import recipe
-from factual_forgetting.protocol.curve import CURVE
+from factual_forgetting.protocol.curve import read_curve
 from factual_forgetting.protocol.run import CHOSEN, RUNS, Run
 from factual_forgetting.protocol.settings import SETTINGS, resolve
+from factual_forgetting.terminal import table, tell
 
 if TYPE_CHECKING:
     from factual_forgetting.protocol.sweep import SweepRun
@@ -96,10 +94,8 @@ def _finetune(args: argparse.Namespace) -> None:
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
-    points = files.read_jsonl(args.output_path / CURVE)
-    table = [[point[name] for name in columns] for point in points]
-    sys.stdout.write(tabulate(table, headers=columns, tablefmt="github", floatfmt=".3f"))
-    sys.stdout.write(f"\n\ncheckpoint: {args.output_path}\n")
+    rows = [[point[name] for name in columns] for point in read_curve(args.output_path)]
+    tell(f"{table(rows, columns, numbers=True)}\n\ncheckpoint: {args.output_path}")
 
 
 def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,12 +128,12 @@ def _plan(args: argparse.Namespace) -> None:
 
     rows = plan_sweep(_sweep_runs(args), _execution(args))
     total = {key: sum(row[key] for row in rows) for key in ("runs", "done", "seconds")}
-    table = [
+    told = [
         [row["arm"], row["runs"], row["done"], _duration(row["seconds"])]
         for row in [*rows, {"arm": "all", **total}]
     ]
     headers = ["arm", "runs", "done", "time for the rest"]
-    sys.stdout.write(tabulate(table, headers=headers, tablefmt="github") + "\n")
+    tell(table(told, headers, numbers=True))
 
 
 def _duration(seconds: float) -> str:
@@ -156,6 +152,6 @@ def _sweep(args: argparse.Namespace) -> None:
     outputs.require_folder(args.output_path, CHOSEN, begun=_swept_there)
     chosen = run_all(_sweep_runs(args), args.output_path, _execution(args))
     columns = ["learning_rate", "strength", "score", "trials"]
-    table = [[arm, *(row[name] for name in columns)] for arm, row in chosen.items()]
-    sys.stdout.write(tabulate(table, headers=["arm", *columns], tablefmt="github"))
-    sys.stdout.write(f"\n\nnext: factual-forgetting frontier {args.output_path}\n")
+    rows = [[arm, *(f"{row[name]:g}" for name in columns)] for arm, row in chosen.items()]
+    told = table(rows, ["arm", *columns])
+    tell(f"{told}\n\nnext: factual-forgetting frontier {args.output_path}")

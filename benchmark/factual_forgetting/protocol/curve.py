@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, VALIDATION, Bundle
+from factual_forgetting.config import Config, Told, parse
+from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.protocol.live import ask_together
 from factual_forgetting.protocol.recipe import Protocol, is_main_process
-from factual_forgetting.slick.labelling import NOT_ASKED
+from factual_forgetting.slick.labelling import NOT_ASKED, Marks
 
 CURVE = "curve.jsonl"
 OUTCOMES = "curve.outcomes.jsonl.gz"
@@ -24,6 +29,60 @@ _ASKED = {**METRIC_OF_SPLIT, VALIDATION: "validation_stability"}
 # What `selection_score` reads: without facts of both nothing can be chosen.
 CHOSEN_BY = (VALIDATION, UNKNOWN)
 Point = dict[str, Any]
+_Count = Annotated[int, Field(ge=0)] | None
+_Share = Annotated[float, Field(ge=0, le=1)] | None
+_FEWEST_POINTS = 2  # The base, and what training made of it.
+
+
+class _PointTold(Told):
+    """What is read of a line of a curve."""
+
+    step: Annotated[int, Field(ge=0)]
+    loss: float | None
+    tokens: _Count = None
+    teacher_tokens: _Count = None
+    task_learning: _Share = None
+    plasticity: _Share = None
+    stability: _Share = None
+    validation_stability: _Share = None
+    kl_to_base: float | None = None
+
+
+class _OutcomeTold(Config, strict=True):
+    """A line of a curve's outcomes."""
+
+    id: str
+    split: str
+    correct: Marks
+
+
+def read_curve(path: Path) -> list[Point]:
+    """Reads the curve of a run from its directory.
+
+    Raises:
+        UserError: If it is malformed, has steps that don't rise, or is cut.
+    """
+    points = list(files.read_jsonl(path / CURVE))
+    told = [parse(_PointTold, p, f"{path / CURVE}, point {n}") for n, p in enumerate(points)]
+    if len(told) < _FEWEST_POINTS or any(b.step <= a.step for a, b in pairwise(told)):
+        raise InputError(f"{path / CURVE} is cut, or its steps don't rise. Train again.")
+    return points
+
+
+def read_outcomes(path: Path, points: int) -> dict[str, str]:
+    """Reads the outcomes of each fact along a run's curve, by the fact's id.
+
+    Raises:
+        UserError: If they are malformed, or not one a point for each fact once.
+    """
+    found: dict[str, str] = {}
+    for number, row in enumerate(files.read_jsonl(path / OUTCOMES), start=1):
+        where = f"{path / OUTCOMES}, entry {number}"
+        told = parse(_OutcomeTold, row, where)
+        if told.id in found or len(told.correct) != points:
+            raise InputError(f"{where}: it doesn't fit the bundle or the curve. Train again.")
+        found[told.id] = told.correct
+    return found
 
 
 class Points(ABC):

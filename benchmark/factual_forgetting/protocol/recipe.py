@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from factual_forgetting import files
-from factual_forgetting.config import Config, load_yaml, parse
+from factual_forgetting.config import Config, Many, load_yaml, parse
 from factual_forgetting.errors import InputError
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
     all_buffers: bool = False
 
 
-class Protocol(Config):
+class Protocol(Config, strict=True):
     """A training recipe. Every field changes the result, so every field has to be stated.
 
     A field that came later has the value by default that it always had.
@@ -69,8 +69,8 @@ class Protocol(Config):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     learning_rate: PositiveFloat
-    learning_rates: tuple[PositiveFloat, ...]
-    strengths: tuple[PositiveFloat, ...]
+    learning_rates: Many[PositiveFloat]
+    strengths: Many[PositiveFloat]
     batch_size: PositiveInt
     epochs: PositiveInt
     warmup_steps: int = Field(ge=0)
@@ -90,7 +90,7 @@ class Protocol(Config):
     kl_sample: PositiveInt
     kl_prompt: Literal["zero_shot", "few_shot"] = "zero_shot"
     max_new_tokens: PositiveInt
-    settings: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+    settings: dict[str, Many[dict[str, Any]]] = Field(default_factory=dict)
 
     @property
     def teacher_autocast(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle
+from factual_forgetting.config import Told, parse
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.recipe import Protocol, protocol_sha256
 from factual_forgetting.protocol.settings import MethodSettings
@@ -22,16 +24,64 @@ SNAPSHOT, BEST, MERGED = "snapshot", "best", "merged"
 _TOLD = {"bundle_sha256", "method", "protocol", "protocol_sha256", "seed", "weights_sha256"}
 
 
+class _Method(Told):
+    name: str
+    settings: dict[str, Any]
+
+
+class _Resolved(Told):
+    attention: str | None = None
+    batch_size: int | None = None
+    dtype: dict[str, str] = Field(default_factory=dict)
+
+
+class _RunTold(Told):
+    """What is read of `run.json`, by whichever version it was written."""
+
+    bundle_sha256: str
+    method: _Method
+    protocol: Protocol | None
+    protocol_sha256: str | None
+    seed: int
+    weights_sha256: str | None
+    steps: Annotated[int, Field(ge=0)]
+    environment: dict[str, Any]
+    foreign_base: dict[str, Any] | None = None
+    earlier_sha256: str | None = None
+    resolved: _Resolved = _Resolved()
+
+
+class Choice(Told):
+    """What a sweep chose for an arm: its runs, below the sweep, and the trials that there were."""
+
+    runs: list[Annotated[str, StringConstraints(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]]
+    trials: Annotated[int, Field(ge=1)] = 1
+
+
 def told_by_run(path: Path) -> dict[str, Any] | None:
     """Reads what `finetune` says of a finished run; None if it made nothing in that directory.
 
     Other programs write a run.json too.
+
+    Raises:
+        UserError: If it is of a run, and malformed.
     """
-    with suppress(UserError):
-        told = files.read_json(path / RUN, ours=False)
-        if isinstance(told, dict) and told.keys() >= _TOLD:
-            return told
-    return None
+    try:
+        if not (path / RUN).is_file():
+            return None
+        told = files.read_json(path / RUN)
+    except (UserError, OSError):
+        return None
+    if not (isinstance(told, dict) and told.keys() >= _TOLD):
+        return None
+    parse(_RunTold, told, str(path / RUN))
+    return told
+
+
+def read_chosen(path: Path) -> dict[str, Choice]:
+    """Reads what a finished sweep chose, by arm; raises a UserError if that is malformed."""
+    told = files.read_object(path / CHOSEN)
+    return {arm: parse(Choice, row, f"{path / CHOSEN}, arm {arm}") for arm, row in told.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +102,12 @@ class Base:
         with PartialState().main_process_first():
             merged = merge_adapter({"pretrained": str(self.path), "peft": self.adapter}, folder)
         return merged or self.path
+
+
+def optimizer_steps(bundle: Bundle, protocol: Protocol) -> int:
+    """Returns the steps that a protocol trains every method for on a bundle."""
+    size = sum(len(bundle.splits[name]) for name in (KNOWN, UNKNOWN))
+    return protocol.epochs * ceil(size / protocol.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +144,7 @@ class Run:
 
     def steps(self) -> int:
         """Returns its optimizer steps: those of every method under this protocol and bundle."""
-        size = sum(len(self.bundle.splits[name]) for name in (KNOWN, UNKNOWN))
-        return self.protocol.epochs * ceil(size / self.protocol.batch_size)
+        return optimizer_steps(self.bundle, self.protocol)
 
     def locate_base(self, pretrained: str | None = None, adapter: str | None = None) -> Base:
         """Finds the base that it starts from, in `pretrained` or where the bundle says.

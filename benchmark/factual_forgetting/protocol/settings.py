@@ -15,7 +15,7 @@ from factual_forgetting.errors import InputError
 Anchor = Literal["base", "snapshot", "same_run"]
 
 
-class MethodSettings(Config):
+class MethodSettings(Config, strict=True):
     """Settings of a method; this class itself is a method's that has none.
 
     Attributes:
@@ -47,7 +47,8 @@ class Freeze(MethodSettings):
     @field_validator("trainable", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(value.split("+")) if isinstance(value, str) else value
+        value = value.split("+") if isinstance(value, str) else value
+        return tuple(value) if isinstance(value, list) else value
 
 
 class SelfDistillation(MethodSettings):

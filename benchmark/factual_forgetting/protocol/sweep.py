@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import Bundle
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, Many
 from factual_forgetting.errors import InputError
-from factual_forgetting.protocol.curve import CHOSEN_BY, CURVE, selection_score
+from factual_forgetting.protocol.curve import CHOSEN_BY, read_curve, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
 from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
 from factual_forgetting.protocol.run import CHOSEN, RUN, RUNS, Run
@@ -26,7 +26,7 @@ from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.train import finetune, rehearse
 
 
-class Arm(Config):
+class Arm(Config, strict=True):
     """A key of `settings.SETTINGS` with settings, and the arm's name in paths and tables."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -34,7 +34,7 @@ class Arm(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Sweep(Config):
+class Sweep(Config, strict=True):
     """What a sweep runs.
 
     Attributes:
@@ -50,11 +50,11 @@ class Sweep(Config):
 
     bundle: str
     protocol: str
-    learning_rates: tuple[PositiveFloat, ...] = ()
-    strengths: tuple[PositiveFloat, ...] = ()
-    arms: tuple[Arm, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    choosing_seeds: tuple[int, ...] = ()
+    learning_rates: Many[PositiveFloat] = ()
+    strengths: Many[PositiveFloat] = ()
+    arms: Many[Arm] = Field(min_length=1)
+    seeds: Many[int] = Field(min_length=1)
+    choosing_seeds: Many[int] = ()
 
     @model_validator(mode="after")
     def _some_choose(self) -> Sweep:
@@ -182,8 +182,7 @@ def choose(runs: Iterable[SweepRun], output: Path) -> dict[str, Any]:
 
 
 def _score(found: SweepRun) -> float:
-    *_, last = files.read_jsonl(found.path / CURVE)
-    return selection_score(last)
+    return selection_score(read_curve(found.path)[-1])
 
 
 def _grouped(runs: Iterable[SweepRun], key: Callable[[SweepRun], Any]) -> dict[Any, list[SweepRun]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from factual_forgetting.scoring.report import (
 from factual_forgetting.scoring.results import find_results, read_results
 from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
+from factual_forgetting.terminal import note, tell
 
 _ASSUMED = (
     "Note: checkpoints of one run are taken to have trained on D_train. If these have not, add "
@@ -145,23 +145,22 @@ def _score(args: argparse.Namespace) -> None:
     written = []
     for model_args in args.model_args:
         written.append(run_lm_eval(bundle, args.model, model_args, args.output_path, **settings))
-        sys.stderr.write(f"results: {written[-1]}\n")
+        note(f"results: {written[-1]}")
     if args.limit is not None:
-        sys.stderr.write("No report: --limit leaves facts out.\n")
+        note("No report: --limit leaves facts out.")
         return
     for style in args.tasks:
         told, content = _tell(bundle, written, style, args)
         path = args.output_path / f"report_{style}.json"
         files.write_json(path, content)
-        sys.stderr.write(f"report: {path}\n")
-        sys.stdout.write(told + "\n\n")
+        note(f"report: {path}")
+        tell(f"{told}\n")
 
 
 def _report(args: argparse.Namespace) -> None:
     bundle = load_bundle(locate_bundle(args.bundle))
     told, content = _tell(bundle, find_results(args.results), args.tasks, args)
-    sys.stdout.write(files.dumps(content, indent=2) if args.format == "json" else told)
-    sys.stdout.write("\n")
+    tell(files.dumps(content, indent=2) if args.format == "json" else told)
 
 
 def _tell(

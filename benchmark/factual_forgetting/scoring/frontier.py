@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from factual_forgetting import files, outputs
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import InputError
 from factual_forgetting.plotting import new_figure, plain_text, require_image, save_figure
-from factual_forgetting.protocol.curve import CURVE, OUTCOMES
-from factual_forgetting.protocol.run import CHOSEN, RUN, told_by_run
+from factual_forgetting.protocol.curve import read_curve, read_outcomes
+from factual_forgetting.protocol.run import CHOSEN, RUN, read_chosen, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring import metrics
+from factual_forgetting.terminal import table, tell
 
 _COLUMNS = {
     "stability_at_p50": "S@P50",
@@ -70,8 +69,8 @@ def find_runs(paths: Sequence[Path], bundle: Bundle) -> list[Trained]:
     found = []
     for path in paths:
         if (path / CHOSEN).exists():
-            for arm, row in files.read_json(path / CHOSEN).items():
-                found += [_read(path / run, bundle, arm) for run in row["runs"]]
+            for arm, choice in read_chosen(path).items():
+                found += [_read(path / run, bundle, arm) for run in choice.runs]
         else:
             found.append(_read(path, bundle, None))
     return found
@@ -89,13 +88,13 @@ def _read(path: Path, bundle: Bundle, arm: str | None) -> Trained:
     if run["protocol"]:
         label = method_label(method, resolve(method, run["method"]["settings"]))
         protocol = run["protocol"]["name"]
-    return Trained(
-        arm or label,
-        protocol,
-        run["seed"],
-        list(files.read_jsonl(path / CURVE)),
-        {row["id"]: row["correct"][-1] == "1" for row in files.read_jsonl(path / OUTCOMES)},
-    )
+    curve = read_curve(path)
+    for name in ("plasticity", "stability"):
+        if any(point.get(name) is None for point in curve):
+            raise InputError(f"{path} doesn't tell {name} at every point. Train on all splits.")
+    outcomes = read_outcomes(path, len(curve))
+    correct = {key: marks[-1] == "1" for key, marks in outcomes.items()}
+    return Trained(arm or label, protocol, run["seed"], curve, correct)
 
 
 def frontier(runs: Sequence[Trained], bundle: Bundle) -> list[dict[str, Any]]:
@@ -132,6 +131,7 @@ def _row(method: str, protocol: str, runs: list[Trained], bundle: Bundle) -> dic
 
 def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
     last = run.curve[-1]
+    tokens = last.get("tokens")
     final = metrics.final_metrics(bundle, run.correct)
     return {
         **{key: row and row["value"] for key, row in final.items()},
@@ -139,7 +139,7 @@ def _metrics(run: Trained, bundle: Bundle) -> dict[str, float | None]:
         "stability_at_p50": _at(run, 0.5),
         "stability_at_p90": _at(run, 0.9),
         "kl_to_base": last.get("kl_to_base"),
-        "teacher_share": last["teacher_tokens"] / last["tokens"] if "tokens" in last else None,
+        "teacher_share": (last.get("teacher_tokens") or 0) / tokens if tokens else None,
     }
 
 
@@ -164,7 +164,7 @@ def _line(runs: list[Trained]) -> list[dict[str, float]]:
 
 def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the table: means over seeds."""
-    table = [
+    cells = [
         [
             row["method"],
             len(row["seeds"]),
@@ -173,7 +173,7 @@ def frontier_markdown(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     headers = ["method", "seeds", *_COLUMNS.values()]
-    return str(tabulate(table, headers=headers, tablefmt="github", disable_numparse=True))
+    return table(cells, headers)
 
 
 def draw_frontier(arms: Sequence[tuple[str, Sequence[SeedCurve]]], path: Path) -> None:
@@ -233,7 +233,7 @@ def _frontier(args: argparse.Namespace) -> None:
     if args.output_path:
         files.write_json(beside, rows)
         draw_frontier([(row["method"], _curves(row, runs)) for row in rows], args.output_path)
-    sys.stdout.write(frontier_markdown(rows) + "\n")
+    tell(frontier_markdown(rows))
 
 
 def _curves(row: dict[str, Any], runs: Sequence[Trained]) -> list[SeedCurve]:

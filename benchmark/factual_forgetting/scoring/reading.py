@@ -84,7 +84,7 @@ def differing_frames(first: Path, second: Path) -> tuple[list[int], list[int]] |
 
 def _frame_settings(path: Path) -> list[Any]:
     tokenizer, config = (
-        files.read_json(path / name, ours=False) if (path / name).is_file() else {}
+        files.read_object(path / name, ours=False) if (path / name).is_file() else {}
         for name in ("tokenizer.json", "tokenizer_config.json")
     )
     keys = ("add_bos_token", "add_eos_token", "bos_token", "eos_token")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
-
-from tabulate import tabulate
 
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN
 from factual_forgetting.scoring.anatomy import ANATOMY_RUNS, ERASED, FORMAT, SUPPRESSED
 from factual_forgetting.scoring.report import TRANSITIONS, Report
 from factual_forgetting.scoring.statistics import interval_text
+from factual_forgetting.terminal import table
 
 _METRICS = {
     "task_learning": "task learning T",
@@ -43,7 +41,6 @@ _MARKS = {
 }
 _HASHED = ("bundle", "weights", "tokenizer", "prompts", "settings")
 _MOST_SHOWN = 200
-_table = partial(tabulate, tablefmt="github", disable_numparse=True)
 
 
 def report_markdown(reports: Sequence[Report], control: Report | None = None) -> str:
@@ -59,7 +56,7 @@ def report_markdown(reports: Sequence[Report], control: Report | None = None) ->
         f"# {first['style']}, bundle {first['made_with']['bundle_sha256'][:12]}",
         "Shares of facts with 95 % intervals over facts within relations. Lost and gained compare "
         "with the base in the same prompt, fact by fact.",
-        _table(metrics, ["metric", *(name for name, _ in named)]),
+        table(metrics, ["metric", *(name for name, _ in named)]),
     ]
     for name, report in named:
         parts += [f"## {name}", *_details(report.summary)]
@@ -98,8 +95,8 @@ def _details(summary: Mapping[str, Any]) -> list[str]:
     ]
     return [
         summary["checkpoint"],
-        _table(splits, ["split", *TRANSITIONS]),
-        _table(relations, ["relation in D_Held", "facts", "S", *TRANSITIONS]),
+        table(splits, ["split", *TRANSITIONS]),
+        table(relations, ["relation in D_Held", "facts", "S", *TRANSITIONS]),
         *(f"Note: {note}" for note in summary["notes"]),
         "\n".join(hashes),
     ]
@@ -126,7 +123,7 @@ def curve_markdown(row: Mapping[str, Any]) -> str:
         [name, *(f"{point[key]:.3f}" for key in ("task_learning", "plasticity", "stability"))]
         for name, point in zip(short_names([p["checkpoint"] for p in points]), points, strict=True)
     ]
-    return _table(rows, ["checkpoint", "T", "P", "S"]) + f"\n\nS@P90: {told}"
+    return table(rows, ["checkpoint", "T", "P", "S"]) + f"\n\nS@P90: {told}"
 
 
 def facts_markdown(reports: Sequence[Report], kind: str) -> str:
@@ -138,13 +135,13 @@ def facts_markdown(reports: Sequence[Report], kind: str) -> str:
         + [_one_line(report.results.answers.get(row["id"], "")) for report in reports]
         for row in chosen[:_MOST_SHOWN]
     ]
-    table = _table(rows, ["split", "relation", "question", "gold", *names])
+    told = table(rows, ["split", "relation", "question", "gold", *names])
     left = len(chosen) - len(rows)
-    return f"{table}\n\n{left} more: --format json has all" if left else table
+    return f"{told}\n\n{left} more: --format json has all" if left else told
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split())
 
 
 def anatomy_markdown(row: Mapping[str, Any]) -> str:
@@ -165,7 +162,7 @@ def anatomy_markdown(row: Mapping[str, Any]) -> str:
     labels = ", ".join(f"{label} {count}" for label, count in row["labels"].items() if count)
     kinds = "; ".join(f"{kind}: {told}" for kind, told in _KINDS.items())
     return (
-        f"{head}\n\n{_table(rows, headers)}\n\n{kinds}.\n\n"
+        f"{head}\n\n{table(rows, headers)}\n\n{kinds}.\n\n"
         f"A few-shot prompt brings back {interval_text(row['brought_back'])} "
         f"(the base has {row['base_in_fresh']:.3f} of them right there). "
         f"Labels under the checkpoint itself: {labels}."

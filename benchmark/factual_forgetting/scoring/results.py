@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, Item
+from factual_forgetting.config import Told, parse
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.judging import Judgement, judge
@@ -18,6 +21,67 @@ from factual_forgetting.scoring.styles import STYLES, TASK, TASK_VERSION, Style,
 from factual_forgetting.scoring.task import local_checkpoint, require_matcher
 
 _SCORED = (KNOWN, UNKNOWN, HELDOUT)
+
+
+_Text = str | None
+
+
+class _Arguments(Told):
+    """What is read of the arguments of a model."""
+
+    pretrained: _Text = None
+    model: _Text = None
+    tokenizer: _Text = None
+    revision: _Text = None
+
+
+class _Settings(Told):
+    """What is read of the settings that lm-eval was run with."""
+
+    model: _Text = None
+    model_args: str | dict[str, Any] | None = None
+    device: _Text = None
+
+
+class _Task(Told):
+    metadata: dict[str, Any] | None = None
+
+
+class _ResultsTold(Told):
+    """What is read of a results file of lm-eval."""
+
+    results: dict[str, Any]
+    versions: dict[str, Any] = Field(default_factory=dict)
+    config: _Settings = _Settings()
+    configs: dict[str, _Task] = Field(default_factory=dict)
+    max_length: int | None = None
+    system_instruction: _Text = None
+    lm_eval_version: _Text = None
+    transformers_version: _Text = None
+
+
+class _Doc(Told):
+    id: str
+    bundle_sha256: _Text = None
+    weights_sha256: _Text = None
+    tokenizer_sha256: _Text = None
+
+
+class _Sent(Told):
+    arg_0: str | list[Any]
+    arg_1: dict[str, Any]
+
+
+class _Request(Told):
+    gen_args_0: _Sent
+
+
+class _SampleTold(Told):
+    """What is read of a line of lm-eval's samples; every answer is the only one."""
+
+    doc: _Doc
+    resps: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    arguments: _Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +182,9 @@ def read_results(path: Path, bundle: Bundle, style: str = TASK) -> Results:
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("model_args") or {}
-    return parse_model_args(given) if isinstance(given, str) else dict(given)
+    arguments = parse_model_args(given) if isinstance(given, str) else dict(given)
+    parse(_Arguments, arguments, "model_args of lm-eval")
+    return arguments
 
 
 def _located(arguments: Mapping[str, Any], results: Path, weights: str | None) -> str | None:
@@ -188,9 +254,8 @@ def _newest(path: Path, style: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    results = files.read_json(file)
-    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
-        raise InputError(f"{file} is no results file of lm-eval. Score again.")
+    results = files.read_object(file)
+    parse(_ResultsTold, results, f"{file} is no results file of lm-eval")
     return results
 
 
@@ -214,7 +279,7 @@ def _check_settings(path: Path, results: dict[str, Any], style: Style) -> None:
 
 
 def _check_versions(path: Path, results: dict[str, Any], tasks: Iterable[str]) -> None:
-    versions = {parse_task(name): version for name, version in results["versions"].items()}
+    versions = {parse_task(name): version for name, version in results.get("versions", {}).items()}
     for task in tasks:
         version = versions.get(parse_task(task))
         if version != TASK_VERSION:
@@ -237,12 +302,13 @@ class _Sample:
 
     @classmethod
     def parse(cls, row: Any, where: str) -> _Sample:
+        told = parse(_SampleTold, row, f"{where}: not a sample of lm-eval")
+        sent, text = told.arguments.gen_args_0, told.resps[0][0]
         try:
-            doc, text, sent = row["doc"], row["resps"][0][0], row["arguments"]["gen_args_0"]
-            prompt, settings = sent["arg_0"], dict(sent["arg_1"])
-            return cls(where, str(doc["id"]), doc, str(text), _as_text(prompt), settings)
+            prompt = _as_text(sent.arg_0)
         except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(f"{where}: not a sample of lm-eval. Score again.") from None
+        return cls(where, told.doc.id, row["doc"], text, prompt, sent.arg_1)
 
     def check(self, items: Mapping[str, Item], bundle: Bundle, style: Style) -> None:
         """Checks bundle, prompt and settings against what this package would have asked."""

@@ -108,7 +108,7 @@ def _require_chat_template(arguments: dict[str, Any]) -> None:
     config = path / "tokenizer_config.json"
     if not config.is_file() or (path / "chat_template.jinja").is_file():
         return
-    if not files.read_json(config, ours=False).get("chat_template"):
+    if not files.read_object(config, ours=False).get("chat_template"):
         raise InputError(
             f"{path} has no chat template. Score it with --tasks {FEWSHOT}, or give the "
             "checkpoint its chat_template.jinja."

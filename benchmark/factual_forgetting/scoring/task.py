@@ -147,7 +147,7 @@ def tokenizer_sha256(path: Path) -> str | None:
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
-    content = files.read_json(file, ours=False)
+    content = files.read_object(file, ours=False)
     return files.sha256_json([content.get(part) for part in _TOKENIZER_PARTS])
 
 

@@ -30,6 +30,7 @@ from factual_forgetting.slick.configurations import Configurations, draw_configu
 from factual_forgetting.slick.labelling import Category, Label, SlickConfig, read_labels
 from factual_forgetting.slick.quotas import Tally
 from factual_forgetting.slick.shards import Shard, Spool, append, lot_of, read_journal, read_shards
+from factual_forgetting.terminal import note
 
 CLASSIFY_LOG = "classify.log.json"
 _IDENTITY, _LOG = "identity.json", "log.jsonl"
@@ -247,7 +248,7 @@ def begin(
         small = {name: n for name, n in spool.counts().items() if name not in drawn}
         for name, count in small.items():
             told = f"relation {name} ({count:,} facts), too small to spare exemplars"
-            sys.stderr.write(f"left out: {told}\n")
+            note(f"left out: {told}")
         if not (engine or begun):
             told = f"{output} holds no labelling that was begun. Run classify without --merge."
             raise InputError(told)
@@ -321,7 +322,7 @@ def check_redraw(
     Raises:
         UserError: If there are fewer labels than the sample asks for, or too few others.
     """
-    manifest = files.read_json(output / slick.LABELS_MANIFEST)
+    manifest = slick.read_manifest(output)
     labelled = sum(manifest["categories"].values())
     if sample > labelled:
         raise InputError(f"--check-redraw asks for {sample} of {labelled} labels. Lower it.")

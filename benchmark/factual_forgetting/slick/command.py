@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.config import parse
 from factual_forgetting.engines.engine import Engine
@@ -26,6 +24,7 @@ from factual_forgetting.slick.classify import begin, check_redraw, classify
 from factual_forgetting.slick.labelling import SlickConfig, read_labels, relation_table
 from factual_forgetting.slick.on_ray import classify_on_ray
 from factual_forgetting.slick.planning import estimate_labelling
+from factual_forgetting.terminal import table, tell
 
 _ALL, _ENDS = "all", "highly_known,unknown"
 _QUOTA_SHARD = 128
@@ -138,8 +137,8 @@ def _run(args: argparse.Namespace) -> None:
     files.write_json(args.output_path / labelling.SOURCE_FILE, source)
     if args.check_redraw:
         _print_redraw(facts, engine or open_engine(*opening), args.output_path, args.check_redraw)
-    table = relation_table(read_labels(args.output_path), args.min_highly_known)
-    sys.stdout.write(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f") + "\n")
+    rows = relation_table(read_labels(args.output_path), args.min_highly_known)
+    tell(table([list(row.values()) for row in rows], list(rows[0]), numbers=True) if rows else "")
 
 
 def _settings(args: argparse.Namespace) -> SlickConfig:
@@ -175,9 +174,9 @@ def _print_plan(
 
 def _print_redraw(facts: Iterable[Fact], engine: Engine, output: Path, sample: int) -> None:
     told = check_redraw(facts, engine, output, sample)
-    rows = [{"category": one, **counts} for one, counts in told["confusion"].items()]
-    sys.stdout.write(
-        tabulate(rows, headers="keys", tablefmt="github")
+    rows = [[str(one), *counts.values()] for one, counts in told["confusion"].items()]
+    tell(
+        table(rows, ["category", *map(str, told["confusion"])], numbers=True)
         + f"\n\nWith other exemplars {told['agreement']:.3f} of {told['sample']} facts keep their "
-        f"category; {told['swapped']} swap HighlyKnown and Unknown.\n\n"
+        f"category; {told['swapped']} swap HighlyKnown and Unknown.\n"
     )

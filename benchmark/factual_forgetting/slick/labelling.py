@@ -11,13 +11,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    Strict,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+)
 
 from factual_forgetting import files
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, Told, parse
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
@@ -110,6 +118,66 @@ class SlickConfig(Config):
         return quota
 
 
+Marks = Annotated[str, StringConstraints(pattern=r"^[01-]+$")]
+
+
+class Outcomes(Config, strict=True):
+    """The base's outcome in the scoring prompts."""
+
+    zero_shot: bool
+    fresh: bool
+
+
+class BaseTold(Told):
+    """What a manifest must say of the base, as `checkpoint.describe_base` does."""
+
+    pretrained: str | None
+    revision: str | None = None
+    weights_sha256: str | None = None
+    shape: dict[str, Any] | None = None
+    lineage: str | None = None
+    adapter: str | None = None
+    model: str | None = None
+    model_args: dict[str, Any] | None = None
+
+
+class SourceTold(Told):
+    """What a labelling and a bundle say of where their facts are from."""
+
+    facts: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    dropped: dict[str, int] = Field(default_factory=dict)
+
+
+class _Manifest(Told):
+    """What the manifest of a labelling must say."""
+
+    base: BaseTold
+    engine: str
+    settings: dict[str, Any]
+    matcher: str
+    files: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_.]+$")], str]
+
+
+class _Row(Config, strict=True):
+    """A line of `labels.jsonl`."""
+
+    id: str
+    correct: Marks
+    category: Annotated[Category, Strict(False)]
+    base: Outcomes | Annotated[dict[str, Any], Field(max_length=0)]
+    margin: float | None
+    sampled: Annotated[list[int], Field(min_length=2, max_length=2)] | None
+
+
+class _Exemplars(Config, strict=True):
+    """A line of `exemplars.jsonl`."""
+
+    relation: str
+    run: int | str
+    facts: list[dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """What a base knows of one fact.
@@ -154,13 +222,24 @@ def load_labels(path: Path) -> Labels:
         UserError: If it is unfinished or a file was changed.
     """
     labels = list(read_labels(path))
-    exemplars = {
-        row["relation"]: [Fact.from_row(fact) for fact in row["facts"]]
-        for row in files.read_jsonl(path / EXEMPLARS_FILE)
-        if row["run"] == FRESH
-    }
-    source = files.read_json(path / SOURCE_FILE) if (path / SOURCE_FILE).exists() else {}
-    return Labels(labels, exemplars, files.read_json(path / LABELS_MANIFEST), source)
+    exemplars = {}
+    for number, row in enumerate(files.read_jsonl(path / EXEMPLARS_FILE), start=1):
+        where = f"{path / EXEMPLARS_FILE}, entry {number}"
+        told = parse(_Exemplars, row, where)
+        if told.run == FRESH:
+            exemplars[told.relation] = [Fact.from_row(fact, where) for fact in told.facts]
+    source = files.read_object(path / SOURCE_FILE) if (path / SOURCE_FILE).exists() else {}
+    parse(SourceTold, source, str(path / SOURCE_FILE))
+    return Labels(labels, exemplars, read_manifest(path), source)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a finished labelling; raises a UserError where there is none."""
+    if (path / PARTS).exists() and not (path / LABELS_MANIFEST).exists():
+        raise InputError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
+    manifest = files.read_object(path / LABELS_MANIFEST)
+    parse(_Manifest, manifest, str(path / LABELS_MANIFEST))
+    return manifest
 
 
 def read_labels(path: Path) -> Iterator[Label]:
@@ -169,16 +248,22 @@ def read_labels(path: Path) -> Iterator[Label]:
     Raises:
         UserError: As `load_labels` does.
     """
-    if (path / PARTS).exists() and not (path / LABELS_MANIFEST).exists():
-        raise InputError(f"{path} holds an unfinished labelling. Run classify again to resume it.")
-    for name, expected in files.read_json(path / LABELS_MANIFEST)["files"].items():
-        if not (path / name).is_file() or files.sha256_file(path / name) != expected:
+    told = read_manifest(path)["files"]
+    for name in {LABELS_FILE, FACTS_FILE, EXEMPLARS_FILE, *told}:
+        if not (path / name).is_file() or files.sha256_file(path / name) != told.get(name):
             raise InputError(f"{path / name} was changed after labelling. Run classify again.")
     facts, labels = (files.read_jsonl(path / name) for name in (FACTS_FILE, LABELS_FILE))
-    for fact, row in zip(facts, labels, strict=True):
-        sampled = tuple(row["sampled"]) if row["sampled"] else None
-        told = row["correct"], Category(row["category"]), row["base"], row["margin"]
-        yield Label(Fact.from_row(fact), *told, sampled)
+    for number, (fact, row) in enumerate(zip_longest(facts, labels), start=1):
+        yield _label(fact, row, f"{path}, label {number}")
+
+
+def _label(fact: Any, row: Any, where: str) -> Label:
+    told, about = parse(_Row, row, where), Fact.from_row(fact, where)
+    if told.id != about.id:
+        raise InputError(f"{where}: it is of another fact. Run classify again.")
+    base = told.base.model_dump() if isinstance(told.base, Outcomes) else {}
+    sampled = (told.sampled[0], told.sampled[1]) if told.sampled else None
+    return Label(about, told.correct, told.category, base, told.margin, sampled)
 
 
 def relation_table(labels: Iterable[Label], min_highly_known: float) -> list[dict[str, Any]]:
