@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.errors import NotFoundError, PackageError
+from factual_forgetting.engines.loading import load_adapter, load_model, load_tokenizer
+from factual_forgetting.engines.models import way_out
+from factual_forgetting.errors import NotFoundError, UserError, reason_of
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_MADE_OF = "merge.json"
+_CONFIG, _WEIGHTS = "adapter_config.json", checkpoint.ADAPTER_WEIGHTS
+_MADE_OF, _TOKENIZER = "merge.json", "tokenizer_config.json"
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
@@ -24,7 +26,8 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
         folder: Where merged checkpoints are kept.
 
     Raises:
-        UserError: If peft is missing, the adapter holds no safetensors, or its base isn't found.
+        UserError: If peft is missing, the adapter holds no safetensors, its base isn't found,
+            or one doesn't load whole.
     """
     adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
     if not (adapter / _CONFIG).is_file():
@@ -58,17 +61,17 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
 
 def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> None:
     try:
-        from peft import PeftModel
-    except ImportError:
-        told = "Merging a LoRA adapter needs peft. Install it: pip install peft."
-        raise PackageError(told) from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
-    dtype = model.dtype
-    whole = PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
-    owner = adapter if (adapter / "tokenizer_config.json").is_file() else base
+        model = load_model(base, dtype="auto")
+        dtype = model.dtype
+        whole = load_adapter(model.float(), adapter).merge_and_unload().to(dtype)
+        tokenizer = load_tokenizer(adapter if (adapter / _TOKENIZER).is_file() else base)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{adapter} does not load on {base} ({reason_of(error)}). {way_out(error)}"
+        ) from error
     with files.atomic_directory(merged) as beside:
         whole.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(owner).save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         files.write_json(beside / _MADE_OF, parts)
