@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,16 @@ def locate(pretrained: str, revision: str | None = None, *, code: bool = False) 
             f"{path} holds no weights (model.safetensors, or {_INDEX} and its files). Save them "
             "with save_pretrained; pickled weights are not read."
         )
+    _tell_unread(path)
     return path
+
+
+@cache
+def _tell_unread(path: Path) -> None:
+    """Says once which weights are read, where pickles lie beside them."""
+    if pickles := sorted(file.name for file in path.glob("pytorch_model*.bin")):
+        told = f"weights: {path} is read from safetensors, not from {pickles[0]}"
+        sys.stderr.write(f"{told}\n")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -309,6 +319,7 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If the arguments name no checkpoint, or one that isn't found.
     """
+    arguments = safe_arguments(model, arguments)
     known = model in LOCAL_MODELS
     name = arguments.get("pretrained") or arguments.get("model")
     # Other classes that read a directory are no servers: vision models, accelerators, sglang.
