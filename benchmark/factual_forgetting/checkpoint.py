@@ -279,12 +279,12 @@ def identity(
     weights = weights_sha256(path)
     if adapter is not None:
         own = Path(adapter)
-        require_whole(own)
         if weight_files(own) != [own / ADAPTER_WEIGHTS]:
             raise NotFoundError(
                 f"{adapter} holds no {ADAPTER_WEIGHTS}, or other weights too. Give the directory "
                 "of an adapter that save_pretrained wrote."
             )
+        require_whole(own)
         weights = files.sha256_json([weights, weights_sha256(own)])
     ignored = ignored_settings(path)
     return {

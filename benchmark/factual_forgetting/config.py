@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from factual_forgetting.errors import InputError, NotFoundError
 
+# What a database and torch hold a number in, and a seed of numpy.
+_LARGEST, _SEEDS = 2**63 - 1, 2**32
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, and strict about keys."""
+    """Base of every configuration: frozen, strict about keys, its numbers finite, of 64 bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _of_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError("the number has more than 64 bits")
+        return value
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse_count(text: str) -> int:
+    """Parses a number from 0 on the command line."""
+    return _whole(text, _LARGEST + 1)
+
+
+def parse_seed(text: str) -> int:
+    """Parses a seed on the command line, such as all generators take."""
+    return _whole(text, _SEEDS)
+
+
+def parse_batch_size(text: str) -> str:
+    """Parses a batch size on the command line, in lm-eval's spelling."""
+    if not re.fullmatch(r"auto(:\d{1,9})?|0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number from 1")
+    return text
+
+
+def _whole(text: str, end: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < end):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to {end - 1}")
+    return int(text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from factual_forgetting import files
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, Share
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
@@ -56,6 +56,7 @@ QUOTAS = {
 # What a bundle draws beside D_Known from the same facts, and how many unless told otherwise.
 SPARE = {"validation": 500, "replay": 500}
 _MIN_HIGHLY_KNOWN = 0.3
+_MOST = 10_000  # Runs, exemplars, answers: beyond it a labelling would never end.
 
 
 class SlickConfig(Config):
@@ -81,15 +82,15 @@ class SlickConfig(Config):
         shard_size: Questions of a relation that are asked together, about.
     """
 
-    runs: int = Field(default=20, ge=1)
-    shots: int = Field(default=3, ge=1)
+    runs: int = Field(default=20, ge=1, le=_MOST)
+    shots: int = Field(default=3, ge=1, le=_MOST)
     seed: int = 0
-    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1)
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=_MOST)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
     quota: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
-    min_highly_known: float = _MIN_HIGHLY_KNOWN
-    samples: int = Field(default=0, ge=0)
+    min_highly_known: Share = _MIN_HIGHLY_KNOWN
+    samples: int = Field(default=0, ge=0, le=_MOST)
     temperature: float = Field(default=0.5, gt=0)
     top_k: int = Field(default=40, ge=1)
     shard_size: int = Field(default=512, ge=1)
