@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,8 +26,10 @@ class Config(BaseModel):
     @field_validator("*")
     @classmethod
     def _of_64_bits(cls, value: Any) -> Any:
-        if isinstance(value, int) and abs(value) > _LARGEST:
-            raise ValueError("the number has more than 64 bits")
+        parts = value.values() if isinstance(value, dict) else value
+        for part in parts if isinstance(parts, Iterable) else [parts]:
+            if isinstance(part, int) and abs(part) > _LARGEST:
+                raise ValueError("the number has more than 64 bits")
         return value
 
 

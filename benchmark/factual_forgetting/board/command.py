@@ -57,9 +57,7 @@ def _add_record(subparsers: Any) -> None:
     )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
     record.add_argument("--seed", type=parse_seed, help="its seed")
-    record.add_argument(
-        "--trials", type=parse_count, help="settings tried before these were chosen"
-    )
+    record.add_argument("--trials", type=parse_count, help="settings tried before these")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"

@@ -240,7 +240,9 @@ class _Sample:
         try:
             doc, text, sent = row["doc"], row["resps"][0][0], row["arguments"]["gen_args_0"]
             prompt, settings = sent["arg_0"], dict(sent["arg_1"])
-            return cls(where, str(doc["id"]), doc, str(text), _as_text(prompt), settings)
+            if len(row["resps"]) != 1 or len(row["resps"][0]) != 1 or not isinstance(text, str):
+                raise ValueError("not one answer that is a text")
+            return cls(where, str(doc["id"]), doc, text, _as_text(prompt), settings)
         except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(f"{where}: not a sample of lm-eval. Score again.") from None
 
