@@ -55,7 +55,7 @@ def ask(url: str) -> list[list[Any]]:
         "max_retries": 1,
     }  # fmt: skip
     engine = LMEvalEngine("local-completions", arguments, "4", "cpu")
-    return engine.generate([Group("", [Query("Q: a\nA:"), Query("Q: b\nA:")])])
+    return engine.answer([Group("", [Query("Q: a\nA:", ("a",)), Query("Q: b\nA:", ("b",))])], 16)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def tell_ignored(path: Path) -> list[str]:
 def follow_protocol(lm: Any) -> None:
     """Makes a model of lm-eval decode as the protocol does, if it generates with transformers.
 
-    Answers that aren't to what was asked are refused. lm-eval passes its stops and `do_sample`, and `generate` takes the rest from the checkpoint.
+    lm-eval passes its stops and `do_sample`, and `generate` takes the rest from the checkpoint.
+    Answers that aren't to what was asked are refused.
     """
     require_answers(lm)
     model: Any = getattr(lm, "model", None)
