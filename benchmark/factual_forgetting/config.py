@@ -46,6 +46,17 @@ def parse_seed(text: str) -> int:
     return _whole(text, _SEEDS)
 
 
+def parse_share(text: str) -> float:
+    """Parses a share on the command line."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
+    return share
+
+
 def parse_batch_size(text: str) -> str:
     """Parses a batch size on the command line, in lm-eval's spelling."""
     if not re.fullmatch(r"auto(:\d{1,9})?|0*[1-9][0-9]{0,8}", text):

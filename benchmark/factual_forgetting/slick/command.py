@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.config import parse, parse_batch_size, parse_count, parse_seed
+from factual_forgetting.config import parse, parse_batch_size, parse_count, parse_seed, parse_share
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.opening import ENGINES, open_engine
 from factual_forgetting.errors import InputError
@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     slick.add_argument("--shots", type=int, default=3, help="exemplars in each (3)")
     slick.add_argument("--exemplar_seed", type=parse_seed, default=0)
     slick.add_argument("--exemplars", choices=("relation", "question"), default="relation")
-    slick.add_argument("--min_highly_known", type=float, default=0.3)
+    slick.add_argument("--min_highly_known", type=parse_share, default=0.3)
     slick.add_argument(
         "--classes", choices=(_ALL, _ENDS), default=_ALL,
         help=f"{_ENDS}: ask a question no more after one right and one wrong answer",
