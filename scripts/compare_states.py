@@ -77,6 +77,7 @@ METHODS = [
     ("known_last", ""),
     ("idk", ""),
     ("context_distillation", ""),
+    ("few_shot_distillation", ""),
     ("wise_ft", "points=3"),
     ("early_stop", ""),
 ]

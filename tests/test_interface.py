@@ -11,7 +11,9 @@ SIGNATURES = {
     "Bundle": "path, splits, exemplars, manifest",
     "BundleConfig": "known=8000, unknown=8000, heldout=2000, validation=500, replay=500, "
     "min_highly_known=0.3, other_relations=(), match_answers=False, seed=0",
-    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None",
+    "Comparison": "summary, outcomes=<factory>",
+    "Fact": "id, relation, subject, question, answers, split, aliases=(), popularity=None, "
+    "domain=None",
     "ForgettingCallback": "trainer, facts, every=50, limit=200, full_every=None, stop_if=None, "
     "tokenizer=None, adapter_off=False, method='own'",
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
@@ -25,6 +27,9 @@ SIGNATURES = {
     "shard_size=512",
     "build_bundle": "labels, config, output",
     "classify": "facts, engine, settings, base, output",
+    "compare": "base, checkpoints, facts=None, style='few_shot', runs=5, shots=3, seed=0, "
+    "quick=False, model='hf', model_args='', engine='auto', batch_size='auto', device=None, "
+    "output_path=None",
     "finetune": "run, output, pretrained=None, adapter=None, execution=None, progress=True",
     "load_bundle": "path",
     "load_facts": "source, relations=(), options",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from factual_forgetting.bundle.build import BundleConfig, build_bundle
     from factual_forgetting.bundle.manifest import Bundle, load_bundle
+    from factual_forgetting.comparison.comparing import compare
+    from factual_forgetting.comparison.result import Comparison
     from factual_forgetting.errors import InputError, NotFoundError, PackageError, UserError
     from factual_forgetting.facts.fact import Fact
     from factual_forgetting.facts.sources import load_facts
@@ -22,14 +24,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Bundle", "BundleConfig", "Fact", "ForgettingCallback", "InputError", "NotFoundError",
-    "PackageError", "Protocol", "Run", "Score", "SlickConfig", "UserError", "__version__",
-    "build_bundle", "classify", "finetune", "load_bundle", "load_facts", "load_labels",
-    "load_protocol", "score",
+    "Bundle", "BundleConfig", "Comparison", "Fact", "ForgettingCallback", "InputError",
+    "NotFoundError", "PackageError", "Protocol", "Run", "Score", "SlickConfig", "UserError",
+    "__version__", "build_bundle", "classify", "compare", "finetune", "load_bundle", "load_facts",
+    "load_labels", "load_protocol", "score",
 ]  # fmt: skip
 _PLACES = {
     "bundle.build": ("BundleConfig", "build_bundle"),
     "bundle.manifest": ("Bundle", "load_bundle"),
+    "comparison.comparing": ("compare",),
+    "comparison.result": ("Comparison",),
     "errors": ("InputError", "NotFoundError", "PackageError", "UserError"),
     "facts.fact": ("Fact",),
     "facts.sources": ("load_facts",),

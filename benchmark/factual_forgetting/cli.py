@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from factual_forgetting import __version__
 from factual_forgetting.board import command as board
 from factual_forgetting.bundle import command as bundle
+from factual_forgetting.comparison import command as comparison
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts import command as facts
 from factual_forgetting.lab import command as lab
@@ -21,8 +22,8 @@ from factual_forgetting.slick import command as slick
 INTERRUPTED = 130
 # In the order of the help.
 _COMMANDS = (
-    lab, drift_command, interference_command, facts, slick, bundle, protocol, scoring, frontier,
-    board,
+    lab, comparison, drift_command, interference_command, facts, slick, bundle, protocol, scoring,
+    frontier, board,
 )  # fmt: skip
 
 

@@ -66,13 +66,14 @@ def _is_directory(name: str) -> bool:
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
-    """Parses lm-eval's `--model_args`; a path or name alone is the checkpoint.
+    """Parses lm-eval's `--model_args`; a path or name that comes first is the checkpoint.
 
     Raises:
         UserError: As `parse_pairs`, or if a GGUF file is asked for.
     """
-    alone = "=" not in text or _is_directory(text)
-    arguments = {"pretrained": text} if alone else parse_pairs(text)
+    first, _, others = (text, "", "") if _is_directory(text) else text.partition(",")
+    named = "=" not in first or _is_directory(first)
+    arguments = {"pretrained": first, **parse_pairs(others)} if named else parse_pairs(text)
     if "gguf_file" in arguments:
         raise InputError(
             "gguf_file= is not read: what is trained, hashed and scored are safetensors. Convert "

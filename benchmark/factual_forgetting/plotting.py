@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,14 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "factual-forgetting"}):
         figure.savefig(path, dpi=dpi, metadata=_METADATA.get(path.suffix))
+
+
+def figure_svg(figure: Figure) -> bytes:
+    """Returns a figure as an SVG file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "figure.svg"
+        save_figure(figure, path)
+        return path.read_bytes()
 
 
 def plain_text(text: str) -> str:

@@ -1,6 +1,7 @@
 """The equality of engines, on real bases and real questions.
 
-Bases are made by scripts/real_base.sh, in folders of the directory that REAL_BASES names.
+Bases are made by scripts/real_base.sh, in folders of the directory that FACTUAL_FORGETTING_BASES
+names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from factual_forgetting.engines.opening import open_engine
 from factual_forgetting.facts.sources import load_facts
 from vllm_cpu import CPU, real
 
-BASES = Path(os.environ.get("REAL_BASES", "nowhere"))
+BASES = Path(os.environ.get("FACTUAL_FORGETTING_BASES", Path.home() / ".cache/factual-forgetting"))
 DATA = Path(__file__).parents[2].parent / "shared/data/entityquestions"
 RELATIONS = ("P17", "P19", "P36", "P50", "P106", "P131", "P159", "P176", "P264", "P407", "P495")
 

@@ -41,6 +41,17 @@ class StandInParams:
     stop_token_ids: list[int] | None = None
 
 
+class StandInTokenizer:
+    """A token is a byte."""
+
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [list(text.encode()) for text in texts]}
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return bytes(tokens).decode()
+
+
 class StandInLLM:
     """`vllm.LLM`, as far as it is used: answers a prompt with its number of tokens."""
 
@@ -54,8 +65,8 @@ class StandInLLM:
         length = settings["max_model_len"] if settings["max_model_len"] > 0 else 256
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=length))
 
-    def get_tokenizer(self) -> Any:
-        return lambda prompts: {"input_ids": [list(prompt.encode()) for prompt in prompts]}
+    def get_tokenizer(self) -> StandInTokenizer:
+        return StandInTokenizer()
 
     def generate(
         self,
@@ -67,7 +78,7 @@ class StandInLLM:
     ) -> list[Any]:
         self.prompts, self.params, self.lora = prompts, sampling_params, lora_request
         lengths = [len(prompt["prompt_token_ids"]) for prompt in prompts]
-        answers = [SimpleNamespace(text=f" {length}\nQ:") for length in lengths]
+        answers = [SimpleNamespace(token_ids=f" {length}\nQ:".encode()) for length in lengths]
         return [SimpleNamespace(outputs=[answer] * sampling_params.n) for answer in answers]
 
 

@@ -164,6 +164,16 @@ def test_a_damaged_archive_and_a_missing_file_are_refused(tmp_path):
     assert "none of" in refused(write(tmp_path, "a.parquet", "x"))
 
 
+def test_a_domain_is_any_column_and_lives_through_cleaning(tmp_path):
+    path = tmp_path / "facts.csv"
+    rows = "Who is Anna?,x,r,Anna,north\nWho is Bert?,y,r,Bert,\n"
+    path.write_text("question,answers,relation,subject,region\n" + rows)
+    facts = load_facts(str(path), columns={"domain": "region"})
+    assert {fact.subject: fact.domain for fact in facts} == {"Anna": "north", "Bert": None}
+    told = [fact.domain for fact in facts if "domain" in fact.row()]
+    assert told == ["north"]
+
+
 def test_popularity_is_read_and_written(tmp_path):
     told = {"question": "q?", "answers": "a", "relation": "R"}
     path = tmp_path / "a.jsonl"

@@ -20,16 +20,18 @@ from runs import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from factual_forgetting import files
-from factual_forgetting.bundle.manifest import REPLAY, VALIDATION, Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, REPLAY, VALIDATION, Bundle
 from factual_forgetting.engines.models import load_causal_lm
 from factual_forgetting.errors import UserError
+from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.protocol import curve as curves
 from factual_forgetting.protocol import losses, methods, penalties
 from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
 from factual_forgetting.protocol.recipe import Execution, Protocol
-from factual_forgetting.protocol.settings import EWC, L2, ContextDistillation, resolve
+from factual_forgetting.protocol.settings import EWC, L2, resolve
+from factual_forgetting.protocol.train import _divergence_from_base
 from small import make_model
 
 SELECTION = "factual_forgetting.protocol.{}.selection_score"
@@ -333,8 +335,9 @@ def test_idk_relabels_unknown_facts_and_no_others(bundle: Bundle) -> None:
         assert (fact.answers == ("I don't know",)) == (fact.id in split(bundle, "unknown"))
 
 
-def test_the_teacher_of_context_distillation_reads_the_fact(
-    context: Context, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["context_distillation", "few_shot_distillation"])
+def test_a_teacher_reads_the_fact_or_exemplars_before_the_question(
+    name: str, context: Context, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fact = context.facts[0]
     (plain,) = encode([fact], tokenizer, None)
@@ -353,11 +356,13 @@ def test_the_teacher_of_context_distillation_reads_the_fact(
         logits=model(ids).logits, labels=labels, facts=torch.tensor([0]), answers=answers,
     )  # fmt: skip
     monkeypatch.setattr(penalties, "_taught", watched)
-    term = penalties.context_distillation(context, ContextDistillation()).term(step)
-    once = f"Q: {fact.question}\nA: {fact.answers[0]}"
-    assert read[0] == f"{once}\n\n{once}"
-    # By hand: the base's predictions of the answer after the told fact, against its own without.
-    whole = torch.tensor([tokenizer(f"{once}\n\n{once}")["input_ids"]])
+    term = getattr(penalties, name)(context, resolve(name, {"tau": 1.0})).term(step)
+    asked = f"Q: {fact.question}\nA: {fact.answers[0]}"
+    told = [fact] if name == "context_distillation" else context.bundle.exemplars[fact.relation]
+    before = "".join(f"Q: {e.question}\nA: {e.answers[0]}\n\n" for e in told)
+    assert read[0] == before + asked
+    # By hand: the base's predictions of the answer after what is told, against its own without.
+    whole = torch.tensor([tokenizer(before + asked)["input_ids"]])
     count = int(answers) - 1
     taught = model(whole).logits[0, -count - 1 : -1]
     own = model(ids).logits[0, -count - 2 : -2]
@@ -366,6 +371,28 @@ def test_the_teacher_of_context_distillation_reads_the_fact(
     )
     assert term.item() == pytest.approx(expected.item() / int(answers), rel=1e-4)
     assert term.item() > 0
+
+
+def test_the_divergence_is_measured_after_exemplars_where_the_recipe_says_so(
+    context: Context, brief: Protocol, sft: Path, tokenizer: Any
+) -> None:
+    fact = min((item.fact for item in context.bundle.splits[HELDOUT]), key=_drawn_first)
+    head = context.bundle.few_shot_prefix(fact)
+    assert head.count("Q:") == 3
+    tuned = load_causal_lm(sft, "float32", "cpu")[0]
+    for prompt, before in (("zero_shot", ""), ("few_shot", head)):
+        protocol = altered(brief, kl_prompt=prompt, kl_sample=1, checkpoint_dtype="float32")
+        measured = _divergence_from_base(context, protocol)(tuned)
+        asked = f"{before}Q: {fact.question}\nA:"
+        whole = torch.tensor([tokenizer(f"{asked} {fact.answers[0]}")["input_ids"]])
+        start = len(tokenizer(asked)["input_ids"]) - 1
+        base, own = (m(whole).logits[0, start:-1].log_softmax(-1) for m in (context.model, tuned))
+        kl = torch.nn.functional.kl_div(own, base, log_target=True, reduction="sum") / len(own)
+        assert measured == pytest.approx(kl.item(), rel=1e-4)
+
+
+def _drawn_first(fact: Fact) -> str:
+    return stable_hash("divergence", fact.id)
 
 
 def test_the_line_of_averages_runs_from_the_base_to_the_trained_model(

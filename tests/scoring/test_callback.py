@@ -31,7 +31,6 @@ from factual_forgetting.protocol.run import RUN
 from factual_forgetting.scoring import callback as callbacks
 from factual_forgetting.scoring.frontier import find_runs, frontier
 from factual_forgetting.scoring.statistics import Estimate
-from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.watch import Watch
 
 ROOT = Path(__file__).parents[2]
@@ -292,23 +291,6 @@ def test_a_callback_made_before_its_trainer_reaches_the_trackers(
     assert told(trainer) == [0, 3, 6]
     assert len(losses(trainer)) == 6
     assert [row["ff/stability"] for row in seen] == [p["stability"] for p in points(tmp_path)]
-
-
-@pytest.mark.parametrize(
-    ("text", "low", "high", "holds"),
-    [
-        ("lost>0.05", 0.051, 0.2, True),
-        ("lost > .05", 0.05, 0.2, False),
-        ("stability<0.9", 0.7, 0.89, True),
-        ("stability<0.9", 0.7, 0.9, False),
-    ],
-)
-def test_a_threshold_needs_the_whole_interval(
-    text: str, low: float, high: float, holds: bool
-) -> None:
-    threshold = Threshold.parse(text, ("lost", "stability"))
-    assert threshold.holds(Estimate((low + high) / 2, low, high, 10)) is holds
-    assert not threshold.holds(None)
 
 
 @pytest.mark.parametrize(

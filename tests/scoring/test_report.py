@@ -8,14 +8,14 @@ import pytest
 
 import factual_forgetting
 from factual_forgetting import checkpoint, files
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import UserError
 from factual_forgetting.facts.account import by_relation, majority_answer
 from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import KINDS, anatomy
 from factual_forgetting.scoring.judging import judge
-from factual_forgetting.scoring.report import Report, compare, in_order, make_curve, make_report
+from factual_forgetting.scoring.report import Report, compare_two, in_order, make_curve, make_report
 from factual_forgetting.scoring.results import Results, read_results
 
 
@@ -93,6 +93,17 @@ def test_silence_is_told_apart_from_forgetting(bundle: Bundle, read: Results) ->
         assert silent.summary["metrics"]["hallucination"]["value"] == 0.0
         assert silent.summary["metrics"]["abstention"]["value"] == 1.0
         assert "answered nothing, or newlines alone, to 100%" in silent.summary["notes"][0]
+
+
+def test_a_base_that_rarely_speaks_the_form_is_told(bundle: Bundle, read: Results) -> None:
+    held = [
+        dataclasses.replace(item, base={**item.base, "zero_shot": number < 3})
+        for number, item in enumerate(bundle.splits[HELDOUT])
+    ]
+    other = dataclasses.replace(bundle, splits={**bundle.splits, HELDOUT: held})
+    (note,) = make_report(other, read).summary["notes"]
+    assert f"has 3 of its {len(held)} facts of D_Held right in this prompt" in note
+    assert "factual_forgetting_fewshot beside it" in note
 
 
 def test_another_tokenizer_and_declared_descent_are_told(bundle: Bundle, read: Results) -> None:
@@ -255,14 +266,14 @@ def test_two_checkpoints_are_compared_fact_by_fact(bundle: Bundle, read: Results
     # 1 against 5 of 6 discordant: 2 (1 + 6) / 64.
     for first, second, p_value in ((16, 16, 1), (16, 0, 2 / 2**16), (1, 5, 14 / 64)):
         one, other = knowing(held[:first]), knowing(held[16 - second :])
-        found = compare(one, other, bundle)
+        found = compare_two(one, other, bundle)
         both = max(first + second - 16, 0)
         counts = found["only_first_right"], found["only_second_right"]
         assert counts == (first - both, second - both)
         assert found["p_value"] == pytest.approx(p_value)
     fewshot = dataclasses.replace(read, style="factual_forgetting_fewshot")
     with pytest.raises(UserError, match="Compare results of the same tasks"):
-        compare(one, dataclasses.replace(other, results=fewshot), bundle)
+        compare_two(one, dataclasses.replace(other, results=fewshot), bundle)
 
 
 def test_the_command_shows_answers_side_by_side(

@@ -409,11 +409,6 @@ def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, An
             "--heldout says whether D_Held was among the training data. Say with --training_data "
             "what that was."
         )
-    if declared.heldout not in (None, told_data["heldout"]) and told_data["heldout"] == "excluded":
-        raise InputError(
-            "The run trained on the bundle's own splits, without D_Held. Leave out --heldout, or "
-            "say with --training_data what else it saw."
-        )
     told_data["heldout"] = declared.heldout or told_data["heldout"]
     return parse(form.TrainingDataOf, told_data, "training data").model_dump()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.datasheet import datasheet
+from factual_forgetting.engines.prompts import exemplar_prefix
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 
@@ -74,6 +75,10 @@ class Bundle:
     def items(self) -> Iterator[tuple[str, Item]]:
         """Yields every item with the name of its split."""
         yield from ((split, item) for split, items in self.splits.items() for item in items)
+
+    def few_shot_prefix(self, fact: Fact) -> str:
+        """Returns the answered exemplars that stand before a fact's question, as one text."""
+        return exemplar_prefix(self.exemplars[fact.relation])
 
     def require(self, names: Iterable[str], whose: str) -> None:
         """Raises a UserError if a split has no facts, and says who needs some."""

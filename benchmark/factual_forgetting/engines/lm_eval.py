@@ -8,8 +8,8 @@ from typing import Any
 
 from factual_forgetting.engines.decoding import follow_protocol
 from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
-from factual_forgetting.engines.loading import strictly
-from factual_forgetting.engines.models import found_device, hasten_bf16, way_out
+from factual_forgetting.engines.loading import strictly, way_out
+from factual_forgetting.engines.models import found_device, hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.matching import first_line
 

@@ -97,6 +97,16 @@ def _few(keys: Any) -> str:
     return ", ".join(names[:_TOLD]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
+def way_out(error: BaseException) -> str:
+    """Tells what to do about a checkpoint that doesn't load."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return (
+            "Nothing of a stranger's runs unasked: where you trust it, classify and score take "
+            "trust_remote_code=True in --model_args; other commands run no such code."
+        )
+    return "Check the checkpoint, the dtype and the device."
+
+
 def load_model(path: Path, **settings: Any) -> Any:
     """Returns the causal language model of a checkpoint directory; see `strictly`.
 

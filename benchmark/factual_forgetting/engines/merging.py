@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.engines.loading import load_adapter, load_model, load_tokenizer
-from factual_forgetting.engines.models import way_out
+from factual_forgetting.engines.loading import load_adapter, load_model, load_tokenizer, way_out
 from factual_forgetting.errors import NotFoundError, UserError, reason_of
 
 _CONFIG, _WEIGHTS = "adapter_config.json", checkpoint.ADAPTER_WEIGHTS
-_MADE_OF, _TOKENIZER = "merge.json", "tokenizer_config.json"
+_MADE_OF = "merge.json"
 
 
 def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
@@ -29,21 +28,11 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
         UserError: If peft is missing, the adapter holds no safetensors, its base isn't found,
             or one doesn't load whole.
     """
-    adapter = Path(str(arguments.get("peft", arguments["pretrained"])))
-    if not (adapter / _CONFIG).is_file():
-        if "peft" in arguments:
-            raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+    arguments = adapter_apart(arguments)
+    if "peft" not in arguments:
         return None
-    if not (adapter / _WEIGHTS).is_file():
-        raise NotFoundError(
-            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
-        )
-    checkpoint.require_whole(adapter)
-    if "peft" in arguments:
-        base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
-    else:
-        named = files.read_json(adapter / _CONFIG, ours=False)
-        base = checkpoint.locate(str(named.get("base_model_name_or_path")), named.get("revision"))
+    adapter = require_adapter(Path(str(arguments["peft"])))
+    base = checkpoint.locate(arguments["pretrained"], arguments.get("revision"))
     parts = {
         "base": checkpoint.weights_sha256(base),
         "adapter": files.sha256_file(adapter / _WEIGHTS),
@@ -61,10 +50,8 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
 
 def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> None:
     try:
-        model = load_model(base, dtype="auto")
-        dtype = model.dtype
-        whole = load_adapter(model.float(), adapter).merge_and_unload().to(dtype)
-        tokenizer = load_tokenizer(adapter if (adapter / _TOKENIZER).is_file() else base)
+        whole = with_adapter(load_model(base, dtype="auto"), adapter)
+        tokenizer = load_tokenizer(tokenizer_owner(base, adapter))
     except UserError:
         raise
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -75,3 +62,42 @@ def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> No
         whole.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         files.write_json(beside / _MADE_OF, parts)
+
+
+def adapter_apart(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tells the base and the adapter apart, where `pretrained` is an adapter that names its base.
+
+    Other arguments of a model come back as they are.
+    """
+    adapter = Path(str(arguments.get("pretrained")))
+    if "peft" in arguments or not (adapter / _CONFIG).is_file():
+        return arguments
+    named = files.read_json(adapter / _CONFIG, ours=False)
+    rest = {key: value for key, value in arguments.items() if key != "revision"}
+    base = {"pretrained": str(named.get("base_model_name_or_path")), "peft": str(adapter)}
+    revision = {"revision": named["revision"]} if named.get("revision") else {}
+    return {**rest, **base, **revision}
+
+
+def require_adapter(adapter: Path) -> Path:
+    """Returns the directory of an adapter; a UserError if it holds none in safetensors."""
+    if not (adapter / _CONFIG).is_file():
+        raise NotFoundError(f"{adapter} holds no {_CONFIG}. Give the directory of an adapter.")
+    if not (adapter / _WEIGHTS).is_file():
+        raise NotFoundError(
+            f"{adapter} holds no {_WEIGHTS}. Save the adapter with save_pretrained."
+        )
+    checkpoint.require_whole(adapter)
+    return adapter
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Merges an adapter into a model: sums in fp32, the result in the model's dtype."""
+    dtype = model.dtype
+    return load_adapter(model.float(), adapter).merge_and_unload().to(dtype)
+
+
+def tokenizer_owner(base: Path, adapter: Path | None) -> Path:
+    """Returns the directory whose tokenizer is read: an adapter's where it has one."""
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    return adapter if adapter is not None and own else base

@@ -13,14 +13,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting.engines.loading import load_model, load_tokenizer
+from factual_forgetting.engines.loading import load_model, load_tokenizer, way_out
+from factual_forgetting.engines.merging import require_adapter, tokenizer_owner, with_adapter
 from factual_forgetting.errors import InputError, UserError, reason_of
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 def load_causal_lm(
-    path: Path, dtype: str = "auto", device: str | None = None, attention: str | None = None
+    path: Path,
+    dtype: str = "auto",
+    device: str | None = None,
+    attention: str | None = None,
+    adapter: Path | None = None,
 ) -> tuple[Any, Any]:
     """Loads a checkpoint's model in eval mode and its tokenizer.
 
@@ -29,6 +34,7 @@ def load_causal_lm(
         dtype: A torch dtype's name, or `auto` for the checkpoint's own.
         device: For example `cuda:0`; None takes the GPU where there is one.
         attention: transformers' name of an attention implementation; None for its default.
+        adapter: Directory of an adapter that is merged into it, with its tokenizer if it has one.
 
     Raises:
         UserError: If transformers can't load it, or its files don't hold all of it.
@@ -36,23 +42,16 @@ def load_causal_lm(
     hasten_bf16()
     device = found_device(device)
     try:
-        model = load_model(path, dtype=dtype, attn_implementation=attention).to(device)
-        tokenizer = load_tokenizer(path)
+        model = load_model(path, dtype=dtype, attn_implementation=attention)
+        if adapter is not None:
+            model = with_adapter(model, require_adapter(adapter))
+        model = model.to(device)
+        tokenizer = load_tokenizer(tokenizer_owner(path, adapter))
     except UserError:
         raise
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not load ({reason_of(error)}). {way_out(error)}") from error
     return model.eval(), tokenizer
-
-
-def way_out(error: BaseException) -> str:
-    """Tells what to do about a checkpoint that doesn't load."""
-    if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return (
-            "Nothing of a stranger's runs unasked: where you trust it, classify and score take "
-            "trust_remote_code=True in --model_args; other commands run no such code."
-        )
-    return "Check the checkpoint, the dtype and the device."
 
 
 def context_length(model: Any) -> int | None:

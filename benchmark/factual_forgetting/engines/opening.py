@@ -22,7 +22,7 @@ _SUITED = {
     "vllm": (VLLMEngine.name, "prompts go to vLLM sorted by prefix"),
 }
 ENGINES = (_AUTO, PrefixEngine.name, LM_EVAL, VLLMEngine.name)
-_PREFIX_ARGUMENTS = {"pretrained", "revision", "dtype"}
+_PREFIX_ARGUMENTS = {"pretrained", "revision", "dtype", "peft"}
 _GPU_BATCH, _CPU_BATCH, _LM_EVAL_BATCH = 1024, 256, 64
 
 
@@ -82,7 +82,8 @@ def _open_prefix(
     if foreign := sorted(set(arguments) - _PREFIX_ARGUMENTS):
         raise UnsupportedModelError(f"it knows no {', '.join(foreign)} in --model_args")
     path, dtype = Path(arguments["pretrained"]), arguments.get("dtype", "auto")
-    lm, tokenizer = load_causal_lm(path, dtype, device)
+    adapter = Path(str(arguments["peft"])) if "peft" in arguments else None
+    lm, tokenizer = load_causal_lm(path, dtype, device, adapter=adapter)
     default = _CPU_BATCH if lm.device.type == "cpu" else _GPU_BATCH
     size = default if batch_size.startswith("auto") else int(batch_size)
     return PrefixEngine(lm, tokenizer, size)

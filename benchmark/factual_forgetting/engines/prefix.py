@@ -39,6 +39,7 @@ class _Known:
 
     tail: list[int]  # the question's tokens
     drafts: list[tuple[int, ...]]  # tokens of its accepted answers
+    expected: list[tuple[int, ...]]  # those of the first one
     accepted: tuple[str, ...]  # what `reach.skeletons` gives for them
 
 
@@ -122,8 +123,8 @@ class PrefixEngine(Engine):
         """Computes the tails, then goes on until every sample is answered."""
         walks = []
         for question in questions:
-            drafts = rules.drafts(question.known, ()) if question.query.likely else []
-            tree = _tree(question.tail, drafts)
+            expected = question.known.expected if question.query.likely else []
+            tree = _tree(question.tail, rules.within(expected))
             walks.append(_Walk(question, rules.samples, (), math.inf, tree))
         while walks:
             tokens, logits = self._tree.compute([walk.branch for walk in walks], rules.top)
@@ -161,12 +162,13 @@ class PrefixEngine(Engine):
         guesses = iter(self._ids(texts, special=False))
         tails = self._ids([query.text for query in queries], special=False)
         for query, tail in zip(queries, tails, strict=True):
-            drafts = {
+            drafts = [
                 tuple(takewhile(lambda token: token not in self._stops, guess[len(tail) :]))
                 for guess in islice(guesses, 2 * len(query.accepted))
                 if guess[: len(tail)] == tail
-            }
-            yield _Known(tail, sorted(drafts), skeletons(query.accepted))
+            ]
+            # All aliases cost more to compute than they save.
+            yield _Known(tail, sorted({*drafts}), drafts[:2], skeletons(query.accepted))
 
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:  # transformers' tokenizers fail on no text
@@ -195,8 +197,13 @@ class _Rules:
 
     def drafts(self, known: _Known, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Returns how accepted answers go on after tokens, as far as there is room."""
-        done, room = len(tokens), self.max_new_tokens - 1
-        return [draft[done:room] for draft in known.drafts if draft[:done] == tokens]
+        done = len(tokens)
+        going_on = [draft for draft in known.drafts if draft[:done] == tokens]
+        return [draft[done:] for draft in self.within(going_on)]
+
+    def within(self, drafts: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Cuts drafts to the room that an answer has."""
+        return [draft[: self.max_new_tokens - 1] for draft in drafts]
 
     def advance(
         self, walk: _Walk, choices: list[list[int]], logits: list[list[float]]

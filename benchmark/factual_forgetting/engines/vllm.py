@@ -95,5 +95,9 @@ class VLLMEngine(Engine):
         outputs = self._llm.generate(
             prompts, SamplingParams(**settings), use_tqdm=False, lora_request=self._lora
         )
-        answers = ([Answer(first_line(one.text)) for one in each.outputs] for each in outputs)
+        answers = ([self._answer(one.token_ids) for one in each.outputs] for each in outputs)
         return [list(islice(answers, len(group.queries))) for group in groups]
+
+    def _answer(self, tokens: Sequence[int]) -> Answer:
+        """Decodes as other engines do: vLLM's own text lacks a last, incomplete letter."""
+        return Answer(first_line(self._tokenizer.decode(tokens, skip_special_tokens=True)))

@@ -25,6 +25,8 @@ class Fact:
         aliases: Other names of the golds, accepted as well unless scoring is strict.
         popularity: How many people live in the subject, or how often it is looked up; None
             where the source doesn't tell.
+        domain: What the fact is about, in the words of its source: reports group by it. None
+            where the source doesn't tell.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Fact:
     split: str
     aliases: tuple[str, ...] = ()
     popularity: int | None = None
+    domain: str | None = None
 
     @classmethod
     def make(
@@ -46,12 +49,14 @@ class Fact:
         split: str | None = None,
         aliases: tuple[str, ...] = (),
         popularity: int | None = None,
+        domain: str | None = None,
     ) -> Fact:
         """Builds a fact with its id; without a split, all facts of a subject go to one by hash."""
         identity = stable_hash("fact", relation, subject, question)[:16]
         if not split:
             split = "dev" if stable_fraction("split", subject) < _DEV_SHARE else "train"
-        return cls(identity, relation, subject, question, answers, split, aliases, popularity)
+        told = (popularity, domain)
+        return cls(identity, relation, subject, question, answers, split, aliases, *told)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Fact:

@@ -12,6 +12,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from factual_forgetting import files
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 from factual_forgetting.facts.fact import FACT_SPLITS, Fact
 
-FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity")
+FIELDS = ("question", "answers", "relation", "subject", "aliases", "split", "popularity", "domain")
+# The relation of facts whose file has none.
+RELATION_OF_ALL = "facts"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SPLIT_NAMES = {**{split: split for split in FACT_SPLITS}, "validation": "dev", "valid": "dev"}
 
@@ -51,6 +54,14 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {line}: not an object. Write keys and values.")
         yield f"{path}, line {line}", row
+
+
+def lacks_relations(source: str) -> bool:
+    """Tells whether a source is a file whose first row has no column `relation`."""
+    path = Path(source)
+    if kind_of(path) not in SUFFIXES or not path.is_file():
+        return False
+    return any("relation" not in row for _, row in islice(read_rows(path), 1))
 
 
 def _chunks(path: Path, size: int) -> Iterator[bytes]:
@@ -150,8 +161,8 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
     """Builds a fact from a row.
 
     A column that `columns` doesn't name has its field's name; a name that starts with `=` is
-    a constant. `subject`, `aliases`, `split` and `popularity` may be missing: the subject is
-    then the question, and a hash of the subject decides the split.
+    a constant. Only `question`, `answers` and `relation` must be there: the subject is else the
+    question, and a hash of the subject decides the split.
 
     Args:
         row: Column names to values. Lists may also be written as JSON in a text.
@@ -182,6 +193,7 @@ def fact_from_row(row: Mapping[str, Any], columns: Mapping[str, str], origin: st
         SPLIT_NAMES.get(split),
         _texts(values["aliases"] or (), "aliases", origin),
         _number(values["popularity"], origin),
+        _text(values["domain"], "domain", origin) if values["domain"] else None,
     )
 
 

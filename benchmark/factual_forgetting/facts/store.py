@@ -12,8 +12,8 @@ from typing import Any
 from factual_forgetting.errors import InputError, reason_of
 from factual_forgetting.facts.fact import Fact
 
-# `told` has golds, aliases and popularity as read, `merged` those of all rows that a kept one
-# stands for.
+# `told` has golds, aliases, popularity and domain as read, `merged` those of all rows that a kept
+# one stands for.
 _ROWS = """
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY,
@@ -76,9 +76,9 @@ class FactStore:
         """Yields number and fact of the rows that a query finds in `rows` or `facts`."""
         for cells in self.db.execute(query, values):
             number, key, relation, subject, question, split, told = cells[:7]
-            (golds, aliases, popularity), _ = _decode(told)
+            (golds, aliases, *others), _ = _decode(told)
             names = tuple(golds), split, tuple(aliases)
-            yield number, Fact(key, relation, subject, question, *names, popularity)
+            yield number, Fact(key, relation, subject, question, *names, *others)
 
     def drop(self, rule: str, number: int) -> None:
         """Marks a row as dropped by a rule."""
@@ -91,7 +91,7 @@ class FactStore:
 
 
 def _cells(fact: Fact) -> tuple[str, ...]:
-    told = json.dumps((fact.answers, fact.aliases, fact.popularity))
+    told = json.dumps((fact.answers, fact.aliases, fact.popularity, fact.domain))
     return fact.id, fact.relation, fact.subject, fact.question, fact.split, told
 
 

@@ -149,6 +149,7 @@ METHODS: dict[str, Method] = {
     "known_last": Method(_known_last_data),
     "idk": Method(_abstention_data),
     "context_distillation": Method(penalty=penalties.context_distillation),
+    "few_shot_distillation": Method(penalty=penalties.few_shot_distillation),
     "wise_ft": Method(finish=_interpolate, needs=CHOSEN_BY),
     "early_stop": Method(finish=_take_best, keep_best=True, needs=CHOSEN_BY),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from factual_forgetting.bundle.manifest import REPLAY
-from factual_forgetting.engines.prompts import SEPARATOR, question_prompt
+from factual_forgetting.engines.prompts import exemplar_prefix
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol import losses
 from factual_forgetting.protocol import settings as s
@@ -66,12 +66,22 @@ def self_distillation(context: Context, settings: s.SelfDistillation) -> Penalty
 
 def context_distillation(context: Context, settings: s.ContextDistillation) -> Penalty:
     """The term of `settings.ContextDistillation`."""
+    return _told_before(context, settings, lambda fact: exemplar_prefix([fact]))
+
+
+def few_shot_distillation(context: Context, settings: s.FewShotDistillation) -> Penalty:
+    """The term of `settings.FewShotDistillation`."""
+    return _told_before(context, settings, context.bundle.few_shot_prefix)
+
+
+def _told_before(
+    context: Context,
+    settings: s.ContextDistillation | s.FewShotDistillation,
+    preface: Callable[[Fact], str],
+) -> Penalty:
+    """Distils the answers of the base, which reads something before the question."""
     frozen = _anchor(context, settings)
-
-    def exemplar(fact: Fact) -> str:
-        return f"{question_prompt(fact.question)} {fact.answers[0]}{SEPARATOR}"
-
-    told = context.encode(context.facts, preface=exemplar)
+    told = context.encode(context.facts, preface=preface)
 
     def term(step: Step) -> Tensor:
         rows = context.collate([told[index] for index in step.facts.tolist()])

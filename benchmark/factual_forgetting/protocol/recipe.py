@@ -59,6 +59,8 @@ class Protocol(Config):
         evaluate_every: Steps between two points of the curve.
         evaluate_sample: Most facts of D_Known and of D_Unk at a point; all at the last.
         kl_sample: Most facts of D_Held on which the divergence from the base is measured.
+        kl_prompt: What stands before their questions there: nothing (`zero_shot`), or the bundle's
+            exemplars (`few_shot`), after which a base speaks the form that is trained.
         max_new_tokens: Most tokens of an answer.
         settings: What the recipe pins of each method, by its name: its settings in full, several
             for several arms. A method that isn't named isn't on the closed track. Where the
@@ -86,6 +88,7 @@ class Protocol(Config):
     evaluate_every: PositiveInt
     evaluate_sample: PositiveInt
     kl_sample: PositiveInt
+    kl_prompt: Literal["zero_shot", "few_shot"] = "zero_shot"
     max_new_tokens: PositiveInt
     settings: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
 
@@ -103,7 +106,12 @@ class Protocol(Config):
     def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what a recipe couldn't say before, at the value that it always had."""
         told: dict[str, Any] = serialise(self)
-        always = {"teacher_precision": "fp32", "curve_buffers": "cast", "settings": {}}
+        always = {
+            "teacher_precision": "fp32",
+            "curve_buffers": "cast",
+            "kl_prompt": "zero_shot",
+            "settings": {},
+        }
         return {key: value for key, value in told.items() if always.get(key) != value}
 
     @model_validator(mode="after")

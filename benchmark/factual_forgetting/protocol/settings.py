@@ -120,6 +120,22 @@ class ContextDistillation(MethodSettings):
     tau: PositiveFloat = 1.0
 
 
+class FewShotDistillation(MethodSettings):
+    """Adds a teacher that speaks the form: the base, asked few-shot.
+
+    For bases that answer the bare question in sentences. As `ContextDistillation`, but the base
+    reads the bundle's exemplars of the relation, and so tells what it knew, not the fact.
+
+    Attributes:
+        weight: Weight of the term beside the cross-entropy.
+        tau: Temperature; that of Kaplan et al. 2026 sharpens.
+    """
+
+    strength = "weight"
+    weight: PositiveFloat = 1.0
+    tau: PositiveFloat = 0.5
+
+
 class Replay(MethodSettings):
     """Mixes in HighlyKnown facts (rehearsal; Rolnick et al. 2019, arXiv 1811.11682).
 
@@ -207,6 +223,7 @@ SETTINGS: dict[str, type[MethodSettings]] = {
     "known_last": KnownLast,
     "idk": Abstention,
     "context_distillation": ContextDistillation,
+    "few_shot_distillation": FewShotDistillation,
     "wise_ft": WiseFT,
     "early_stop": EarlyStop,
 }

@@ -224,12 +224,13 @@ def _assemble(
 def _divergence_from_base(context: Context, protocol: Protocol) -> Callable[[Any], float | None]:
     """Returns what measures the mean KL(base || model), in nats a token; None without facts.
 
-    It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text, without
-    EOS: that answers end with it is what the task teaches, and no forgetting.
+    It is taken over the answer tokens of `kl_sample` facts of D_Held, in the training text after
+    `kl_prompt`, without EOS: that answers end with it is what the task teaches, and no forgetting.
     """
     held = [item.fact for item in context.bundle.splits[HELDOUT]]
     drawn = sorted(held, key=lambda fact: stable_hash("divergence", fact.id))
-    rows = context.encode(drawn[: protocol.kl_sample])
+    before = {"preface": context.bundle.few_shot_prefix} if protocol.kl_prompt == "few_shot" else {}
+    rows = context.encode(drawn[: protocol.kl_sample], **before)
     batches = [context.collate(rows[i : i + _BATCH]) for i in range(0, len(rows), _BATCH)]
     base = as_checkpoint(context.model, protocol.stored)
     expected = [_predict(base, batch).cpu() for batch in batches]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle, Item, load_bundle, locate_bundle
+from factual_forgetting.plotting import plain_text
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.render import report_markdown
 from factual_forgetting.scoring.report import Report, make_report
@@ -62,7 +63,7 @@ class Score:
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draws the main metrics with their 95 % intervals."""
         rows = {key.replace("_", " "): self.metrics[key] for key in _PLOTTED}
-        return _dots(axes, rows, "share of facts")
+        return draw_dots(axes, rows, "share of facts")
 
     def plot_relations(self, axes: Axes | None = None) -> Axes:
         """Draws stability by relation with 95 % intervals."""
@@ -71,10 +72,11 @@ class Score:
             items[item.fact.relation].append(item)
         correct = self.report.results.correct
         rows = {name: row_of(accuracy(items[name], correct)) for name in sorted(items)}
-        return _dots(axes, rows, "stability")
+        return draw_dots(axes, rows, "stability")
 
 
-def _dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: str) -> Axes:
+def draw_dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: str) -> Axes:
+    """Draws estimates by name as dots with their intervals; those that are None are left out."""
     if axes is None:
         from matplotlib.figure import Figure
 
@@ -83,7 +85,7 @@ def _dots(axes: Axes | None, rows: Mapping[str, dict[str, Any] | None], title: s
     values, low, high = ([row[key] for row in shown.values()] for key in ("value", "low", "high"))
     reach = [np.subtract(values, low), np.subtract(high, values)]
     axes.errorbar(values, range(len(shown)), xerr=reach, fmt="o", capsize=3)
-    axes.set_yticks(range(len(shown)), list(shown))
+    axes.set_yticks(range(len(shown)), list(map(plain_text, shown)))
     axes.invert_yaxis()
     axes.set(xlim=(-0.02, 1.02), xlabel=title)
     return axes

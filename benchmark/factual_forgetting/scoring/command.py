@@ -17,7 +17,7 @@ from factual_forgetting.scoring import render
 from factual_forgetting.scoring.anatomy import anatomy
 from factual_forgetting.scoring.report import (
     TRANSITIONS,
-    compare,
+    compare_two,
     in_order,
     make_curve,
     make_report,
@@ -197,7 +197,7 @@ def _tell(
         if args.trained is None:
             parts.append(_ASSUMED)
     if len(reports) == 2 and all(report.summary["metrics"]["stability"] for report in reports):
-        content["comparison"] = compare(reports[0], reports[1], bundle)
+        content["comparison"] = compare_two(reports[0], reports[1], bundle)
         parts.append(render.comparison_markdown(content["comparison"]))
     if args.anatomy:
         content["anatomy"] = [anatomy(bundle, report, device=args.device) for report in reports]

@@ -48,7 +48,7 @@ _table = partial(tabulate, tablefmt="github", disable_numparse=True)
 
 def report_markdown(reports: Sequence[Report], control: Report | None = None) -> str:
     """Renders reports side by side: metrics, transitions, relations and notes."""
-    named = list(zip(_short([r.results.name for r in reports]), reports, strict=True))
+    named = list(zip(short_names([r.results.name for r in reports]), reports, strict=True))
     if control:
         named.append(("control (known only)", control))
     first = reports[0].summary
@@ -66,8 +66,8 @@ def report_markdown(reports: Sequence[Report], control: Report | None = None) ->
     return "\n\n".join(parts)
 
 
-def _short(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart, numbered where nothing does."""
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Returns the shortest ends of paths that tell them apart, numbered where nothing does."""
     parts = [path.rstrip("/").split("/") for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -107,7 +107,7 @@ def _details(summary: Mapping[str, Any]) -> list[str]:
 
 def comparison_markdown(row: Mapping[str, Any]) -> str:
     """Renders McNemar's test of two checkpoints in a sentence."""
-    first, second = _short(row["checkpoints"])
+    first, second = short_names(row["checkpoints"])
     return (
         f"D_Held: {row['only_first_right']} facts that only {first} has right, "
         f"{row['only_second_right']} that only {second} has right; "
@@ -124,7 +124,7 @@ def curve_markdown(row: Mapping[str, Any]) -> str:
         told = f"{crossing['stability']:.3f}" + (f" ({marks})" if marks else "")
     rows = [
         [name, *(f"{point[key]:.3f}" for key in ("task_learning", "plasticity", "stability"))]
-        for name, point in zip(_short([p["checkpoint"] for p in points]), points, strict=True)
+        for name, point in zip(short_names([p["checkpoint"] for p in points]), points, strict=True)
     ]
     return _table(rows, ["checkpoint", "T", "P", "S"]) + f"\n\nS@P90: {told}"
 
@@ -132,7 +132,7 @@ def curve_markdown(row: Mapping[str, Any]) -> str:
 def facts_markdown(reports: Sequence[Report], kind: str) -> str:
     """Lists the first checkpoint's facts of one kind of transition, with all answers to them."""
     chosen = reports[0].facts(kind)
-    names = _short([report.results.name for report in reports])
+    names = short_names([report.results.name for report in reports])
     rows = [
         [_SPLITS[row["split"]], row["relation"], row["question"], row["gold"]]
         + [_one_line(report.results.answers.get(row["id"], "")) for report in reports]

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import scipy  # Loads its parts on first use.
-
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
 from factual_forgetting.errors import InputError, UserError
@@ -24,15 +22,17 @@ from factual_forgetting.scoring.judging import spoken
 from factual_forgetting.scoring.metrics import accuracy, curve_metrics, final_metrics
 from factual_forgetting.scoring.reading import differing_frames, told_arguments
 from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.statistics import Estimate, row_of
+from factual_forgetting.scoring.statistics import Estimate, mcnemar, row_of
 from factual_forgetting.scoring.styles import STYLES
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
+from factual_forgetting.slick.labelling import ZERO_SHOT
 
 KEPT, LOST, LEARNED, STILL_UNKNOWN = "kept", "lost", "learned", "still unknown"
 TRANSITIONS = (KEPT, LOST, LEARNED, STILL_UNKNOWN)
 # By what the base had right, and by what the checkpoint has.
 _KINDS = {True: {True: KEPT, False: LOST}, False: {True: LEARNED, False: STILL_UNKNOWN}}
 _MOSTLY_EMPTY = 0.5
+_RARELY = 0.5
 _UNSURE = (
     "Its checkpoint isn't there from here, so nothing tells whether it trained on D_train: say "
     "--trained or --no-trained."
@@ -216,7 +216,22 @@ def _notes(bundle: Bundle, results: Results) -> list[str]:
         notes.append("lm-eval didn't see its weights: neither hashed nor checked for descent.")
     elif bundle.manifest["base"]["shape"] is None:
         notes.append("The bundle doesn't know its base's weights: descent isn't checked.")
+    notes += _base_note(bundle, STYLES[results.style].outcome)
     return notes + _reading_notes(bundle.manifest["base"], results)
+
+
+def _base_note(bundle: Bundle, outcome: str) -> list[str]:
+    """Tells where the base itself is mostly wrong in this prompt about what it knows."""
+    held = bundle.splits[HELDOUT]
+    right = sum(item.base[outcome] for item in held)
+    if right >= _RARELY * len(held):
+        return []
+    other = " Score --tasks factual_forgetting_fewshot beside it." if outcome == ZERO_SHOT else ""
+    return [
+        f"The base has {right:,} of its {len(held):,} facts of D_Held right in this prompt: lost, "
+        "gained and forgetting from the base say little here. S and forgetting from the label read "
+        f"against what it knows few-shot.{other}"
+    ]
 
 
 def _reading_notes(base: Mapping[str, Any], results: Results) -> list[str]:
@@ -311,7 +326,7 @@ def make_curve(bundle: Bundle, reports: Sequence[Report]) -> dict[str, Any]:
     return {"points": points, **curve_metrics(points)}
 
 
-def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
+def compare_two(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     """Compares two single checkpoints on D_Held by McNemar's exact test (1947).
 
     Over several seeds it would be wrong: their facts aren't independent. Checkpoints that were
@@ -325,11 +340,9 @@ def compare(first: Report, second: Report, bundle: Bundle) -> dict[str, Any]:
     ids = [item.fact.id for item in bundle.splits[HELDOUT]]
     pairs = [(first.results.correct[key], second.results.correct[key]) for key in ids]
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    differing = only_first + only_second
-    test = scipy.stats.binomtest(only_first, differing) if differing else None
     return {
         "checkpoints": [first.results.name, second.results.name],
         "only_first_right": only_first,
         "only_second_right": only_second,
-        "p_value": float(test.pvalue) if test else 1.0,
+        "p_value": mcnemar(only_first, only_second),
     }

@@ -12,9 +12,9 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.decoding import follow_protocol, tell_ignored
-from factual_forgetting.engines.loading import strictly
+from factual_forgetting.engines.loading import strictly, way_out
 from factual_forgetting.engines.merging import merge_adapter
-from factual_forgetting.engines.models import found_device, hasten_bf16, way_out
+from factual_forgetting.engines.models import found_device, hasten_bf16
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.reading import require_uncut

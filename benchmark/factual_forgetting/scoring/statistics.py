@@ -197,3 +197,9 @@ def _end(statistic: Callable[[float], float], score: float, value: float, most: 
     if statistic(most) * most > score * most:
         return most
     return float(scipy.optimize.brentq(lambda d: statistic(d) - score, value, most, xtol=_XTOL))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Returns the p-value of McNemar's exact test (1947): facts that only one of two has right."""
+    differing = only_first + only_second
+    return float(scipy.stats.binomtest(only_first, differing).pvalue) if differing else 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from factual_forgetting.bundle.manifest import HELDOUT, HELDOUT_OTHER, KNOWN, UNKNOWN, Bundle, Item
-from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
+from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, question_prompt
 from factual_forgetting.slick.labelling import FRESH, ZERO_SHOT
 from factual_forgetting.tasks import GROUP
 
@@ -37,7 +37,7 @@ class Style:
         question = question_prompt(item.fact.question)
         if self.outcome == ZERO_SHOT:
             return question
-        text = exemplar_prefix(bundle.exemplars[item.fact.relation]) + question
+        text = bundle.few_shot_prefix(item.fact) + question
         return f"{_INSTRUCTION}\n\n{text}" if self.chat else text
 
     def tasks(self, bundle: Bundle) -> list[str]:

@@ -250,13 +250,13 @@ def begin(
             "facts_sha256": spool.digest.hexdigest(),
         }
         if kept == manifest:
-            _require_same(begun, identity, output)
+            require_same(begun, identity, output)
             return Labelling(output, settings, identity, drawn, [])
         # Answers don't depend on a quota: it may be changed while they are collected.
         collected = {**identity, "settings": {**identity["settings"], "quota": None}}
         collected["settings"].pop("min_highly_known", None)
         if begun:
-            _require_same(begun, collected, output)
+            require_same(begun, collected, output)
         shards = read_shards(parts)
         if not shards:
             parts.mkdir(exist_ok=True)
@@ -326,7 +326,8 @@ def check_redraw(
     return told
 
 
-def _require_same(begun: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
+def require_same(begun: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
+    """Raises a UserError that tells each difference, where a directory was begun otherwise."""
     found = {key: begun.get(key) for key in wanted}
     if told := "; ".join(_differences(found, wanted, "")):
         raise UserError(f"{output} was begun with other settings: {told}. Use another directory.")
