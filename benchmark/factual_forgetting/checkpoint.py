@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from pydantic import Field
 
 from factual_forgetting import files
 from factual_forgetting.config import Told, parse
@@ -47,14 +46,14 @@ _DECODING: dict[str, Any] = {
     **dict.fromkeys(("token_healing", "max_time"), None),
 }
 
+_INDEX = "model.safetensors.index.json"
+ADAPTER_WEIGHTS, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _POINTER = b"version https://git-lfs"
 _METADATA, _LARGEST_HEADER = "__metadata__", 100_000_000
 
-
-class _Index(Told):
-    """What is read of the index of weights in several files."""
-
-    weight_map: dict[str, str] = Field(default_factory=dict)
+# Arguments that read other weights than those that are hashed.
+_ELSEWHERE = ("delta", "subfolder", "variant", "autogptq", "gptqmodel", "state_dict", "weights")
+_FORMATS = (None, "auto", "safetensors")
 
 
 class _Ends(Told):
@@ -95,13 +94,70 @@ def locate(pretrained: str, revision: str | None = None, *, code: bool = False) 
         path = _from_hub(pretrained, revision, code=code)
     if not (path / "config.json").is_file():
         raise NotFoundError(f"{path} holds no config.json. Give the directory of a checkpoint.")
-    if not any(path.glob("*.safetensors")):
-        raise NotFoundError(
-            f"{path} holds no weights (*.safetensors). Save them with save_pretrained; "
-            "pickled weights are not read."
+    if (path / _ADAPTER_CONFIG).is_file():
+        raise InputError(
+            f"{path} holds {_ADAPTER_CONFIG} beside config.json, and which weights are meant "
+            "can't be told. Put the adapter into a directory of its own."
         )
     require_whole(path)
+    if not weight_files(path):
+        raise NotFoundError(
+            f"{path} holds no weights (model.safetensors, or {_INDEX} and its files). Save them "
+            "with save_pretrained; pickled weights are not read."
+        )
+    _tell_unread(path)
     return path
+
+
+@cache
+def _tell_unread(path: Path) -> None:
+    """Says once which weights are read, where pickles lie beside them."""
+    if pickles := sorted(file.name for file in path.glob("pytorch_model*.bin")):
+        told = f"weights: {path} is read from safetensors, not from {pickles[0]}"
+        sys.stderr.write(f"{told}\n")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files that weights are loaded from; none where a directory has no safetensors.
+
+    Raises:
+        UserError: If they can't be told, or don't lie in the directory itself.
+    """
+    if _read(folder / "config.json").get("transformers_weights") is not None:
+        raise InputError(
+            f"{folder}/config.json names other weights (transformers_weights). Take that out, and "
+            "save the weights with save_pretrained."
+        )
+    shards = _shards(folder)
+    single = folder / "model.safetensors"
+    if single.is_file() and set(shards) - {single.name}:
+        raise InputError(
+            f"{folder} holds both {single.name} and an index of other files. Remove those that "
+            "aren't meant."
+        )
+    names = [single.name, ADAPTER_WEIGHTS]
+    alone = next(([name] for name in names if (folder / name).is_file()), [])
+    return [folder / name for name in shards or alone]
+
+
+def _shards(folder: Path) -> list[str]:
+    """Returns the files that an index names, in order; none without one."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return []
+    told = _read(index).get("weight_map")
+    names = list(told.values()) if isinstance(told, dict) else []
+    plain = [isinstance(n, str) and n.endswith(".safetensors") and _is_plain(n) for n in names]
+    if not names or not all(plain):
+        raise InputError(
+            f"{index} doesn't name *.safetensors that lie beside it. Save the checkpoint again "
+            "with save_pretrained."
+        )
+    return sorted(set(names))
+
+
+def _is_plain(name: str) -> bool:
+    return not {"/", "\\", ":", "\0"} & set(name)
 
 
 def require_whole(folder: Path) -> None:
@@ -122,9 +178,7 @@ def require_whole(folder: Path) -> None:
                 f"{file} is cut or damaged: it has {file.stat().st_size:,} bytes, and its header "
                 f"tells {told:,}. Get it again (git lfs pull, or the Hub's client)."
             )
-    index = folder / "model.safetensors.index.json"
-    parts = set(parse(_Index, _read(index), str(index)).weight_map.values())
-    if missing := sorted(part for part in parts if not (folder / part).is_file()):
+    if missing := [part for part in _shards(folder) if not (folder / part).is_file()]:
         raise NotFoundError(f"{folder} lacks {missing[0]}, which its index names. Get it too.")
 
 
@@ -154,8 +208,8 @@ def _from_hub(repository: str, revision: str | None, *, code: bool) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """Hashes all safetensors files of a checkpoint directory, names included."""
-    parts = [f"{file.name}:{_sha256_as_it_is(file)}" for file in sorted(path.glob("*.safetensors"))]
+    """Hashes the files that a checkpoint's weights are loaded from, names included."""
+    parts = [f"{file.name}:{_sha256_as_it_is(file)}" for file in weight_files(path)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -243,12 +297,14 @@ def identity(
     path = locate(pretrained, revision, code=code)
     weights = weights_sha256(path)
     if adapter is not None:
-        if not any(Path(adapter).glob("*.safetensors")):
+        own = Path(adapter)
+        if weight_files(own) != [own / ADAPTER_WEIGHTS]:
             raise NotFoundError(
-                f"{adapter} holds no *.safetensors. Give the directory of an adapter."
+                f"{adapter} holds no {ADAPTER_WEIGHTS}, or other weights too. Give the directory "
+                "of an adapter that save_pretrained wrote."
             )
-        require_whole(Path(adapter))
-        weights = files.sha256_json([weights, weights_sha256(Path(adapter))])
+        require_whole(own)
+        weights = files.sha256_json([weights, weights_sha256(own)])
     ignored = ignored_settings(path)
     return {
         "pretrained": pretrained,
@@ -258,7 +314,14 @@ def identity(
         "lineage": lineage(path),
         **({"adapter": adapter} if adapter is not None else {}),
         **({"decoding_ignored": ignored} if ignored else {}),
+        **({"code_sha256": _code_sha256(path)} if code else {}),
     }
+
+
+def _code_sha256(path: Path) -> str:
+    """Hashes a checkpoint's own code, which decides what its weights compute."""
+    found = sorted(path.rglob("*.py"))
+    return files.sha256_json([[str(f.relative_to(path)), files.sha256_file(f)] for f in found])
 
 
 def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +338,7 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If the arguments name no checkpoint, or one that isn't found.
     """
+    arguments = safe_arguments(model, arguments)
     known = model in LOCAL_MODELS
     name = arguments.get("pretrained") or arguments.get("model")
     # Other classes that read a directory are no servers: vision models, accelerators, sglang.
@@ -290,6 +354,40 @@ def describe_base(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     base |= {} if known else {"model": model}
     rest = other_arguments(arguments)
     return {**base, "model_args": rest} if rest else base
+
+
+def safe_arguments(model: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments with which it reads only the files that are hashed.
+
+    Args:
+        model: lm-eval's name of the model class.
+        arguments: Its arguments.
+
+    Raises:
+        UserError: If they ask for others, or for pickles.
+    """
+    kept = dict(arguments)
+    if "trust_remote_code" in kept:  # None would let transformers ask
+        kept["trust_remote_code"] = kept["trust_remote_code"] is True
+    others = [name for name in _ELSEWHERE if kept.get(name)]
+    others += ["use_safetensors"] * (kept.get("use_safetensors", True) is not True)
+    others += ["load_format"] * (kept.get("load_format") not in _FORMATS)
+    if others:
+        raise InputError(
+            f"{others[0]} in --model_args is refused: what is hashed and loaded are a directory's "
+            "own safetensors. Leave it out."
+        )
+    if model == "vllm" and "pretrained" in kept:
+        _require_no_strays(locate(kept["pretrained"], kept.get("revision")))
+    return kept
+
+
+def _require_no_strays(path: Path) -> None:
+    """VLLM reads every safetensors file that it finds."""
+    if strays := sorted(set(path.glob("*.safetensors")) - set(weight_files(path))):
+        raise InputError(
+            f"{strays[0]} is no part of the checkpoint, and vLLM would read it. Move it away."
+        )
 
 
 def other_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

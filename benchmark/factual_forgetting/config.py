@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from factual_forgetting import files
 from factual_forgetting.errors import InputError
 
 _LARGEST, _MOST_VALUES, _LONGEST_KEY = 256 << 10, 10_000, 100
 
+# What a database and torch hold a number in, and a seed of numpy.
+_LARGEST_NUMBER, _SEEDS = 2**63 - 1, 2**32
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, and strict about keys."""
+    """Base of every configuration: frozen, strict about keys, its numbers finite, of 64 bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _of_64_bits(cls, value: Any) -> Any:
+        parts = value.values() if isinstance(value, dict) else value
+        for part in parts if isinstance(parts, Iterable) else [parts]:
+            if isinstance(part, int) and abs(part) > _LARGEST_NUMBER:
+                raise ValueError("the number has more than 64 bits")
+        return value
 
 
 class Told(BaseModel):
@@ -32,6 +46,40 @@ EntryT = TypeVar("EntryT")
 # Of a strict configuration, whose file has a list.
 Many = Annotated[tuple[EntryT, ...], Strict(False)]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse_count(text: str) -> int:
+    """Parses a number from 0 on the command line."""
+    return _whole(text, _LARGEST_NUMBER + 1)
+
+
+def parse_seed(text: str) -> int:
+    """Parses a seed on the command line, such as all generators take."""
+    return _whole(text, _SEEDS)
+
+
+def parse_share(text: str) -> float:
+    """Parses a share on the command line."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
+    return share
+
+
+def parse_batch_size(text: str) -> str:
+    """Parses a batch size on the command line, in lm-eval's spelling."""
+    if not re.fullmatch(r"auto(:\d{1,9})?|0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number from 1")
+    return text
+
+
+def _whole(text: str, end: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < end):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to {end - 1}")
+    return int(text)
 
 
 class _Loader(yaml.SafeLoader):

@@ -31,7 +31,7 @@ def parse_pairs(text: str) -> dict[str, Any]:
     """Parses `key=value,key=value`; numbers, booleans and None get their types.
 
     Raises:
-        UserError: If a part has no `=`.
+        UserError: If a part has no `=`, or a key stands twice.
     """
     from lm_eval.utils import simple_parse_args_string
 
@@ -40,7 +40,13 @@ def parse_pairs(text: str) -> dict[str, Any]:
         key, sign, value = (piece.strip() for piece in part.partition("="))
         if not sign or not key:
             raise InputError(f"'{part}' is not key=value. Write key=value,key=value.")
-        pairs |= {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
+        if key in pairs:
+            raise InputError(f"{key} is given twice in '{text}'. Give it once.")
+        try:
+            found = {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
+        except ValueError as error:
+            raise InputError(f"{key} in '{text}' is no value ({error}). Mend it.") from None
+        pairs |= found
     return pairs
 
 

@@ -16,7 +16,7 @@ from factual_forgetting.board.record import Declared, find_records, load_records
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_count, parse_seed
 from factual_forgetting.errors import InputError
 from factual_forgetting.plotting import require_image
 from factual_forgetting.scoring.frontier import draw_frontier
@@ -58,8 +58,8 @@ def _add_record(subparsers: Any) -> None:
         "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
     )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
-    record.add_argument("--seed", type=int, help="its seed")
-    record.add_argument("--trials", type=int, help="settings tried before these were chosen")
+    record.add_argument("--seed", type=parse_seed, help="its seed")
+    record.add_argument("--trials", type=parse_count, help="settings tried before these")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"

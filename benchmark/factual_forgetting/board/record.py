@@ -417,6 +417,11 @@ def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, An
     if trained and trained.run["protocol"] and declared.training_data is None:
         told = "the bundle's training splits, by finetune"
         told_data = {"description": told, "heldout": "excluded"}
+    elif declared.heldout and declared.training_data is None and not trained:
+        raise InputError(
+            "--heldout says whether D_Held was among the training data. Say with --training_data "
+            "what that was."
+        )
     told_data["heldout"] = declared.heldout or told_data["heldout"]
     return parse(form.TrainingDataOf, told_data, "training data").model_dump()
 

@@ -18,7 +18,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import Bundle, Item
 from factual_forgetting.bundle.prior import answer_distance, match_answers
-from factual_forgetting.config import Config
+from factual_forgetting.config import Config, Share
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import by_relation, majority_baseline
 from factual_forgetting.facts.fact import Fact
@@ -58,7 +58,7 @@ class BundleConfig(Config):
     heldout: PositiveInt = 2000
     validation: NonNegativeInt = SPARE["validation"]
     replay: NonNegativeInt = SPARE["replay"]
-    min_highly_known: float = 0.3
+    min_highly_known: Share = 0.3
     other_relations: tuple[str, ...] = ()
     match_answers: bool = False
     seed: int = 0

@@ -11,7 +11,7 @@ from factual_forgetting import files, outputs
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.datasheet import relations_by_split
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle, load_bundle, locate_bundle
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_seed
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick.labelling import load_labels
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="give D_Unk the answer distribution of D_Known, as nearly as there are facts",
     )
-    make.add_argument("--seed", type=int, default=0, help="decides which facts are drawn")
+    make.add_argument("--seed", type=parse_seed, default=0, help="decides which facts are drawn")
     make.add_argument("--output_path", type=Path, required=True)
     make.set_defaults(run=_build)
 

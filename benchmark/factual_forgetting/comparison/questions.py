@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from factual_forgetting import files
 from factual_forgetting.config import Config
 from factual_forgetting.engines.engine import Group, Query
+from factual_forgetting.engines.loading import load_tokenizer
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, exemplar_prefix, question_prompt
 from factual_forgetting.errors import InputError, reason_of
 from factual_forgetting.facts.account import by_relation
@@ -138,9 +139,7 @@ def chat_template(folder: Path) -> _Render | None:
     Raises:
         UserError: When a template is used that fails on a user's and an assistant's turns.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     if not getattr(tokenizer, "chat_template", None):
         return None
     begun = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -12,6 +12,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint
 from factual_forgetting.engines.models import text_config
+from factual_forgetting.engines.serving import require_answers
 from factual_forgetting.terminal import note
 
 _KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -29,7 +30,9 @@ def follow_protocol(lm: Any) -> None:
     """Makes a model of lm-eval decode as the protocol does, if it generates with transformers.
 
     lm-eval passes its stops and `do_sample`, and `generate` takes the rest from the checkpoint.
+    Answers that aren't to what was asked are refused.
     """
+    require_answers(lm)
     model: Any = getattr(lm, "model", None)
     if not hasattr(model, "generation_config"):
         return

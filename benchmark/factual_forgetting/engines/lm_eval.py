@@ -8,7 +8,8 @@ from typing import Any
 
 from factual_forgetting.engines.decoding import follow_protocol
 from factual_forgetting.engines.engine import Answer, Engine, Group, Sampling, seed_number
-from factual_forgetting.engines.models import default_device, hasten_bf16
+from factual_forgetting.engines.loading import strictly, way_out
+from factual_forgetting.engines.models import found_device, hasten_bf16
 from factual_forgetting.errors import UserError, reason_of
 from factual_forgetting.facts.matching import first_line
 
@@ -34,13 +35,16 @@ class LMEvalEngine(Engine):
 
         hasten_bf16()
         self.name = f"{LM_EVAL}:{model}"
-        settings = {"batch_size": batch_size, "device": device or default_device()}
+        settings = {"batch_size": batch_size, "device": found_device(device)}
         try:
-            self._lm = get_model(model).create_from_arg_obj(arguments, settings)
+            with strictly():
+                self._lm = get_model(model).create_from_arg_obj(arguments, settings)
+        except UserError:
+            raise
         except Exception as error:  # dozens of libraries stand behind these classes
             raise UserError(
                 f"lm-eval's model class {model} does not open ({reason_of(error)}). "
-                "Check --model, --model_args and --device."
+                f"Check --model and --model_args. {way_out(error)}"
             ) from error
         follow_protocol(self._lm)
 

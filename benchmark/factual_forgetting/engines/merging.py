@@ -7,9 +7,10 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.config import Told, parse
-from factual_forgetting.errors import NotFoundError, PackageError
+from factual_forgetting.engines.loading import load_adapter, load_model, load_tokenizer, way_out
+from factual_forgetting.errors import NotFoundError, UserError, reason_of
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_CONFIG, _WEIGHTS = "adapter_config.json", checkpoint.ADAPTER_WEIGHTS
 _MADE_OF = "merge.json"
 
 
@@ -32,7 +33,8 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
         folder: Where merged checkpoints are kept.
 
     Raises:
-        UserError: If peft is missing, the adapter holds no safetensors, or its base isn't found.
+        UserError: If peft is missing, the adapter holds no safetensors, its base isn't found,
+            or one doesn't load whole.
     """
     arguments = adapter_apart(arguments)
     if "peft" not in arguments:
@@ -55,12 +57,18 @@ def merge_adapter(arguments: dict[str, Any], folder: Path) -> Path | None:
 
 
 def _merge(base: Path, adapter: Path, merged: Path, parts: dict[str, str]) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+    try:
+        whole = with_adapter(load_model(base, dtype="auto"), adapter)
+        tokenizer = load_tokenizer(tokenizer_owner(base, adapter))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{adapter} does not load on {base} ({reason_of(error)}). {way_out(error)}"
+        ) from error
     with files.atomic_directory(merged) as beside:
-        with_adapter(model, adapter).save_pretrained(beside)
-        AutoTokenizer.from_pretrained(tokenizer_owner(base, adapter)).save_pretrained(beside)
+        whole.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         files.write_json(beside / _MADE_OF, parts)
 
 
@@ -93,13 +101,8 @@ def require_adapter(adapter: Path) -> Path:
 
 def with_adapter(model: Any, adapter: Path) -> Any:
     """Merges an adapter into a model: sums in fp32, the result in the model's dtype."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        told = "Merging a LoRA adapter needs peft. Install it: pip install peft."
-        raise PackageError(told) from None
     dtype = model.dtype
-    return PeftModel.from_pretrained(model.float(), str(adapter)).merge_and_unload().to(dtype)
+    return load_adapter(model.float(), adapter).merge_and_unload().to(dtype)
 
 
 def tokenizer_owner(base: Path, adapter: Path | None) -> Path:

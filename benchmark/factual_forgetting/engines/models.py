@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting.engines.loading import load_model, load_tokenizer, way_out
 from factual_forgetting.engines.merging import require_adapter, tokenizer_owner, with_adapter
-from factual_forgetting.errors import UserError, reason_of
+from factual_forgetting.errors import InputError, UserError, reason_of
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
@@ -36,24 +37,20 @@ def load_causal_lm(
         adapter: Directory of an adapter that is merged into it, with its tokenizer if it has one.
 
     Raises:
-        UserError: If transformers can't load it.
+        UserError: If transformers can't load it, or its files don't hold all of it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     hasten_bf16()
+    device = found_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation=attention
-        )
+        model = load_model(path, dtype=dtype, attn_implementation=attention)
         if adapter is not None:
             model = with_adapter(model, require_adapter(adapter))
-        model = model.to(device or default_device())
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_owner(path, adapter))
+        model = model.to(device)
+        tokenizer = load_tokenizer(tokenizer_owner(path, adapter))
+    except UserError:
+        raise
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} does not load ({reason_of(error)}). "
-            "Check the checkpoint, the dtype and the device."
-        ) from error
+        raise UserError(f"{path} does not load ({reason_of(error)}). {way_out(error)}") from error
     return model.eval(), tokenizer
 
 
@@ -76,6 +73,31 @@ def default_device() -> str:
         return "cpu"
     # A launcher gives each of its processes a GPU.
     return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+
+
+def found_device(device: str | None) -> str:
+    """Returns the device that is asked for, or the default.
+
+    Raises:
+        UserError: If it isn't there.
+    """
+    import torch
+
+    if device is None:
+        return default_device()
+    kind, _, number = device.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    for other in ("mps", "xpu", "npu", "hpu"):
+        there[other] = _count(getattr(torch, other, None))
+    if (not number or number.isdecimal()) and int(number or 0) < there.get(kind, 0):
+        return device
+    names = [kind if n == 1 else f"{kind}:0 to {kind}:{n - 1}" for kind, n in there.items() if n]
+    raise InputError(f"There is no device {device} here. Give --device {' or '.join(names)}.")
+
+
+def _count(backend: Any) -> int:
+    """Counts the devices of one of torch's backends, which a build of torch may lack."""
+    return int(backend.device_count()) if hasattr(backend, "device_count") else 0
 
 
 def quiet() -> None:

@@ -41,6 +41,7 @@ def open_engine(
     Raises:
         UserError: If the engine can't run this model.
     """
+    arguments = checkpoint.safe_arguments(model, arguments)
     if model in checkpoint.LOCAL_MODELS and "pretrained" in arguments:
         code = bool(arguments.get("trust_remote_code"))
         path = checkpoint.locate(arguments["pretrained"], arguments.get("revision"), code=code)

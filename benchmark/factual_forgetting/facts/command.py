@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import files, outputs
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_seed
 from factual_forgetting.facts.account import account, plot_account
 from factual_forgetting.facts.cleaning import RULES
 from factual_forgetting.facts.rows import FIELDS
@@ -40,7 +40,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts")
     parser.add_argument(
         "--min_popularity", type=int, metavar="N", help="least popularity of facts that have one"
     )
-    parser.add_argument("--seed", type=int, default=0, help="which facts a limit keeps")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="which facts a limit keeps")
     usual = ", ".join(rule.name for rule in RULES if rule.on and not rule.fixed)
     optional = ", ".join(rule.name for rule in RULES if not rule.on)
     for flag, effect in (("--keep", f"turn off: {usual}"), ("--drop", f"turn on: {optional}")):

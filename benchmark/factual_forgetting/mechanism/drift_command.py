@@ -19,6 +19,7 @@ from factual_forgetting.terminal import table, tell
 
 _MIDDLE, _ALL = "middle", "all"
 _DTYPE = "float32"
+_DIGITS = 7  # No model has a million layers.
 _SHAPE = ("layers", "hidden_size", "vocab_size")
 _ONE_BASE = "Give checkpoints that descend from one base."
 _MEASURES = {"cosine": "drift: 1 - cosine to the reference", "cka": "linear CKA with the reference"}
@@ -107,7 +108,7 @@ def _shape(path: Path) -> dict[str, Any]:
 def _layers(told: str, model: Any) -> list[int]:
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
-    if not all(part.isdecimal() for part in told.split(",")):
+    if not all(part.isdecimal() and len(part) < _DIGITS for part in told.split(",")):
         raise InputError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
     return sorted({int(part) for part in told.split(",")})
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_seed
 from factual_forgetting.errors import InputError
 from factual_forgetting.mechanism.conditions import Condition, Settings, Taught
 from factual_forgetting.mechanism.keys import Keys, Values
@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     add("--values", nargs="+", choices=get_args(Values), default=["real"])
     add("--facts", nargs="+", type=int, default=[100, 1000])
     add("--methods", nargs="+", choices=get_args(Taught), default=["sft"])
-    add("--seeds", nargs="+", type=int, default=[0])
+    add("--seeds", nargs="+", type=parse_seed, default=[0])
     add("--protocol", default="almanac-v1", help="rate, batch and precision")
     add("--plasticity", type=float, default=0.9, help="where conditions are compared")
     add("--most_passes", type=int, default=40, help="training ends here in any case")

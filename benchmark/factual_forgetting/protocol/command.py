@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from factual_forgetting import checkpoint, outputs
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
-from factual_forgetting.config import load_yaml, parse
+from factual_forgetting.config import load_yaml, parse, parse_seed
 from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_settings
 from factual_forgetting.protocol import recipe
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--method_args", default="", help="its settings, key=value,… or JSON")
     named = f"{', '.join(recipe.recipe_names())}, or a .yaml file"
     parser.add_argument("--protocol", default="paper-v1", help=named)
-    parser.add_argument("--seed", type=int, default=0, help="decides the order of the facts")
+    parser.add_argument("--seed", type=parse_seed, default=0, help="decides the order of the facts")
     parser.add_argument(
         "--model_args", help="pretrained=PATH (and peft=PATH), if not where the bundle says"
     )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
 
+from factual_forgetting.engines.loading import load_model
 from factual_forgetting.engines.models import text_config
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.context import Step
@@ -24,9 +24,7 @@ from factual_forgetting.protocol.recipe import Stored
 
 def load_weights(path: Path, device: Any, attention: str | None = None) -> Any:
     """Returns the model of a checkpoint directory in fp32, whatever it is saved in."""
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
-    ).to(device)
+    return load_model(path, dtype=torch.float32, attn_implementation=attention).to(device)
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from factual_forgetting import files, outputs, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
+from factual_forgetting.config import parse_batch_size
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError
 from factual_forgetting.scoring import render
@@ -25,6 +26,7 @@ from factual_forgetting.scoring.score import run_lm_eval
 from factual_forgetting.scoring.styles import STYLES, TASK
 from factual_forgetting.terminal import note, tell
 
+_MOST = 2**63
 _ASSUMED = (
     "Note: checkpoints of one run are taken to have trained on D_train. If these have not, add "
     "--no-trained."
@@ -72,8 +74,8 @@ def _add_score(subparsers: Any) -> None:
         default=(TASK,),
         help="the protocol's prompt (the default), few-shot, or a chat template",
     )
-    score.add_argument("--batch_size", default="128")
-    score.add_argument("--limit", type=float, help="to try out; gives no report")
+    score.add_argument("--batch_size", type=parse_batch_size, default="128")
+    score.add_argument("--limit", type=_limit, help="to try out; gives no report")
     score.add_argument(
         "--descends",
         action="store_true",
@@ -83,6 +85,17 @@ def _add_score(subparsers: Any) -> None:
     for name in _REFUSED:
         score.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
     score.set_defaults(run=_score, control=None, show=None)
+
+
+def _limit(text: str) -> float:
+    """Parses lm-eval's: a share of the questions below 1, or their number."""
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0
+    if not (0 < limit < 1 or (1 <= limit < _MOST and limit.is_integer())):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a share below 1 nor a number from 1")
+    return limit
 
 
 def _add_report(subparsers: Any) -> None:

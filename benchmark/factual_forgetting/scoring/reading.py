@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files
+from factual_forgetting.engines.loading import load_tokenizer
 from factual_forgetting.errors import InputError
 
 _CUTS = ("truncation", "truncate")
 # They say where a model is and how to reach it; the precision is told by itself.
 _UNTOLD = {
-    "model", "dtype", "base_url", "tokenized_requests", "tokenizer_backend", "trust_remote_code",
+    "model", "dtype", "base_url", "tokenized_requests", "tokenizer_backend",
 }  # fmt: skip
 
 
@@ -29,7 +30,9 @@ def require_uncut(arguments: Mapping[str, Any]) -> None:
 def told_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a model that may change what it reads or computes."""
     rest = checkpoint.other_arguments(arguments)
-    return {k: rest[k] for k in sorted(rest) if k not in _UNTOLD and rest[k] is not None}
+    # Code that was not run is no setting.
+    unset = {k for k, v in rest.items() if v is None or (k == "trust_remote_code" and not v)}
+    return {k: rest[k] for k in sorted(rest) if k not in _UNTOLD | unset}
 
 
 def require_room(
@@ -55,9 +58,7 @@ def require_room(
         return
     longest = f"up to {max(len(text.encode()) for text in long)} bytes"
     if tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        most = max(map(len, AutoTokenizer.from_pretrained(tokenizer)(long)["input_ids"]))
+        most = max(map(len, load_tokenizer(tokenizer)(long)["input_ids"]))
         if most <= room:
             return
         longest = f"{most} tokens"
@@ -74,11 +75,7 @@ def differing_frames(first: Path, second: Path) -> tuple[list[int], list[int]] |
     """
     if _frame_settings(first) == _frame_settings(second):
         return None
-    from transformers import AutoTokenizer
-
-    found, other = (
-        AutoTokenizer.from_pretrained(path)("")["input_ids"] for path in (first, second)
-    )
+    found, other = (load_tokenizer(path)("")["input_ids"] for path in (first, second))
     return None if found == other else (found, other)
 
 

@@ -76,11 +76,14 @@ class _Request(Told):
     gen_args_0: _Sent
 
 
+_One = Annotated[list[str], Field(min_length=1, max_length=1)]
+
+
 class _SampleTold(Told):
     """What is read of a line of lm-eval's samples; every answer is the only one."""
 
     doc: _Doc
-    resps: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    resps: Annotated[list[_One], Field(min_length=1, max_length=1)]
     arguments: _Request
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.decoding import follow_protocol, tell_ignored
+from factual_forgetting.engines.loading import strictly, way_out
 from factual_forgetting.engines.merging import merge_adapter
-from factual_forgetting.engines.models import default_device, hasten_bf16
+from factual_forgetting.engines.models import found_device, hasten_bf16
 from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.modelargs import parse_model_args
 from factual_forgetting.scoring.reading import require_uncut
@@ -55,6 +56,7 @@ def run_lm_eval(
     Raises:
         UserError: If it doesn't descend from that base, or lm-eval can't load or reach it.
     """
+    device = found_device(device)
     arguments = _arguments(model, model_args, output, bundle, descends)
     # lm-eval adds the model arguments itself, but not to a task manager that it is given.
     metadata = {
@@ -65,8 +67,9 @@ def run_lm_eval(
     }
     if ignored := tell_ignored(Path(str(arguments.get("pretrained")))):
         metadata["ff_decoding_ignored"] = ignored
-    settings: dict[str, Any] = {"model": model, "batch_size": batch_size, "limit": limit}
-    settings["device"] = device or default_device()
+    settings: dict[str, Any] = {
+        "model": model, "batch_size": batch_size, "limit": limit, "device": device
+    }  # fmt: skip
     written = output
     styles = [STYLES[task] for task in tasks]
     if any(style.chat for style in styles):
@@ -85,7 +88,7 @@ def _arguments(
     model: str, text: str, output: Path, bundle: Bundle, descends: bool
 ) -> dict[str, Any]:
     """Resolves the checkpoint: found, merged, and of the bundle's base."""
-    arguments = parse_model_args(text)
+    arguments = checkpoint.safe_arguments(model, parse_model_args(text))
     require_uncut(arguments)
     if model.startswith("local-"):
         # The server tokenises as its model needs it, BOS included; lm-eval would leave BOS out.
@@ -127,7 +130,8 @@ def _evaluate(
     tracker, name = EvaluationTracker(output_path=str(output)), settings["model"]
     with _one_line_where_the_model_fails(name):
         where = {key: settings[key] for key in ("batch_size", "device")}
-        lm = get_model(name).create_from_arg_obj(dict(arguments), where)
+        with strictly():
+            lm = get_model(name).create_from_arg_obj(dict(arguments), where)
         follow_protocol(lm)
         results = simple_evaluate(
             **{**settings, "model": lm},
@@ -179,7 +183,7 @@ def _one_line_where_the_model_fails(model: str) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
             f"The model {model} can't be loaded or reached ({reason}). Check --model, "
-            "--model_args, --batch_size and --device."
+            f"--model_args and --batch_size. {way_out(error)}"
         ) from None
 
 

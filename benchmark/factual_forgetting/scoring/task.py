@@ -95,7 +95,7 @@ def task_documents(
     made_of = {
         "style": style_name,
         "bundle_sha256": bundle.sha256,
-        "weights_sha256": _weights_sha256(path, _stamp(path)) if path else None,
+        "weights_sha256": _weights(path) if path else None,
         "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
     }
     if bundle.matcher != MATCHER_VERSION:
@@ -149,6 +149,11 @@ def tokenizer_sha256(path: Path) -> str | None:
         return None
     content = files.read_object(file, ours=False)
     return files.sha256_json([content.get(part) for part in _TOKENIZER_PARTS])
+
+
+def _weights(path: Path) -> str | None:
+    """Hashes what lm-eval loads; None where those are pickles."""
+    return _weights_sha256(path, _stamp(path)) if checkpoint.weight_files(path) else None
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from factual_forgetting import checkpoint, files, outputs
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_batch_size, parse_count, parse_seed, parse_share
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.opening import ENGINES, open_engine
 from factual_forgetting.errors import InputError
@@ -28,6 +28,7 @@ from factual_forgetting.terminal import table, tell
 
 _ALL, _ENDS = "all", "highly_known,unknown"
 _QUOTA_SHARD = 128
+_MOST_WORKERS = 10_000
 
 
 def add_parser(subparsers: Any) -> None:
@@ -39,14 +40,16 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
     model.add_argument("--model_args", default="pretrained=almanac", help="its arguments")
     model.add_argument("--engine", choices=ENGINES, default="auto")
-    model.add_argument("--batch_size", type=_batch, default="auto", help="a number or auto")
+    model.add_argument(
+        "--batch_size", type=parse_batch_size, default="auto", help="a number or auto"
+    )
     model.add_argument("--device", default=None)
     slick = parser.add_argument_group("labels")
     slick.add_argument("--runs", type=int, default=20, help="few-shot configurations (20)")
     slick.add_argument("--shots", type=int, default=3, help="exemplars in each (3)")
-    slick.add_argument("--exemplar_seed", type=int, default=0)
+    slick.add_argument("--exemplar_seed", type=parse_seed, default=0)
     slick.add_argument("--exemplars", choices=("relation", "question"), default="relation")
-    slick.add_argument("--min_highly_known", type=float, default=0.3)
+    slick.add_argument("--min_highly_known", type=parse_share, default=0.3)
     slick.add_argument(
         "--classes", choices=(_ALL, _ENDS), default=_ALL,
         help=f"{_ENDS}: ask a question no more after one right and one wrong answer",
@@ -60,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
     slick.add_argument("--temperature", type=float, default=0.5)
     slick.add_argument("--top_k", type=int, default=40)
     slick.add_argument(
-        "--check-redraw", "--check_redraw", type=_count, default=0, metavar="N",
+        "--check-redraw", "--check_redraw", type=parse_count, default=0, metavar="N",
         help="label N facts again with other exemplars, and report the agreement",
     )  # fmt: skip
     work = parser.add_argument_group("the work").add_mutually_exclusive_group()
@@ -69,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
         "--shard", type=_share, metavar="I/N", help="ask the I-th of N parts (from 1)"
     )
     work.add_argument("--merge", action="store_true", help="write the labels of asked parts")
-    work.add_argument("--ray", type=_count, default=0, metavar="N", help="ask on N Ray workers")
+    work.add_argument("--ray", type=_workers, default=0, metavar="N", help="ask on N Ray workers")
     parser.set_defaults(run=_run, resumes=True)
 
 
@@ -80,16 +83,10 @@ def _share(text: str) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
-    return int(text)
-
-
-def _batch(text: str) -> str:
-    if not re.fullmatch(r"auto(:\d+)?|0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is neither auto nor a number from 1")
-    return text
+def _workers(text: str) -> int:
+    if parse_count(text) > _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text} workers are more than {_MOST_WORKERS:,}")
+    return parse_count(text)
 
 
 def _run(args: argparse.Namespace) -> None:

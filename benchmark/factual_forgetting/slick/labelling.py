@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from factual_forgetting import files
-from factual_forgetting.config import Config, Told, parse
+from factual_forgetting.config import Config, Share, Told, parse
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
@@ -64,6 +64,7 @@ QUOTAS = {
 # What a bundle draws beside D_Known from the same facts, and how many unless told otherwise.
 SPARE = {"validation": 500, "replay": 500}
 _MIN_HIGHLY_KNOWN = 0.3
+_MOST = 10_000  # Runs, exemplars, answers: beyond it a labelling would never end.
 
 
 class SlickConfig(Config):
@@ -89,15 +90,15 @@ class SlickConfig(Config):
         shard_size: Questions of a relation that are asked together, about.
     """
 
-    runs: int = Field(default=20, ge=1)
-    shots: int = Field(default=3, ge=1)
+    runs: int = Field(default=20, ge=1, le=_MOST)
+    shots: int = Field(default=3, ge=1, le=_MOST)
     seed: int = 0
-    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1)
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=_MOST)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
     quota: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
-    min_highly_known: float = _MIN_HIGHLY_KNOWN
-    samples: int = Field(default=0, ge=0)
+    min_highly_known: Share = _MIN_HIGHLY_KNOWN
+    samples: int = Field(default=0, ge=0, le=_MOST)
     temperature: float = Field(default=0.5, gt=0)
     top_k: int = Field(default=40, ge=1)
     shard_size: int = Field(default=512, ge=1)
