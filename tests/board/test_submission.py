@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic import HELDOUT, answered_record, make_bundle, drawn, write_run
+from synthetic import HELDOUT, answered_record, drawn, make_bundle, write_run
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official
@@ -48,7 +48,7 @@ def steps_refusing(where: Path) -> list[str]:
     for step in steps["validate"]["steps"]:
         if "run" not in step or "pip install" in step["run"]:
             continue
-        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        shell = ["bash", "-e", "-c", step["run"]]
         at = where / step.get("working-directory", ".")
         if subprocess.run(shell, cwd=at, env=os.environ | told, check=False).returncode:
             return [step["name"]]
