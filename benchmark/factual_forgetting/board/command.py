@@ -18,12 +18,19 @@ from factual_forgetting.board.bundles import (
     sources,
 )
 from factual_forgetting.board.page import tell_records, write_page
-from factual_forgetting.board.record import Declared, find_records, load_records, make_record
+from factual_forgetting.board.record import (
+    Declared,
+    find_records,
+    load_records,
+    make_record,
+    record_curve,
+)
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import check_references, render_findings, validate
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
+from factual_forgetting.modelargs import parse_settings
 from factual_forgetting.scoring.frontier import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
@@ -75,6 +82,10 @@ def _add_record(subparsers: Any) -> None:
         "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
     )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
+    words = "its settings: KEY=VALUE,... or JSON"
+    record.add_argument("--method_args", metavar="ARGS", help=words)
+    curve = "the results are of checkpoints of one run: one record with their curve"
+    record.add_argument("--curve", action="store_true", help=curve)
     record.add_argument("--seed", type=int, help="its seed")
     record.add_argument("--trials", type=int, help="settings tried before these were chosen")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
@@ -92,7 +103,13 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
-    declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
+    told = {key: getattr(args, key) for key in Declared.model_fields}
+    told["method_args"] = parse_settings(args.method_args) if args.method_args else None
+    declared = parse(Declared, told, "record")
+    if args.curve:
+        bundle = load_bundle(locate_bundle(args.bundle))
+        sys.stdout.write(f"{record_curve(args.source, bundle, args.output_path, declared)}\n")
+        return
     if args.seed is not None and len(args.source) > 1:
         raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
