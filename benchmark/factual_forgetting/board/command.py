@@ -82,8 +82,8 @@ def _add_record(subparsers: Any) -> None:
         "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
     )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
-    words = "its settings: KEY=VALUE,... or JSON"
-    record.add_argument("--method_args", metavar="ARGS", help=words)
+    settings = "its settings: KEY=VALUE,... or JSON"
+    record.add_argument("--method_args", metavar="ARGS", help=settings)
     curve = "the results are of checkpoints of one run: one record with their curve"
     record.add_argument("--curve", action="store_true", help=curve)
     record.add_argument("--seed", type=int, help="its seed")
