@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,19 @@ from factual_forgetting.protocol.run import Run
 from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
 from factual_forgetting.scoring.score import run_lm_eval
+from network import REACHED, refuse
 from small import RELATIONS, make_labels, make_model
+
+sys.addaudithook(refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    """Fails a test that reached for the network, even if the code under test got over it."""
+    yield
+    reached = list(REACHED)
+    REACHED.clear()
+    assert not reached
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ SIGNATURES = {
     "Protocol": "name, learning_rate, learning_rates, strengths, batch_size, epochs, "
     "warmup_steps, weight_decay, adam_beta1, adam_beta2, adam_epsilon, max_grad_norm, dropout, "
     "precision, teacher_precision='fp32', checkpoint_dtype, curve_buffers='cast', attention, "
-    "evaluate_every, evaluate_sample, kl_sample, max_new_tokens, settings=<factory>",
+    "evaluate_every, evaluate_sample, kl_sample, kl_prompt='zero_shot', max_new_tokens, "
+    "settings=<factory>",
     "Run": "bundle, protocol, method, settings, seed, foreign_base=None",
     "Score": "bundle, report",
     "SlickConfig": "runs=20, shots=3, seed=0, max_new_tokens=16, exemplars='relation', "

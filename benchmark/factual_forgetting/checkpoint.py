@@ -47,6 +47,12 @@ _POINTER = b"version https://git-lfs"
 _METADATA, _LARGEST_HEADER = "__metadata__", 100_000_000
 
 LINEAGE_KEY = "factual_forgetting_base"
+# Patterns of the names that save_pretrained gives to what it writes.
+WRITTEN = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "chat_template.jinja",
+)  # fmt: skip
 ALMANAC = "almanac"
 _EMBEDDED = Path(__file__).parent / "embedded"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import json
@@ -10,13 +9,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import jsonlines
 
-from factual_forgetting.errors import InputError, NotFoundError
+from factual_forgetting.errors import InputError, NotFoundError, UserError
+
+UNFINISHED, _PARTIAL = ".unfinished", ".partial"
+
+
+def at_home(path: str | Path) -> Path:
+    """Resolves a leading `~`, which a shell leaves alone in `--output_path=~/runs`.
+
+    Raises:
+        UserError: If it names no user with a home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} begins with no user's ~. Write the whole path.") from None
 
 
 def sha256_file(path: Path) -> str:
@@ -59,9 +73,11 @@ def atomic(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Opens a file beside a path, which takes the path's name only when it is whole.
 
     It is synced before, unless it need not outlive a power cut: that takes longer than the rest.
+    What killed commands left unfinished in that folder goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
+    _remove_unfinished(path.parent.resolve())
+    with _beside(path) as out:
         beside = Path(out.name)
         try:
             yield out
@@ -73,6 +89,62 @@ def atomic(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def _beside(path: Path) -> IO[bytes]:
+    """Makes the file, held by a lock that tells it from one whose command was killed."""
+    while True:
+        out = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
+        )
+        _try_lock(out.fileno())
+        if os.fstat(out.fileno()).st_nlink:  # Else it was taken for a leftover before the lock.
+            return cast(IO[bytes], out)
+        out.close()
+
+
+@cache  # Once in a process: folders of a page hold thousands of files.
+def _remove_unfinished(folder: Path) -> None:
+    for stray in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError), stray.open("rb") as stream:
+            if _try_lock(stream.fileno()):
+                stray.unlink()
+
+
+def _try_lock(handle: int, *, shared: bool = False) -> bool | None:
+    """Locks an open file or folder; tells whether nobody else holds it, None without locks."""
+    try:
+        import fcntl  # Not on every platform.
+
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+@contextmanager
+def alone(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keeps other commands out of a folder, or a file; the lock of a killed one is gone with it.
+
+    Args:
+        path: The folder or file, which is there.
+        shared: Whether others that share it may work in it too.
+
+    Raises:
+        UserError: If another command is at work there.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if _try_lock(handle, shared=shared) is False:
+            raise UserError(
+                f"Another command is at work in {path}. Wait until it ends, or give another "
+                "--output_path."
+            )
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -88,13 +160,19 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Gives a directory beside a path, which takes the path's place when all in it is written."""
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    yield beside
-    shutil.rmtree(path, ignore_errors=True)
-    beside.rename(path)
+    """Gives a directory beside a path, which takes the path's place when all in it is written.
+
+    Raises:
+        UserError: If another command is writing it.
+    """
+    beside = path.with_name(f".{path.name}{_PARTIAL}")
+    beside.mkdir(parents=True, exist_ok=True)
+    with alone(beside):
+        for left in beside.iterdir():  # by a killed command
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield beside
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
 
 
 def write_atomic(path: Path, content: bytes, *, lasting: bool = True) -> None:
@@ -103,10 +181,14 @@ def write_atomic(path: Path, content: bytes, *, lasting: bool = True) -> None:
         stream.write(content)
 
 
-def remove_unfinished(path: Path) -> None:
-    """Removes what `atomic` left beside a path when it was killed."""
-    for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        stray.unlink(missing_ok=True)
+def remove_marked(folder: Path, mark: str) -> None:
+    """Removes a folder of ours, the file that tells that it is ours last."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != mark:
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

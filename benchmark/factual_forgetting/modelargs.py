@@ -73,4 +73,5 @@ def parse_model_args(text: str) -> dict[str, Any]:
             "gguf_file= is not read: what is trained, hashed and scored are safetensors. Convert "
             "it once: python scripts/from_gguf.py DIR FILE OUTPUT, then pretrained=OUTPUT."
         )
-    return arguments
+    at_home = {key: text for key, text in arguments.items() if str(text).startswith("~")}
+    return arguments | {key: str(files.at_home(text)) for key, text in at_home.items()}

@@ -6,6 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from factual_forgetting import files, outputs
+from factual_forgetting.errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,12 +32,31 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Writes a figure in the format of the path's suffix."""
+    """Writes a figure in the format of the path's suffix, as a whole or not at all."""
     import matplotlib as mpl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "factual-forgetting"}):
-        figure.savefig(path, dpi=dpi, metadata=_METADATA.get(path.suffix))
+    with mpl.rc_context({"svg.hashsalt": "factual-forgetting"}), files.atomic(path) as stream:
+        figure.savefig(stream, format=path.suffix[1:], dpi=dpi, metadata=_METADATA[path.suffix])
+
+
+def require_image(path: Path) -> None:
+    """Finds out whether a figure can be written to a path before the work for it begins.
+
+    Raises:
+        UserError: If not, or if something else than a figure of ours is there.
+    """
+    if path.suffix not in _METADATA:
+        raise InputError(f"{path} has to end in {' or '.join(_METADATA)}. Rename it.")
+    outputs.require_file(path, _is_figure)
+
+
+def _is_figure(path: Path) -> bool:
+    """Tells `save_figure`'s files: resolution and no software in PNG, no date in SVG."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if path.suffix == ".svg":
+        return b"matplotlib.org" in head and b"<dc:date>" not in head
+    return head.startswith(b"\x89PNG") and head[37:41] == b"pHYs" and b"tEXt" not in head
 
 
 def figure_svg(figure: Figure) -> bytes:

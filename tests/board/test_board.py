@@ -385,3 +385,25 @@ def test_references_of_another_rate_and_seeds_of_other_lengths(
     assert row["loss_against"]["known_only"]["n"] == row["loss_against"]["sft"]["n"] == 20
     assert [point["step"] for point in row["curve"]] == [*range(0, 876, 125)]
     assert all(len(point["seeds"]) == 2 for point in row["curve"])
+
+
+def test_a_higher_level_stands_for_its_seed(world: Bundle, tmp_path: Path) -> None:
+    for number in (0, 7):
+        publish(tmp_path, world, drawn(world, number, 0.3, 0.1), "sft", 0)
+    entries = read(tmp_path)
+    assert len(entries) == 2
+    for raised, _ in entries:
+        levels = [
+            (record.model_copy(update={"level": "reproduced"}) if record is raised else record, out)
+            for record, out in entries
+        ]
+        (row,) = make_board(levels)["bundles"][0]["rows"]
+        assert (row["records"], row["level"]) == ([raised.id], "reproduced")
+
+
+def test_who_learns_not_the_task_wins_nothing(world: Bundle, tmp_path: Path) -> None:
+    publish(tmp_path, world, curves(START, (18, 10, 20)), "sft")  # T .9
+    publish(tmp_path, world, curves(START, (19, 10, 12)), "freeze")  # T .95
+    rows = {row["family"]: row for row in rows_of(tmp_path)}
+    assert {name: row["rank"]["keeps"] for name, row in rows.items()} == {"sft": None, "freeze": 1}
+    assert rows["sft"]["unranked"]["keeps"] == "T below .95"

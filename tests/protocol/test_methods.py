@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.facts.fact import Fact, stable_hash
 from factual_forgetting.protocol import curve as curves
 from factual_forgetting.protocol import losses, methods, penalties
+from factual_forgetting.protocol import train as protocol_train
 from factual_forgetting.protocol import weights as weights_of
 from factual_forgetting.protocol.context import Context, Step
 from factual_forgetting.protocol.data import IGNORE, Example, TrainingData, encode, seen_order
@@ -87,6 +89,23 @@ def test_a_method_is_not_sft_under_another_name(
     assert other.keys() == plain.keys()
     assert same(other, plain) != set(plain)
     assert files.read_json(tmp_path / method / "run.json")["steps"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("self_distillation", {"teacher": "base"}),
+        ("l2", {"to": "base"}),
+        ("ewc", {}),
+        ("context_distillation", {}),
+    ],
+)
+def test_a_method_is_sft_where_its_term_weighs_nothing(
+    trained: Trained, plain: Weights, base: Path, method: str, settings: dict[str, Any]
+) -> None:
+    """What differs above is the term's doing: other bytes alone would prove nothing."""
+    light = trained(method, weight=1e-20, **settings)
+    assert distance(light, plain) < distance(plain, weights(base)) / 1000
 
 
 def test_known_only_never_sees_unknown_facts(bundle: Bundle) -> None:
@@ -578,3 +597,30 @@ def test_every_teacher_computes_in_the_recipes_precision(
     train(make_run(bundle, short, method), tmp_path / "run")
     assert seen[False] == {torch.bfloat16}
     assert seen[True] == {torch.bfloat16 if rule == "student" else torch.float32}
+
+
+def test_the_divergence_in_the_curve_is_that_of_the_model_from_the_base(
+    context: Context, protocol: Protocol
+) -> None:
+    """KL(base || model) over the answers of D_Held, by hand; the reverse is another number."""
+    facts = [item.fact for item in context.bundle.splits["heldout"]]
+    measure = protocol_train._divergence_from_base(context, altered(protocol, kl_sample=len(facts)))
+    changed = copy.deepcopy(context.model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    forward, reverse, count = 0.0, 0.0, 0
+    for fact in facts:
+        batch = context.collate(context.encode([fact]))
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            p, q = (
+                losses.answer_logits(model(**inputs).logits, batch["labels"]).log_softmax(-1)
+                for model in (context.model, changed)
+            )
+        forward += float((p.exp() * (p - q)).sum())
+        reverse += float((q.exp() * (q - p)).sum())
+        count += len(p)
+    assert measure(changed) == pytest.approx(forward / count, rel=1e-3)
+    assert abs(forward - reverse) > 0.01 * forward

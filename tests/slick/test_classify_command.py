@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stub import contents
 
 import factual_forgetting
 from factual_forgetting import files
 from factual_forgetting.cli import main
 from factual_forgetting.slick.labelling import load_labels
+from stub import contents
 from tiny import WORLD, checkpoint_of
 
 
@@ -76,11 +76,11 @@ def test_quota_redraw_and_classes_are_told(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--quota", "unknown=10", "--check-redraw", "6", "--samples", "2")
-    assert main(arguments(source, tmp_path, *more)) == 0
+    assert main(arguments(source, tmp_path / "l", *more)) == 0
     told = capsys.readouterr().out
     assert "of 6 facts keep their category" in told
     assert "WeaklyKnown" in told
-    settings = files.read_json(tmp_path / "manifest.json")["settings"]
+    settings = files.read_json(tmp_path / "l" / "manifest.json")["settings"]
     assert (settings["retire"], settings["quota"]) == (True, {"unknown": 10})
 
 

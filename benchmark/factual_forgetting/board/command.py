@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from factual_forgetting import outputs
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.bundles import (
     bundles_at_hand,
@@ -17,7 +18,7 @@ from factual_forgetting.board.bundles import (
     references_for,
     sources,
 )
-from factual_forgetting.board.page import tell_records, write_page
+from factual_forgetting.board.page import BOARD, INDEX, tell_records, write_page
 from factual_forgetting.board.record import (
     Declared,
     find_records,
@@ -31,6 +32,7 @@ from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_settings
+from factual_forgetting.plotting import require_image
 from factual_forgetting.scoring.frontier import draw_frontier
 
 DEFAULT_ROOT = Path("leaderboard/records")
@@ -103,6 +105,7 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
+    outputs.require_folder(args.output_path)
     told = {key: getattr(args, key) for key in Declared.model_fields}
     told["method_args"] = parse_settings(args.method_args) if args.method_args else None
     declared = parse(Declared, told, "record")
@@ -137,6 +140,10 @@ def _validate(args: argparse.Namespace) -> int:
 def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
+    if args.output_path:
+        outputs.require_folder(args.output_path, INDEX, BOARD, begun=_paged_there)
+    if args.plot:
+        require_image(args.plot)
     gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
     bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
     if args.format == "html":
@@ -151,6 +158,10 @@ def _board(args: argparse.Namespace) -> None:
     else:
         told = render_board(board, args.format)
     sys.stdout.write(f"{told}\n")
+
+
+def _paged_there(folder: Path) -> bool:
+    return outputs.json_with("format", "records", "bundles")(folder / BOARD)
 
 
 def _diff(args: argparse.Namespace) -> None:

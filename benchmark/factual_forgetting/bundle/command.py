@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.datasheet import relations_by_split
 from factual_forgetting.bundle.manifest import KNOWN, UNKNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.engines.prompts import question_prompt
+from factual_forgetting.errors import UserError
 from factual_forgetting.slick.labelling import load_labels
 
 _SIZES = {
@@ -68,6 +69,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
+    outputs.require_folder(args.output_path)
     values = {name: getattr(args, name) for name in BundleConfig.model_fields}
     config = parse(BundleConfig, values, "bundle build")
     _tell(build_bundle(load_labels(args.labels), config, args.output_path))
@@ -78,8 +80,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    outputs.require_file(args.output_path, _is_export)
     count = export_training_data(load_bundle(locate_bundle(args.bundle)), args.output_path)
     sys.stdout.write(f"{count} pairs in {args.output_path}\n")
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        return set(next(files.read_jsonl(path))) == {"prompt", "completion", "id", "split"}
+    except (UserError, TypeError, StopIteration):
+        return False
 
 
 def export_training_data(bundle: Bundle, path: Path) -> int:

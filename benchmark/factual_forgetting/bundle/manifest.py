@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.datasheet import datasheet
 from factual_forgetting.engines.prompts import exemplar_prefix
 from factual_forgetting.errors import InputError, NotFoundError
@@ -95,13 +95,27 @@ def write_bundle(
     exemplars: dict[str, list[Fact]],
     details: dict[str, Any],
 ) -> Bundle:
-    """Writes a bundle; the manifest comes last, so a bundle with one is whole.
+    """Writes a bundle, which appears when it is whole.
 
     Raises:
-        UserError: If the directory holds a bundle already: a published one is never edited.
+        UserError: If the directory holds a bundle already, since a published one is never edited,
+            or anything else.
     """
     if (path / MANIFEST).exists():
         raise InputError(f"{path} holds a bundle already. Choose another --output_path.")
+    outputs.require_folder(path, "*")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_directory(path) as beside:
+        manifest = _write_files(beside, splits, exemplars, details)
+    return Bundle(path, splits, exemplars, manifest)
+
+
+def _write_files(
+    path: Path,
+    splits: dict[str, list[Item]],
+    exemplars: dict[str, list[Fact]],
+    details: dict[str, Any],
+) -> dict[str, Any]:
     for name in SPLITS:
         files.write_jsonl(path / f"{name}.jsonl", [item.row() for item in splits[name]])
     rows = [
@@ -118,7 +132,7 @@ def write_bundle(
     manifest = {**told, "files": {name: files.sha256_file(path / name) for name in _FILES}}
     manifest["sha256"] = files.sha256_json(manifest)
     files.write_json(path / MANIFEST, manifest)
-    return Bundle(path, splits, exemplars, manifest)
+    return manifest
 
 
 def locate_bundle(name: str) -> Path:
@@ -130,7 +144,7 @@ def locate_bundle(name: str) -> Path:
     if name == checkpoint.ALMANAC:
         return checkpoint.embedded("bundle")
     named = None if Path(name).is_dir() else _ON_HUB.fullmatch(name)
-    return _fetch(named) if named else Path(name)
+    return _fetch(named) if named else files.at_home(name)
 
 
 def _fetch(named: re.Match[str]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.config import parse
 from factual_forgetting.facts.account import account, plot_account
 from factual_forgetting.facts.cleaning import RULES
@@ -26,6 +26,9 @@ _SOURCES = (
     f"{', '.join(NAMED_SOURCES)}, popqa:FILE, datasets:ID[:CONFIG][@REVISION], a folder in "
     "EntityQuestions' layout, or a .jsonl, .json, .csv or .tsv file"
 )
+
+_ACCOUNT = "account.json"
+_WRITTEN = ("facts.jsonl", "dropped.json", _ACCOUNT, "account.png")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, name: str = "--facts") -> None:
@@ -99,15 +102,22 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     options = _options(args)
+    if args.output_path:
+        outputs.require_folder(args.output_path, *_WRITTEN, begun=_wrote_there)
     cleaned = clean_source(options, may_be_empty=True)
     told = {"source": options.told(), **account(cleaned)}
     if args.output_path:
         dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
+        # First, since it tells that the others are ours.
+        files.write_json(args.output_path / _ACCOUNT, told)
         files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
         files.write_json(args.output_path / "dropped.json", dropped)
         plot_account(told, args.output_path / "account.png")
-        files.write_json(args.output_path / "account.json", told)
     sys.stdout.write(_table(told) if args.format == "table" else files.dumps(told, 2) + "\n")
+
+
+def _wrote_there(folder: Path) -> bool:
+    return outputs.json_with("source", "facts", "rows", "relations", "rules")(folder / _ACCOUNT)
 
 
 def _table(told: dict[str, Any]) -> str:

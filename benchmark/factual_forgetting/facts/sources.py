@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from factual_forgetting import files
 from factual_forgetting.config import Config, parse
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts import entityquestions as eq
@@ -185,7 +186,7 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
         UserError: If the source is unknown or malformed, or can't take columns.
     """
     kind, _, rest = source.partition(":")
-    path = Path(source)
+    path = files.at_home(source)
     if kind == "datasets" and rest:
         return (r.fact_from_row(row, columns or {}, origin) for origin, row in _dataset_rows(rest))
     if path.is_file() or (r.kind_of(path) in r.SUFFIXES and kind != "popqa"):
@@ -195,7 +196,7 @@ def read_source(source: str, columns: Mapping[str, str] | None = None) -> Iterat
     if source in NAMED_SOURCES:
         return NAMED_SOURCES[source]()
     if kind == "popqa":
-        return (_popqa_fact(row, origin) for origin, row in r.read_rows(Path(rest)))
+        return (_popqa_fact(row, origin) for origin, row in r.read_rows(files.at_home(rest)))
     if path.is_dir():
         return eq.read_entity_questions(path)
     raise InputError(
@@ -212,7 +213,11 @@ def _dataset_rows(spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     import datasets
 
-    address, _, revision = spec.partition("@")
+    address, _, revision = (spec, "", "") if Path(spec).is_dir() else spec.partition("@")
+    if revision and Path(address).is_dir():
+        raise InputError(
+            f"datasets:{spec} names a folder, which has no revisions. Leave @{revision} out."
+        )
     name, _, config = address.partition(":")
     try:
         loaded = datasets.load_dataset(name, config or None, revision=revision or None)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
     demo = subparsers.add_parser("demo", help="the whole path on the embedded world, in minutes")
     demo.add_argument("--output_path", type=Path, default=Path("demo"))
     demo.add_argument("--quick", action="store_true", help="few facts and steps: does it run?")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, resumes=True)
     told = "pre-train a small base that knows a stated part of a source"
     pretrain = subparsers.add_parser("pretrain", help=told)
     add_source_arguments(pretrain)
@@ -42,6 +42,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _pretrain(args: argparse.Namespace) -> None:
     from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
 
+    outputs.require_folder(args.output_path)
     config = parse(PretrainConfig, load_yaml(args.config), str(args.config))
     facts = list(facts_from_arguments(args)[0])
     counts = None

@@ -12,17 +12,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.board import bundles, record, tables
 from factual_forgetting.board.board import curves_of, make_board
+from factual_forgetting.board.page import BOARD
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle
 from factual_forgetting.facts.sources import load_facts
+from factual_forgetting.plotting import require_image
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.scoring.frontier import draw_frontier
 from factual_forgetting.slick.labelling import SlickConfig, load_labels
 
+_FIGURE = "frontier.png"
 _ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "known_only": ("known_only", {}),
@@ -60,6 +63,9 @@ def _quick_plan() -> _Plan:
 
 def run_demo(output: Path, *, quick: bool = False) -> None:
     """Writes the whole path, or its smallest version, to a directory; a second start resumes."""
+    outputs.require_folder(output)
+    outputs.require_file(output / BOARD, outputs.json_with("format", "records", "bundles"))
+    require_image(output / _FIGURE)
     plan = _quick_plan() if quick else _full_plan()
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
@@ -75,8 +81,8 @@ def run_demo(output: Path, *, quick: bool = False) -> None:
     bundle = load_bundle(output / "bundle")
     reference = {bundle.sha256: bundles.reference_of(bundle)}
     board = make_board(map(record.load_record, records), reference)
-    files.write_json(output / "board.json", board)
-    draw_frontier(curves_of(board["bundles"][0]), output / "frontier.png")
+    files.write_json(output / BOARD, board)
+    draw_frontier(curves_of(board["bundles"][0]), output / _FIGURE)
     sys.stdout.write(f"{tables.markdown(board)}\n\n{_closing(output)}\n")
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.config import Config
 from factual_forgetting.engines.models import hasten_bf16
 from factual_forgetting.errors import InputError, UserError
@@ -17,6 +17,8 @@ from factual_forgetting.lab.corpus import exposures, training_texts
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 EXPOSURES_FILE = "exposures.jsonl"
+_PARTIAL = "pretrain.partial.json"
+_WRITTEN = (*checkpoint.WRITTEN, EXPOSURES_FILE, "README.md")
 
 
 class PretrainConfig(Config):
@@ -78,21 +80,44 @@ def pretrain_base(
         UserError: If the output holds a checkpoint already, or the facts are none.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    if (output / "config.json").exists():
-        raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
     if not facts:
         raise InputError("There are no facts to teach. Check --facts and --relations.")
+    begun = output / _PARTIAL
+    if (output / "config.json").exists() and not begun.exists():
+        raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
+    outputs.require_folder(output, *_WRITTEN, begun=lambda _: begun.exists())
     torch.set_num_threads(config.threads)
     hasten_bf16()
     counts = counts or exposures(
         facts, config.seed, config.never, config.exposures_low, config.exposures_high
     )
+    mark = files.sha256_json([config.model_dump(), [fact.row() for fact in facts], counts])
+    with outputs.taken(output):
+        _require_same(begun, mark)
+        files.write_json(begun, mark)
+        _make(facts, config, output, counts, mark)
+        begun.unlink()
+
+
+def _require_same(begun: Path, mark: str) -> None:
+    """A killed start leaves its mark, and the same one begins anew."""
+    if begun.exists() and files.read_json(begun) != mark:
+        raise UserError(
+            f"{begun.parent} was begun with other facts or another recipe. Choose another "
+            "--output_path."
+        )
+
+
+def _make(
+    facts: list[Fact], config: PretrainConfig, output: Path, counts: dict[str, int], mark: str
+) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = build_tokenizer(facts, config.vocab_size)
     blocks = _blocks(tokenizer, training_texts(facts, counts, config.seed), config.block_size)
     torch.manual_seed(config.seed)
-    mark = files.sha256_json([config.model_dump(), [fact.row() for fact in facts], counts])
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,

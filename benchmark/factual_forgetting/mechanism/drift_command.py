@@ -10,16 +10,15 @@ from typing import Any
 
 from tabulate import tabulate
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT, SPLITS, Bundle, load_bundle, locate_bundle
 from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.mechanism.drift import Row, all_layers, measure, middle_layer
-from factual_forgetting.plotting import new_figure, plain_text, save_figure
+from factual_forgetting.plotting import new_figure, plain_text, require_image, save_figure
 
-_IMAGES = (".png", ".svg")
 _MIDDLE, _ALL = "middle", "all"
 _DTYPE = "float32"
 _SHAPE = ("layers", "hidden_size", "vocab_size")
@@ -46,13 +45,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _drift(args: argparse.Namespace) -> None:
-    if args.output_path and args.output_path.suffix not in _IMAGES:
-        raise InputError(f"{args.output_path} has to end in {' or '.join(_IMAGES)}. Rename it.")
+    if args.output_path:
+        require_image(args.output_path)
+        beside = args.output_path.with_suffix(".json")
+        outputs.require_file(beside, outputs.json_with("checkpoint", "layer", "cosine", "cka"))
     facts = _facts(load_bundle(locate_bundle(args.bundle)), args.split, args.relation)
     rows = _measure_all(args.reference, args.checkpoints, facts, args.layers, args.device)
     if args.output_path:
+        files.write_json(beside, rows)
         _draw(rows, args.output_path, f"{args.split}, {args.relation or 'all relations'}")
-        files.write_json(args.output_path.with_suffix(".json"), rows)
     cells = [
         {"checkpoint": r["checkpoint"], "layer": r["layer"]}
         | {told: "-" if r[key] is None else f"{r[key]:.4f}" for key, told in _HEADERS.items()}

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.models import context_length, load_causal_lm, quiet
 from factual_forgetting.engines.prefix import answer_zero_shot
@@ -78,12 +78,12 @@ def run_condition(
     if finished.exists():
         return _read(finished, experiment)
     work, started = output / _WORK / experiment.name, time.time()
-    result = {**experiment.identity(), **_train(experiment, work, progress)}
-    told = {"environment": environment(), "seconds": time.time() - started}
-    files.write_json(output / _LOGS / f"{experiment.name}.log.json", told)
-    files.write_json(finished, result)
-    files.remove_unfinished(finished)
-    shutil.rmtree(work)
+    with outputs.taken(work):
+        result = {**experiment.identity(), **_train(experiment, work, progress)}
+        told = {"environment": environment(), "seconds": time.time() - started}
+        files.write_json(output / _LOGS / f"{experiment.name}.log.json", told)
+        files.write_json(finished, result)
+        shutil.rmtree(work)
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, Bundle, load_bundle, locate_bundle
 from factual_forgetting.config import parse
 from factual_forgetting.errors import InputError
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     add("--report", action="store_true", help="write report.md with all figures")
     told = "holds the finished conditions, all of which are shown, and at-P with what they show"
     add("--output_path", type=Path, default=Path("interference"), help=told)
-    parser.set_defaults(run=_interference)
+    parser.set_defaults(run=_interference, resumes=True)
 
 
 def _interference(args: argparse.Namespace) -> None:
@@ -54,6 +54,9 @@ def _interference(args: argparse.Namespace) -> None:
     from factual_forgetting.mechanism.interference import finished_conditions, run_condition
     from factual_forgetting.mechanism.interference_report import arms_table, draw_all, write_report
 
+    folder = args.output_path / f"at-{args.plasticity:g}"
+    begun = outputs.json_with()
+    outputs.require_folder(folder, "*", begun=lambda there: begun(there / _SUMMARY))
     bundles = [load_bundle(locate_bundle(name)) for name in args.bundle]
     jobs = [(bundle, condition) for bundle in bundles for condition in _conditions(args, bundle)]
     relation, protocol = _relation(args.relation, bundles), load_protocol(args.protocol)
@@ -65,7 +68,6 @@ def _interference(args: argparse.Namespace) -> None:
             run_condition(bundle, condition, settings, args.output_path, progress=False)
     results = finished_conditions(bundles, settings, args.output_path)
     found = summarised(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
-    folder = args.output_path / f"at-{args.plasticity:g}"
     files.write_json(folder / _SUMMARY, found)
     draw_all(found, folder)
     if args.report:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import load_yaml, parse
 from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_model_args, parse_settings
 from factual_forgetting.protocol import recipe
 from factual_forgetting.protocol.curve import CURVE
-from factual_forgetting.protocol.run import Run
+from factual_forgetting.protocol.run import CHOSEN, RUNS, Run
 from factual_forgetting.protocol.settings import SETTINGS, resolve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_execution(parser)
     parser.add_argument("--output_path", type=Path, required=True)
-    parser.set_defaults(run=_finetune)
+    parser.set_defaults(run=_finetune, resumes=True)
 
     sweep = subparsers.add_parser("sweep", help="train methods x rates x strengths x seeds")
     verbs = sweep.add_subparsers(required=True, metavar="VERB")
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
         verb.add_argument("config", type=Path, help="the sweep, a .yaml file")
         verb.add_argument("--output_path", type=Path, required=True)
         _add_execution(verb)
-        verb.set_defaults(run=act)
+        verb.set_defaults(run=act, resumes=act is _sweep)
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -146,9 +146,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def _swept_there(folder: Path) -> bool:
+    return outputs.json_with()(folder / CHOSEN) and (folder / RUNS).is_dir()
+
+
 def _sweep(args: argparse.Namespace) -> None:
     from factual_forgetting.protocol.sweep import run_all
 
+    outputs.require_folder(args.output_path, CHOSEN, begun=_swept_there)
     chosen = run_all(_sweep_runs(args), args.output_path, _execution(args))
     columns = ["learning_rate", "strength", "score", "trials"]
     table = [[arm, *(row[name] for name in columns)] for arm, row in chosen.items()]

@@ -16,7 +16,7 @@ from factual_forgetting.protocol.settings import MethodSettings
 
 RUN = "run.json"
 LOG = "run.log.json"
-CHOSEN = "chosen.json"  # of a sweep
+CHOSEN, RUNS = "chosen.json", "runs"  # of a sweep
 # While it trains: what it is held to later, the best weights so far by step, and a base made whole.
 SNAPSHOT, BEST, MERGED = "snapshot", "best", "merged"
 _TOLD = {"bundle_sha256", "method", "protocol", "protocol_sha256", "seed", "weights_sha256"}

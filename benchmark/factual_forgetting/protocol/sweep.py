@@ -21,11 +21,9 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CHOSEN_BY, CURVE, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
 from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
-from factual_forgetting.protocol.run import CHOSEN, RUN, Run
+from factual_forgetting.protocol.run import CHOSEN, RUN, RUNS, Run
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.train import finetune, rehearse
-
-_RUNS = "runs"
 
 
 class Arm(Config):
@@ -110,7 +108,7 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
             run = Run(bundle, recipe, arm.method, tried, seed)
             name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
             chooses = seed in (sweep.choosing_seeds or sweep.seeds)
-            path = output / _RUNS / arm.name / name
+            path = output / RUNS / arm.name / name
             found.append(SweepRun(arm.name, trial, run, path, chooses))
     return found
 

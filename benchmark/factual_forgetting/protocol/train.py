@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from factual_forgetting import __version__, checkpoint, files
+from factual_forgetting import __version__, checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import HELDOUT
 from factual_forgetting.engines.models import load_causal_lm, quiet
 from factual_forgetting.environment import environment
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import UserError, disk_is_full
 from factual_forgetting.facts.fact import stable_hash
 from factual_forgetting.protocol import grid, groups, losses
 from factual_forgetting.protocol import trainer as trainers
@@ -34,6 +33,8 @@ from factual_forgetting.protocol.weights import as_checkpoint
 
 _PARTIAL, _RESUME = "run.partial.json", "resume"
 _BATCH = 64
+_FOLDERS = (_RESUME, SNAPSHOT, BEST, MERGED)
+_WRITTEN = (*_FOLDERS, PARTIAL_CURVE, CURVE, OUTCOMES, LOG, *checkpoint.WRITTEN)
 
 
 def finetune(
@@ -65,7 +66,9 @@ def finetune(
     base = run.locate_base(pretrained, adapter)
     identity = run.identity()
     quiet()
-    with _room_on_disk(output):
+    if is_main_process():
+        outputs.require_folder(output)
+    with outputs.taken(output) if is_main_process() else nullcontext(), _room_on_disk(output):
         if not _finished(output, identity):
             started = time.time()
             whole = base.whole(output / MERGED)
@@ -75,8 +78,8 @@ def finetune(
             files.write_json(output / LOG, {"seconds": time.time() - started})
             content["weights_sha256"] = checkpoint.weights_sha256(output)
             files.write_json(output / RUN, content)
-    if is_main_process():
-        _tidy(output)
+        if is_main_process():
+            _tidy(output)
     return dict(files.read_json(output / RUN))
 
 
@@ -95,33 +98,33 @@ def _finished(output: Path, identity: dict[str, Any]) -> bool:
     if (output / "config.json").exists():
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
     if is_main_process():
+        outputs.require_folder(output, *_WRITTEN)
         files.write_json(output / _PARTIAL, identity)
     return False
 
 
 def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
-    for leftover in (_RESUME, SNAPSHOT, BEST, MERGED):
+    if not (output / _PARTIAL).exists():
+        return  # What has such a name now came later, and isn't ours.
+    for leftover in _FOLDERS:
         shutil.rmtree(output / leftover, ignore_errors=True)
-    for leftover in (_PARTIAL, PARTIAL_CURVE):
+    for leftover in (PARTIAL_CURVE, _PARTIAL):
         (output / leftover).unlink(missing_ok=True)
-    for name in (_PARTIAL, PARTIAL_CURVE, CURVE, OUTCOMES, RUN, LOG):
-        files.remove_unfinished(output / name)
 
 
 @contextmanager
 def _room_on_disk(output: Path) -> Iterator[None]:
-    """Tells a full disk from other faults, whichever library met it."""
+    """Tells where a disk is full, and that nothing is lost."""
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-        if full or "No space left on device" in str(error) or "file write failed" in str(error):
-            raise UserError(
-                f"No space is left on the disk of {output}. Free some and run the same command "
-                "again: it goes on from the last whole state."
-            ) from None
-        raise
+        if not disk_is_full(error):
+            raise
+        raise UserError(
+            f"No space is left on the disk of {output}. Free some and run the same command "
+            "again: it goes on from the last whole state."
+        ) from None
 
 
 def rehearse(run: Run, execution: Execution, steps: int) -> float:

@@ -24,7 +24,7 @@ from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.protocol.live import undisturbed
 from factual_forgetting.protocol.recipe import Stored, is_main_process, world_size
-from factual_forgetting.protocol.run import RUN
+from factual_forgetting.protocol.run import RUN, told_by_run
 from factual_forgetting.protocol.weights import as_checkpoint, gathered, hollow
 from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.scoring.watch import WATCHED, Watch
@@ -127,8 +127,11 @@ class ForgettingCallback(hf.TrainerCallback):
         if state.global_step:
             self._watch.resume(state.global_step)
             return
-        if (output / RUN).is_file() and files.read_json(output / RUN)["protocol"]:
-            raise InputError(f"{output} holds a run of finetune. Train into another output_dir.")
+        if (output / RUN).exists():
+            told = told_by_run(output)
+            if told is None or told["protocol"]:
+                whose = "a run of finetune" if told else f"a {RUN} that is not ours"
+                raise InputError(f"{output} holds {whose}. Train into another output_dir.")
         with self._asked(kwargs["model"], self._adapter_off) as model:
             self._watch.start(model)
         if is_main_process():

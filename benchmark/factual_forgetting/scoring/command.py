@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import files, tasks
+from factual_forgetting import files, outputs, tasks
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.environment import environment
 from factual_forgetting.errors import InputError
@@ -129,10 +129,16 @@ def _environment() -> str:
     return files.dumps(environment(), indent=2)
 
 
+_is_report = outputs.json_with("reports")
+
+
 def _score(args: argparse.Namespace) -> None:
     for name, reason in _REFUSED.items():
         if getattr(args, name) is not None:
             raise InputError(f"--{name} is refused: {reason}. Leave it out.")
+    outputs.require_folder(args.output_path)
+    for style in args.tasks:
+        outputs.require_file(args.output_path / f"report_{style}.json", _is_report)
     bundle = load_bundle(locate_bundle(args.bundle))
     given = ("tasks", "batch_size", "device", "limit", "descends")
     settings = {name: getattr(args, name) for name in given}

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.errors import InputError
-from factual_forgetting.plotting import new_figure, plain_text, save_figure
+from factual_forgetting.plotting import new_figure, plain_text, require_image, save_figure
 from factual_forgetting.protocol.curve import CURVE, OUTCOMES
 from factual_forgetting.protocol.run import CHOSEN, RUN, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
@@ -223,12 +223,16 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _frontier(args: argparse.Namespace) -> None:
+    if args.output_path:
+        require_image(args.output_path)
+        beside = args.output_path.with_suffix(".json")
+        outputs.require_file(beside, outputs.json_with("method", "protocol", "seeds", "line"))
     bundle = load_bundle(locate_bundle(args.bundle))
     runs = find_runs(args.runs, bundle)
     rows = frontier(runs, bundle)
     if args.output_path:
+        files.write_json(beside, rows)
         draw_frontier([(row["method"], _curves(row, runs)) for row in rows], args.output_path)
-        files.write_json(args.output_path.with_suffix(".json"), rows)
     sys.stdout.write(frontier_markdown(rows) + "\n")
 
 

@@ -21,6 +21,7 @@ from factual_forgetting.scoring.results import asked_sha256
 from factual_forgetting.scoring.styles import FEWSHOT, STYLES, TASK
 from factual_forgetting.tasks import tasks_dir
 
+_LONGEST = 160  # bytes of a folder's name, which may get a hash
 _LOCAL_MODELS = {"hf", "vllm"}
 # Functions of lm-eval's that find the model class and make the model of its arguments.
 _LOADING = {"get_model", "create_from_arg_obj"}
@@ -157,6 +158,9 @@ def _folder(output: Path, name: str, results: dict[str, Any]) -> str:
     same with other arguments, would share it.
     """
     own = asked_sha256(results)
+    if len(name.encode()) > _LONGEST:  # of the parts of a deep path
+        end = name.encode()[-_LONGEST:].decode(errors="ignore")
+        name = f"{files.sha256_json(name)[:12]}__{end}"
     there = map(files.read_json, (output / name).glob("results_*.json"))
     return name if all(asked_sha256(found) == own for found in there) else f"{name}__{own[:12]}"
 

@@ -7,7 +7,6 @@ their number nor on a kill and a resume: a shard is asked the same way wherever 
 from __future__ import annotations
 
 import heapq
-import shutil
 import sys
 import tempfile
 import time
@@ -20,9 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from factual_forgetting import files
+from factual_forgetting import files, outputs
 from factual_forgetting.engines.engine import Engine
-from factual_forgetting.errors import InputError, UserError, reason_of
+from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.facts.fact import Fact, stable_fraction
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.slick import labelling as slick
@@ -35,6 +34,10 @@ from factual_forgetting.slick.shards import Shard, Spool, append, lot_of, read_j
 CLASSIFY_LOG = "classify.log.json"
 _IDENTITY, _LOG = "identity.json", "log.jsonl"
 _REDRAW, _AGAIN = "redraw.json", "redraw"
+_WRITTEN = (
+    slick.FACTS_FILE, slick.LABELS_FILE, slick.EXEMPLARS_FILE, slick.LABELS_MANIFEST,
+    slick.SOURCE_FILE, slick.PARTS, CLASSIFY_LOG, _REDRAW, _AGAIN,
+)  # fmt: skip
 # Why facts are without a label, as the manifest counts them.
 _SMALL, _LONG = "relation_too_small", "answer_too_long"
 
@@ -78,17 +81,23 @@ class Labelling:
         total = self.queries(shards)
         with tqdm(total=total, desc="classify", unit="question", smoothing=0.1) as bar:
             for shard in self._until_full(shards):
-                run = self.run(shard)
-                bar.update(run.answered)
-                if run.complete:
-                    continue
-                started, queries = time.time(), 0
-                for passed, asked in run.ask(engine):
-                    bar.update(passed)
-                    queries += asked
-                told: dict[str, Any] = {"shard": shard.number, "queries": queries}
-                told |= {"seconds": time.time() - started, "batch_size": engine.batch_size}
-                append(self.parts / _LOG, told)
+                journal = shard.journal(self.parts)
+                journal.touch()
+                with files.alone(journal):
+                    self._ask_one(engine, shard, bar)
+
+    def _ask_one(self, engine: Engine, shard: Shard, bar: Any) -> None:
+        run = self.run(shard)
+        bar.update(run.answered)
+        if run.complete:
+            return
+        started, queries = time.time(), 0
+        for passed, asked in run.ask(engine):
+            bar.update(passed)
+            queries += asked
+        told: dict[str, Any] = {"shard": shard.number, "queries": queries}
+        told |= {"seconds": time.time() - started, "batch_size": engine.batch_size}
+        append(self.parts / _LOG, told)
 
     def _until_full(self, shards: Sequence[Shard]) -> Iterator[Shard]:
         """Yields shards, up to a block before which all is finished and holds the quota."""
@@ -134,7 +143,7 @@ class Labelling:
             manifest["dropped"] = dict(dropped)
         files.write_json(self.output / CLASSIFY_LOG, read_journal(self.parts / _LOG))
         files.write_json(self.output / slick.LABELS_MANIFEST, manifest)
-        shutil.rmtree(self.parts)
+        files.remove_marked(self.parts, _IDENTITY)
         return manifest
 
     def _write_labels(self, some_right: bool, dropped: Counter[str]) -> dict[Category, int]:
@@ -199,9 +208,11 @@ def classify(
         UserError: If the directory holds a labelling with other settings, every relation is too
             small, the base answers nothing right at all, or a quota can't be met.
     """
-    labelling = begin(facts, engine.name, settings, base, output)
-    labelling.ask(engine, labelling.shards)
-    return labelling.merge()
+    outputs.require_folder(output)
+    with outputs.taken(output):
+        labelling = begin(facts, engine.name, settings, base, output)
+        labelling.ask(engine, labelling.shards)
+        return labelling.merge()
 
 
 def begin(
@@ -224,10 +235,8 @@ def begin(
         output: Directory to write.
         only: Ids of the facts to ask, the others being there for exemplars; all if empty.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{reason_of(error)}. Give another --output_path.") from None
+    outputs.require_folder(output, *_WRITTEN, begun=_begun_there)
+    output.mkdir(parents=True, exist_ok=True)
     parts, manifest = output / slick.PARTS, output / slick.LABELS_MANIFEST
     kept = manifest if manifest.exists() else parts / _IDENTITY
     begun = files.read_json(kept) if kept.exists() else {}
@@ -251,6 +260,7 @@ def begin(
         }
         if kept == manifest:
             require_same(begun, identity, output)
+            files.remove_marked(parts, _IDENTITY)  # A command was killed while it did so.
             return Labelling(output, settings, identity, drawn, [])
         # Answers don't depend on a quota: it may be changed while they are collected.
         collected = {**identity, "settings": {**identity["settings"], "quota": None}}
@@ -259,10 +269,23 @@ def begin(
             require_same(begun, collected, output)
         shards = read_shards(parts)
         if not shards:
-            parts.mkdir(exist_ok=True)
-            shards = spool.shards(_asked(drawn, only), settings.shard_size, parts)
+            # First, since it tells that the rest is ours.
             files.write_json(parts / _IDENTITY, collected)
+            shards = spool.shards(_asked(drawn, only), settings.shard_size, parts)
     return Labelling(output, settings, identity, drawn, shards, small)
+
+
+def _begun_there(output: Path) -> bool:
+    """Tells whether a labelling was begun, or only its folder of parts was made."""
+    told, parts = outputs.json_with("facts_sha256"), output / slick.PARTS
+    if told(output / slick.LABELS_MANIFEST) or told(parts / _IDENTITY):
+        return True
+    others = [name for name in _WRITTEN if name != slick.PARTS and (output / name).exists()]
+    return (
+        not others
+        and parts.is_dir()
+        and all(path.name.startswith(f".{_IDENTITY}.") for path in parts.iterdir())
+    )
 
 
 def _asked(

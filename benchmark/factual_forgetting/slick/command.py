@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.config import parse
 from factual_forgetting.engines.engine import Engine
 from factual_forgetting.engines.opening import ENGINES, open_engine
@@ -22,7 +22,7 @@ from factual_forgetting.facts.command import add_source_arguments, facts_from_ar
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.modelargs import parse_model_args, parse_pairs
 from factual_forgetting.slick import labelling
-from factual_forgetting.slick.classify import begin, check_redraw
+from factual_forgetting.slick.classify import begin, check_redraw, classify
 from factual_forgetting.slick.labelling import SlickConfig, read_labels, relation_table
 from factual_forgetting.slick.on_ray import classify_on_ray
 from factual_forgetting.slick.planning import estimate_labelling
@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
     )
     work.add_argument("--merge", action="store_true", help="write the labels of asked parts")
     work.add_argument("--ray", type=_count, default=0, metavar="N", help="ask on N Ray workers")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, resumes=True)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -99,6 +99,8 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("--check-redraw needs finished labels. Give it with --merge.")
     arguments = parse_model_args(args.model_args)
     settings = _settings(args)
+    if not args.plan:
+        outputs.require_folder(args.output_path)
     facts, source = facts_from_arguments(args)
     base = checkpoint.describe_base(args.model, arguments)
     opening = (args.engine, args.model, arguments, args.batch_size, args.device)
@@ -107,9 +109,11 @@ def _run(args: argparse.Namespace) -> None:
         _print_plan(facts, settings, base, open_engine(*opening), args.output_path)
         return
     if args.merge:
-        begin(facts, None, settings, base, args.output_path).merge()
+        with outputs.taken(args.output_path):
+            begin(facts, None, settings, base, args.output_path).merge()
     elif args.ray:
-        classify_on_ray(facts, opening, settings, base, args.output_path, args.ray)
+        with outputs.taken(args.output_path):
+            classify_on_ray(facts, opening, settings, base, args.output_path, args.ray)
     else:
         launched = None if args.shard else _launched()
         (index, count), device = args.shard or (0, 1), args.device
@@ -117,16 +121,20 @@ def _run(args: argparse.Namespace) -> None:
             index, count = launched.process_index, launched.num_processes
             device = device or str(launched.device)
         engine = open_engine(*opening[:-1], device)
-        begun = begin(facts, engine.name, settings, base, args.output_path)
-        begun.ask(engine, begun.shards[index::count])
-        if args.shard:
-            sys.stderr.write("This part is asked. When all are, run again with --merge.\n")
-            return
-        if launched:
+        if not (launched or args.shard):
+            classify(facts, engine, settings, base, args.output_path)
+        else:
+            with outputs.taken(args.output_path, shared=True):
+                begun = begin(facts, engine.name, settings, base, args.output_path)
+                begun.ask(engine, begun.shards[index::count])
+            if launched is None:
+                sys.stderr.write("This part is asked. When all are, run again with --merge.\n")
+                return
             launched.wait_for_everyone()
             if not launched.is_main_process:
                 return
-        begun.merge()
+            with outputs.taken(args.output_path):
+                begun.merge()
     files.write_json(args.output_path / labelling.SOURCE_FILE, source)
     if args.check_redraw:
         _print_redraw(facts, engine or open_engine(*opening), args.output_path, args.check_redraw)
