@@ -1,5 +1,6 @@
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,26 @@ def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
     record, _ = load_record(publish(tmp_path, world, curves, *arm, declared=declared, **changed))
     assert (record.track, record.trials) == (track, trials)
     assert errors(validate(tmp_path / "records", {world.sha256: world})) == []
+
+
+def test_checkpoints_of_any_trainer_are_one_curve(
+    bundle: Bundle, results: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from factual_forgetting.board import record as module
+
+    def read(path: Path, bundle: Bundle) -> Any:
+        """The same answers, as of a checkpoint that no run tells of."""
+        return replace(found, path=path, pretrained=f"/nowhere/{path.name}")
+
+    found = module.read_results(results, bundle)
+    monkeypatch.setattr(module, "read_results", read)
+    declared = Declared(submitter="me", method="own", method_args={"rank": 8}, seed=1, trials=1)
+    sources = [tmp_path / f"step-{step}" for step in (20, 9)]
+    path = module.record_curve(sources, bundle, tmp_path / "records", declared)
+    content = files.read_json(path)
+    assert [point["step"] for point in content["curve"]] == [0, 9, 20]
+    assert content["method"] == {"name": "own", "settings": {"rank": 8}}
+    assert content["metrics"]["plasticity"] is not None
+    assert errors(validate(tmp_path / "records", {bundle.sha256: bundle})) == []
+    with pytest.raises(UserError, match="two or more"):
+        module.record_curve(sources[:1], bundle, tmp_path / "records", declared)

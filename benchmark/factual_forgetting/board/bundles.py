@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import StringConstraints
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import BaseOf, Hash, Metric, Name, slug
@@ -16,7 +20,13 @@ from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.statistics import row_of
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
-_REFERENCE = "reference.json"
+_REFERENCE, _SOURCE = "reference.json", "source.json"
+
+
+class _Source(Config):
+    """Where the facts of an official bundle are, if neither beside its manifest nor embedded."""
+
+    dataset: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+@[0-9a-f]{40}$")]
 
 
 class ReferenceRows(Config, strict=True):
@@ -72,13 +82,15 @@ def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
     return parse(ReferenceRows, told, str(bundle.path))
 
 
-def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
+def make_official(bundle: Bundle, folder: Path, version: str, dataset: str | None = None) -> Path:
     """Names a bundle the official one of its base, and returns the path of its manifest there.
 
     Args:
-        bundle: What is copied is its manifest, beside its reference rows.
+        bundle: What is copied is its manifest, beside its reference rows; its facts too, unless
+            they are embedded or in a dataset.
         folder: `bundles/` of the leaderboard.
         version: Such as `v1`; a published version is never edited.
+        dataset: `owner/dataset@commit` of the Hub where its facts are.
 
     Raises:
         UserError: If the version names another bundle already.
@@ -87,6 +99,13 @@ def make_official(bundle: Bundle, folder: Path, version: str) -> Path:
     path = folder / name / MANIFEST
     if path.exists() and files.read_json(path) != bundle.manifest:
         raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
+    if dataset:
+        source = parse(_Source, {"dataset": dataset}, "dataset").model_dump()
+        files.write_json(path.with_name(_SOURCE), source)
+    elif bundle.sha256 not in bundles_at_hand([]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for copied in bundle.manifest["files"]:
+            shutil.copyfile(bundle.path / copied, path.with_name(copied))
     files.write_json(path, bundle.manifest)
     files.write_json(path.with_name(_REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
     return path
@@ -106,7 +125,41 @@ def official(folder: Path) -> dict[str, ReferenceRows]:
         name = f"{path.parent.parent.name}/{path.parent.name}"
         if (reference.sha256, reference.name) != (sha256, name):
             raise InputError(f"{beside} is not of the bundle in {path}. Make it official again.")
+        if reference.sha256 in found:
+            raise InputError(f"{beside} is of a bundle that has a name already. Remove it.")
         found[reference.sha256] = reference
+    return found
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Says where each official bundle is, as `--bundle` takes it, by its hash."""
+    found = {}
+    for sha256, reference in official(folder).items():
+        home = folder / str(reference.name)
+        if (home / _SOURCE).is_file():
+            told = files.read_json(home / _SOURCE)
+            found[sha256] = parse(_Source, told, str(home / _SOURCE)).dataset
+        else:
+            beside = all((home / f"{split}.jsonl").is_file() for split in m.SPLITS)
+            found[sha256] = str(home) if beside else checkpoint.ALMANAC
+    return found
+
+
+def fetch_official(folder: Path, at_hand: Collection[str]) -> dict[str, Bundle]:
+    """Loads the official bundles that aren't at hand, from the Hub if they are there.
+
+    Raises:
+        UserError: If one is out of reach, or what is found is another bundle.
+    """
+    found = {}
+    for sha256, place in sources(folder).items():
+        if sha256 in at_hand:
+            continue
+        found[sha256] = m.load_bundle(m.locate_bundle(place))
+        if found[sha256].sha256 != sha256:
+            raise InputError(
+                f"{place} holds another bundle than {sha256[:12]}. Correct its source."
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""`factual-forgetting record | validate | board | diff`."""
+"""`factual-forgetting record | validate | board | diff | official`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,28 @@ from typing import Any
 
 from factual_forgetting import outputs
 from factual_forgetting.board.board import curves_of, make_board
-from factual_forgetting.board.bundles import bundles_at_hand, official, references_for
+from factual_forgetting.board.bundles import (
+    bundles_at_hand,
+    fetch_official,
+    make_official,
+    official,
+    references_for,
+    sources,
+)
 from factual_forgetting.board.page import BOARD, INDEX, tell_records, write_page
-from factual_forgetting.board.record import Declared, find_records, load_records, make_record
+from factual_forgetting.board.record import (
+    Declared,
+    find_records,
+    load_records,
+    make_record,
+    record_curve,
+)
 from factual_forgetting.board.tables import diff, diff_text, render_board
-from factual_forgetting.board.validate import render_findings, validate
+from factual_forgetting.board.validate import check_references, render_findings, validate
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle
 from factual_forgetting.config import parse, parse_count, parse_seed
 from factual_forgetting.errors import InputError
+from factual_forgetting.modelargs import parse_settings
 from factual_forgetting.plotting import require_image
 from factual_forgetting.scoring.frontier import draw_frontier
 
@@ -48,6 +62,18 @@ def add_parser(subparsers: Any) -> None:
     diff.add_argument("after", type=Path, help="directory of records")
     _add_bundles(diff)
     diff.set_defaults(run=_diff)
+    _add_official(subparsers)
+
+
+def _add_official(subparsers: Any) -> None:
+    told = "tell where the official bundles are, or add one"
+    parser = subparsers.add_parser("official", help=told)
+    parser.add_argument("bundle", nargs="?", metavar="DIR", help="bundle to add")
+    parser.add_argument("--version", default="v1", help="of the bundle of its base (v1)")
+    words = "where its facts are; without it they are copied"
+    parser.add_argument("--dataset", metavar="OWNER/DATASET@COMMIT", help=words)
+    parser.add_argument("--bundles", type=Path, default=DEFAULT_ROOT.parent / "bundles")
+    parser.set_defaults(run=_official)
 
 
 def _add_record(subparsers: Any) -> None:
@@ -58,8 +84,14 @@ def _add_record(subparsers: Any) -> None:
         "--submitter", required=True, metavar="NAME", help="who answers for it: a-z, 0-9 and -"
     )
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
+    settings = "its settings: KEY=VALUE,... or JSON"
+    record.add_argument("--method_args", metavar="ARGS", help=settings)
+    curve = "the results are of checkpoints of one run: one record with their curve"
+    record.add_argument("--curve", action="store_true", help=curve)
     record.add_argument("--seed", type=parse_seed, help="its seed")
-    record.add_argument("--trials", type=parse_count, help="settings tried before these")
+    record.add_argument(
+        "--trials", type=parse_count, help="settings tried before these were chosen"
+    )
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
@@ -76,7 +108,13 @@ def _add_bundles(parser: argparse.ArgumentParser) -> None:
 
 def _record(args: argparse.Namespace) -> None:
     outputs.require_folder(args.output_path)
-    declared = parse(Declared, {key: getattr(args, key) for key in Declared.model_fields}, "record")
+    told = {key: getattr(args, key) for key in Declared.model_fields}
+    told["method_args"] = parse_settings(args.method_args) if args.method_args else None
+    declared = parse(Declared, told, "record")
+    if args.curve:
+        bundle = load_bundle(locate_bundle(args.bundle))
+        sys.stdout.write(f"{record_curve(args.source, bundle, args.output_path, declared)}\n")
+        return
     if args.seed is not None and len(args.source) > 1:
         raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
@@ -88,7 +126,10 @@ def _validate(args: argparse.Namespace) -> int:
     count = len(find_records(args.records))
     folder = args.records.parent / "bundles"
     named = official(folder) if folder.is_dir() else None
-    findings = validate(args.records, bundles_at_hand(args.bundle), named)
+    bundles = bundles_at_hand(args.bundle)
+    bundles |= fetch_official(folder, bundles)
+    findings = validate(args.records, bundles, named)
+    findings += check_references(named or {}, bundles)
     told = render_findings(findings, args.format, color=sys.stdout.isatty())
     sys.stdout.write(f"{told}\n" if told else "")
     errors = sum(finding.severity == "error" for finding in findings)
@@ -132,3 +173,14 @@ def _diff(args: argparse.Namespace) -> None:
         for records in (args.before, args.after)
     )
     sys.stdout.write(diff_text(diff(before, after)) + "\n")
+
+
+def _official(args: argparse.Namespace) -> None:
+    if args.bundle:
+        bundle = load_bundle(locate_bundle(args.bundle))
+        path = make_official(bundle, args.bundles, args.version, args.dataset)
+        sys.stdout.write(f"{path}\n")
+        return
+    named = official(args.bundles)
+    for sha256, place in sources(args.bundles).items():
+        sys.stdout.write(f"{named[sha256].name}\t{sha256[:12]}\t{place}\n")

@@ -33,9 +33,10 @@ from factual_forgetting.protocol.recipe import find_recipe, require_own_name
 from factual_forgetting.protocol.run import CHOSEN, LOG, read_chosen, told_by_run
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
+from factual_forgetting.scoring.report import in_order, steps_of
 from factual_forgetting.scoring.results import Results, read_results
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
-from factual_forgetting.slick.labelling import NOT_ASKED
+from factual_forgetting.slick.labelling import NOT_ASKED, ZERO_SHOT
 
 # Strangers' files are read whole only up to here; the largest honest ones stay far below.
 _MOST_RECORD, _MOST_PACKED, MOST_UNPACKED = 2 * 2**20, 32 * 2**20, 128 * 2**20
@@ -73,6 +74,7 @@ class Declared(Config):
     Attributes:
         submitter: Who that is.
         method: How a checkpoint was made that finetune didn't make.
+        method_args: Its settings.
         seed: Its seed.
         trials: Settings tried before these were chosen.
         repository: Where on the Hub the weights are.
@@ -83,6 +85,7 @@ class Declared(Config):
 
     submitter: form.Submitter
     method: str | None = None
+    method_args: dict[str, Any] | None = None
     seed: int | None = None
     trials: int | None = None
     repository: str | None = None
@@ -109,7 +112,39 @@ class _Trained:
     tokenizer_sha256: str | None
 
 
-def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared) -> Path:
+def record_curve(sources: Sequence[Path], bundle: Bundle, root: Path, declared: Declared) -> Path:
+    """Writes one record of the checkpoints of one run of any trainer; tells its path.
+
+    The last one is the result. Their curve begins with the base, as its bundle knows it.
+
+    Args:
+        sources: Results of lm-eval, one a checkpoint; their order is that of the numbers that the
+            checkpoints' names end in, or the given one.
+        bundle: The bundle.
+        root: Directory of records.
+        declared: What the sources don't say.
+
+    Raises:
+        UserError: If there are fewer than two, or any can't be recorded by itself.
+    """
+    if len(sources) < 2:
+        raise InputError("A curve is of two or more checkpoints. Leave out --curve for one.")
+    found = [read_results(source, bundle) for source in sources]
+    if any(one.pretrained and told_by_run(Path(one.pretrained)) for one in found):
+        raise InputError("A run of finetune has a curve of its own. Leave out --curve.")
+    for one in found:
+        _require_all(one.path, one, bundle)
+    ordered = in_order(found, declared=True) or found
+    return make_record(ordered[-1].path, bundle, root, declared, ordered)
+
+
+def make_record(
+    source: Path,
+    bundle: Bundle,
+    root: Path,
+    declared: Declared,
+    points: Sequence[Results] = (),
+) -> Path:
     """Writes a record of an lm-eval output or a run directory with its outcomes; tells its path.
 
     Others may write records under the same root at the same time: every result has a path of
@@ -122,6 +157,7 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared) ->
         bundle: The bundle.
         root: Directory of records.
         declared: What the source doesn't say.
+        points: Checkpoints of its training in order, itself the last, where no run tells them.
 
     Raises:
         UserError: If the source is unfinished, of another bundle, or made nobody says how.
@@ -131,9 +167,9 @@ def make_record(source: Path, bundle: Bundle, root: Path, declared: Declared) ->
         raise InputError(f"{_not_a_run(source, results)} Say how it was made with --method NAME.")
     _require_agreement(source, trained, declared)
     _require_all(source, results, bundle)
-    outcomes = _outcomes(trained, results, bundle)
+    curve, along = (trained.curve, trained.correct) if trained else _curve_of(points, bundle)
+    outcomes = _outcomes(along, results, bundle)
     rows = [outcome.model_dump() for outcome in outcomes]
-    curve = trained.curve if trained else []
     record = _identity(trained, results, bundle, declared, rows)
     trials = _trials(trained, record, declared.trials)
     record |= {
@@ -170,7 +206,13 @@ def _not_a_run(source: Path, results: Results | None) -> str:
 
 def _require_agreement(source: Path, trained: _Trained | None, declared: Declared) -> None:
     """Refuses a declaration that the run contradicts: it says itself what it is."""
-    told = {"method": trained.run["method"]["name"], "seed": trained.run["seed"]} if trained else {}
+    run = trained.run if trained else None
+    told = (
+        {"method": run["method"]["name"], "method_args": run["method"]["settings"]}
+        | {"seed": run["seed"]}
+        if run
+        else {}
+    )
     for name, value in told.items():
         if getattr(declared, name) not in (None, value):
             raise InputError(f"The {name} of the run in {source} is {value}. Leave out --{name}.")
@@ -281,7 +323,7 @@ def _identity(
     else:
         made = {
             "weights_sha256": results.weights_sha256 if results else None,
-            "method": {"name": declared.method, "settings": {}},
+            "method": {"name": declared.method, "settings": declared.method_args or {}},
             "seed": declared.seed,
             "protocol": None,
         }
@@ -326,8 +368,25 @@ def arm_of(record: Record) -> tuple[str, str, str]:
     return label, recipe, record.submitter
 
 
-def _outcomes(trained: _Trained | None, results: Results | None, bundle: Bundle) -> list[Outcome]:
-    curves = trained.correct if trained else {}
+def _curve_of(
+    points: Sequence[Results], bundle: Bundle
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The points of a curve, the base's first, and the outcomes along it by fact."""
+    if not points:
+        return [], {}
+    curve = [{"step": step, "loss": None} for step in (0, *steps_of(points))]
+    signs = {
+        item.fact.id: "".join(
+            "01"[right]
+            for right in (item.base[ZERO_SHOT], *(one.correct[item.fact.id] for one in points))
+        )
+        for split in METRIC_OF_SPLIT
+        for item in bundle.splits[split]
+    }
+    return curve, signs
+
+
+def _outcomes(curves: Mapping[str, str], results: Results | None, bundle: Bundle) -> list[Outcome]:
     if results:
         final, answers = results.correct, results.answers
     else:

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from factual_forgetting import files
-from factual_forgetting.board.form import OUTCOMES_SUFFIX, UNSTATED, Record, place, record_id
+from factual_forgetting.board.bundles import ReferenceRows, reference_of
+from factual_forgetting.board.form import OUTCOMES_SUFFIX, UNSTATED, Record, place, record_id, slug
 from factual_forgetting.board.record import (
     MAINTAINERS,
     Outcome,
@@ -347,6 +348,21 @@ def validate(
     findings += _duplicates(submissions, named)
     findings += [*_occupied(submissions, named), *_missing_seeds(submissions)]
     return sorted(findings, key=lambda finding: (finding.path, finding.check, finding.message))
+
+
+def check_references(
+    named: Mapping[str, ReferenceRows], bundles: Mapping[str, Bundle]
+) -> Iterator[Finding]:
+    """Computes the reference rows of official bundles again."""
+    for sha256 in named.keys() & bundles.keys():
+        told, name = named[sha256].model_dump(mode="json"), str(named[sha256].name)
+        base = slug(bundles[sha256].manifest["base"]["pretrained"] or "base")
+        computed = reference_of(bundles[sha256], name).model_dump(mode="json")
+        if not name.startswith(f"{base}/") or not _equal(told, computed):
+            message = (
+                "its reference rows or name aren't those of its facts. Make it official again."
+            )
+            yield Finding("reference", "error", name, message)
 
 
 def _stray(path: Path) -> tuple[_Severity, str] | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,15 @@ def in_order(results: Sequence[Results], *, declared: bool = False) -> list[Resu
     if not declared and (len(results) < 2 or len({path.parent for path in paths}) > 1):
         return None
     return [found for _, found in sorted(zip(steps, results, strict=True), key=_first)]
+
+
+def steps_of(ordered: Sequence[Results]) -> list[int]:
+    """Steps of the checkpoints of one run in order, or their places where not all tell a step."""
+    paths = [Path(found.pretrained or found.name) for found in ordered]
+    told = [_number(path) if (step := _step(path)) is None else step for path in paths]
+    steps = [step for step in told if step is not None]
+    rising = all(later > earlier for earlier, later in pairwise([0, *steps]))
+    return steps if rising and len(steps) == len(paths) else [*range(1, len(paths) + 1)]
 
 
 def _first(pair: tuple[Any, Any]) -> Any:

@@ -1,0 +1,194 @@
+"""The shell steps of the workflow that checks a pull request, on submissions right and wrong."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic import HELDOUT, answered_record, drawn, make_bundle, write_run
+
+from factual_forgetting import files
+from factual_forgetting.board.bundles import make_official
+from factual_forgetting.board.form import record_id
+from factual_forgetting.board.record import MAINTAINERS, find_records
+from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def board_of(world: Bundle, runs: list[Path], tmp_path: Path) -> Path:
+    """A directory with a main branch, and with one that adds a record to it."""
+    trusted = tmp_path / "trusted/leaderboard"
+    make_official(world, trusted / "bundles", "v1")
+    files.write_json(trusted / MAINTAINERS, {})
+    answered_record(runs[0], world, trusted / "records")
+    shutil.copytree(trusted, tmp_path / "submitted/leaderboard")
+    answered_record(runs[1], world, tmp_path / "submitted/leaderboard/records")
+    return tmp_path
+
+
+def steps_refusing(where: Path) -> list[str]:
+    """Runs the steps as the runner does, up to the first that fails; returns that one's name."""
+    steps = yaml.safe_load((ROOT / ".github/workflows/submission.yml").read_text())["jobs"]
+    command = where / "bin/factual-forgetting"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m factual_forgetting.cli "$@"\n')
+    command.chmod(0o755)
+    told = {
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "benchmark"),
+        "GITHUB_STEP_SUMMARY": str(where / "summary.md"),
+    }
+    for step in steps["validate"]["steps"]:
+        if "run" not in step or "pip install" in step["run"]:
+            continue
+        shell = ["bash", "-e", "-c", step["run"]]
+        at = where / step.get("working-directory", ".")
+        if subprocess.run(shell, cwd=at, env=os.environ | told, check=False).returncode:
+            return [step["name"]]
+    return []
+
+
+def added(where: Path) -> Path:
+    """The record that the submission adds."""
+    there = {path.name for path in find_records(where / "trusted/leaderboard/records")}
+    submitted = find_records(where / "submitted/leaderboard/records")
+    return next(path for path in submitted if path.name not in there)
+
+
+def new_bundle(where: Path) -> Path:
+    """Adds a bundle that isn't on the board, and a record on it; returns its folder there."""
+    bundle = make_bundle(where / "bundle", heldout=24)
+    run = write_run(where / "run", bundle, drawn(bundle, 7, 0.3, 0.05))
+    leaderboard = where / "submitted/leaderboard"
+    answered_record(run, bundle, leaderboard / "records")
+    return make_official(bundle, leaderboard / "bundles", "v2").parent
+
+
+def older_main(where: Path) -> None:
+    (where / "trusted/leaderboard" / MAINTAINERS).unlink()
+
+
+@pytest.mark.parametrize("change", [lambda where: None, new_bundle, older_main])
+def test_what_is_right_passes(board_of: Path, change: Callable[[Path], object]) -> None:
+    change(board_of)
+    assert steps_refusing(board_of) == []
+    assert (board_of / "summary.md").read_text()
+
+
+def edit_published(where: Path) -> None:
+    path = next(iter(find_records(where / "trusted/leaderboard/records")))
+    path = where / "submitted" / path.relative_to(where / "trusted")
+    files.write_json(path, {**files.read_json(path), "note": "better"})
+
+
+def remove_published(where: Path) -> None:
+    path = next(iter(find_records(where / "trusted/leaderboard/records")))
+    (where / "submitted" / path.relative_to(where / "trusted")).unlink()
+
+
+def raise_level(where: Path) -> None:
+    path = where / "submitted/leaderboard" / MAINTAINERS
+    files.write_json(path, {added(where).stem: "reproduced"})
+
+
+def raise_level_of_an_older_main(where: Path) -> None:
+    older_main(where)
+    raise_level(where)
+
+
+def change_bundle(where: Path) -> None:
+    path = where / "submitted/leaderboard/bundles/almanac/v1" / f"{HELDOUT}.jsonl"
+    path.write_text(path.read_text() + "\n")
+
+
+PUBLISHED = [
+    edit_published, remove_published, raise_level, raise_level_of_an_older_main, change_bundle,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", PUBLISHED)
+def test_what_is_published_stays(board_of: Path, change: Callable[[Path], None]) -> None:
+    change(board_of)
+    assert steps_refusing(board_of) == ["What is published stays as it is"]
+
+
+def forge_metric(where: Path) -> None:
+    content = files.read_json(added(where))
+    content["metrics"]["stability"]["value"] = 1.0
+    assert record_id(content) == content["id"]
+    files.write_json(added(where), content)
+
+
+def unknown_bundle(where: Path) -> None:
+    shutil.rmtree(new_bundle(where))
+
+
+def forge_reference(where: Path) -> None:
+    path = new_bundle(where) / "reference.json"
+    files.write_json(path, {**files.read_json(path), "majority_micro": 0.9})
+
+
+def forge_facts(where: Path) -> None:
+    path = new_bundle(where) / f"{HELDOUT}.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+def claim_a_name(where: Path) -> None:
+    home = where / "submitted/leaderboard/bundles"
+    shutil.copytree(home / "almanac/v1", home / "almanac/v9")
+    path = home / "almanac/v9/reference.json"
+    files.write_json(path, {**files.read_json(path), "name": "almanac/v9"})
+
+
+FORGED = [forge_metric, unknown_bundle, forge_reference, forge_facts, claim_a_name]
+
+
+@pytest.mark.parametrize("change", FORGED)
+def test_what_is_forged_is_refused(board_of: Path, change: Callable[[Path], None]) -> None:
+    change(board_of)
+    assert steps_refusing(board_of) == ["Validate"]
+
+
+def test_where_official_bundles_are(
+    board_of: Path, world: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = board_of / "submitted/leaderboard/bundles"
+    other = make_bundle(board_of / "bundle", heldout=24)
+    dataset = f"me/facts@{'a' * 40}"
+    assert (
+        main(
+            [
+                "official",
+                str(other.path),
+                "--version",
+                "v2",
+                "--dataset",
+                dataset,
+                "--bundles",
+                str(home),
+            ]
+        )
+        == 0
+    )
+    assert not (home / f"almanac/v2/{HELDOUT}.jsonl").exists()
+    capsys.readouterr()
+    assert main(["official", "--bundles", str(home)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"almanac/v1\t{world.sha256[:12]}\t{home / 'almanac/v1'}",
+        f"almanac/v2\t{other.sha256[:12]}\t{dataset}",
+    ]
+
+
+def test_a_dataset_needs_its_whole_commit(
+    world: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--dataset", "me/facts@main", "--bundles", str(tmp_path)]
+    assert main(["official", str(world.path), *told]) == 1
+    assert "dataset" in capsys.readouterr().err
