@@ -89,9 +89,7 @@ def _add_record(subparsers: Any) -> None:
     curve = "the results are of checkpoints of one run: one record with their curve"
     record.add_argument("--curve", action="store_true", help=curve)
     record.add_argument("--seed", type=parse_seed, help="its seed")
-    record.add_argument(
-        "--trials", type=parse_count, help="settings tried before these were chosen"
-    )
+    record.add_argument("--trials", type=parse_count, help="settings tried before these")
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
