@@ -25,9 +25,9 @@ def test_answers_of_strangers_stay_text(found: Comparison) -> None:
         text = comparison_text(found.summary, found.outcomes, form, "lost")
         assert "\x1b" not in text
         assert "\u202e" not in text
-        assert r"\x1b[31m<script>" in text
-    row = next(line for line in text.splitlines() if r"\x1b[31m" in line)
-    assert r"`\x1b[31m<script>alert(1)</script> \| '![x](http://x)' \u202e`" in row
+        assert r"\u001b[31m<script>" in text
+    row = next(line for line in text.splitlines() if r"\u001b[31m" in line)
+    assert r"`\u001b[31m<script>alert(1)</script> \| '![x](http://x)' \u202e`" in row
     assert row.replace(r"\|", "").count("|") == 7
 
 

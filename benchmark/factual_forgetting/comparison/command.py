@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from factual_forgetting.facts.rows import RELATION_OF_ALL, lacks_relations
 from factual_forgetting.facts.store import StoredFacts
 from factual_forgetting.scoring.threshold import Threshold
 from factual_forgetting.slick.labelling import ZERO_SHOT
+from factual_forgetting.terminal import note, tell
 
 FAILED = 3
 _LIMITED = ("lost", "net", "gained", "kept", "stability")
@@ -100,9 +100,10 @@ def _run(args: argparse.Namespace) -> int:
         if args.output_path:
             _write(comparison, folder)
     found, form = comparison.summary, _FORMS[args.format]
-    sys.stdout.write(comparison_text(found, comparison.outcomes, form, args.show) + "\n")
+    tell(comparison_text(found, comparison.outcomes, form, args.show))
     broken = [told for limit in limits for told in breaches(limit, found)]
-    sys.stderr.writelines(f"failed: {told}\n" for told in broken)
+    for told in broken:
+        note(f"failed: {told}")
     return FAILED if broken else 0
 
 
@@ -110,7 +111,7 @@ def _facts(args: argparse.Namespace, source: str) -> StoredFacts:
     columns = dict(args.columns)
     if "relation" not in columns and lacks_relations(source):
         columns["relation"] = f"={RELATION_OF_ALL}"
-        sys.stderr.write(f"{source} has no column relation: its facts are one group\n")
+        note(f"{source} has no column relation: its facts are one group")
     given = argparse.Namespace(**{**vars(args), "facts": source, "columns": columns.items()})
     return facts_from_arguments(given)[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.facts.sources import load_facts
 from factual_forgetting.slick.classify import require_same
+from factual_forgetting.terminal import note
 
 _IDENTITY, ANSWERS = "identity.json", "answers"
 PAGE, PER_FACT, SUMMARY = "compare.html", "facts.parquet", "compare.json"
@@ -145,7 +145,7 @@ def default_facts(load: Callable[[str], Facts]) -> Facts:
         except PackageError as error:
             told = f"No facts are named, and neither the Hub nor the atlas is here ({error})"
             raise InputError(f"{told} Or give --facts FILE.") from None
-    sys.stderr.write(f"facts: {told}\n")
+    note(f"facts: {told}")
     return found
 
 
@@ -192,7 +192,7 @@ def compare_models(
             return comparison
         larger = min(next_size(size, comparison.half_width), len(questions.order))
         points = 100 * comparison.half_width
-        sys.stderr.write(f"{size:,} facts: within {points:.1f} points, on to {larger:,} facts\n")
+        note(f"{size:,} facts: within {points:.1f} points, on to {larger:,} facts")
         size = larger
 
 
@@ -279,4 +279,4 @@ def _tell_time(
     questions = len(facts) + (runs - 1 + models) * (chosen + wrong)
     minutes = questions * (time.perf_counter() - started) / asked / 60
     told = f"about {questions:,.0f} questions, in {minutes:.1f} minutes"
-    sys.stderr.write(f"{len(facts):,} facts: {told}\n")
+    note(f"{len(facts):,} facts: {told}")

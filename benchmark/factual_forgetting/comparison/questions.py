@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from factual_forgetting.facts.matching import AnswerKey
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.slick.configurations import Configurations, draw_configurations
 from factual_forgetting.slick.shards import lot_of
+from factual_forgetting.terminal import note
 
 FEW_SHOT, CHATTING = "few_shot", "chat"
 # The prompt that models are compared in; the choosing ones are numbered.
@@ -89,7 +89,7 @@ def read_questions(facts: Iterable[Fact], settings: CompareConfig) -> Questions:
         asked = [fact for fact in group if fact.id not in taken]
         if relation not in drawn:
             told = f"relation {relation} ({len(asked):,} facts), too small to spare exemplars"
-            sys.stderr.write(f"left out: {told}\n")
+            note(f"left out: {told}")
             continue
         shuffled = sorted(asked, key=lambda fact: lot_of(fact, settings.seed))
         places |= {fact: (n + 0.5) / len(asked) for n, fact in enumerate(shuffled)}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from factual_forgetting.comparison.outcomes import Pair
+from factual_forgetting.errors import visible
 from factual_forgetting.scoring.report import LOST
 from factual_forgetting.scoring.statistics import Estimate, interval_text
 from factual_forgetting.scoring.threshold import Threshold
@@ -69,13 +70,13 @@ def breaches(limit: Threshold, summary: Mapping[str, Any]) -> Iterator[str]:
         found = row["measures"][limit.metric]
         if found and limit.holds(Estimate(**found)):
             told = f"{limit.metric} is {interval_text(found)}, all of it {side} {limit.bound:g}"
-            yield f"{_plain(row['name'])}: {told}"
+            yield f"{visible(row['name'])}: {told}"
 
 
 def comparison_page(summary: Mapping[str, Any], outcomes: _Outcomes, plot: bytes) -> str:
     """Returns a page of HTML with a plot (SVG) in it; it runs no script and loads nothing."""
     image = base64.b64encode(plot).decode()
-    title = html.escape(f"What was forgotten of {_plain(summary['base_name'])}")
+    title = html.escape(f"What was forgotten of {visible(summary['base_name'])}")
     tables = [_main(summary), *_groups(summary), _facts(outcomes, LOST, _HTML)]
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -101,8 +102,9 @@ def _draw(table: _Table, form: str) -> str:
 
 def _lead(summary: Mapping[str, Any]) -> str:
     settings, portion = summary["settings"], summary["portion"]
+    base = visible(summary["base_name"])
     told = (
-        f"{_plain(summary['base_name'])} knows {summary['known']:,} of {portion['asked']:,} facts: "
+        f"{base} knows {summary['known']:,} of {portion['asked']:,} facts: "
         f"it has them right in all of {settings['runs']} prompts of {settings['shots']} exemplars. "
         f"They and {summary['unknown']:,} that it has wrong in all of them are asked once more, of "
         f"every model, in one prompt outside those ({_STYLES[settings['style']]})."
@@ -127,7 +129,7 @@ def _main(summary: Mapping[str, Any]) -> _Table:
     for row in summary["checkpoints"]:
         found = row["measures"]
         rows.append(
-            [_plain(row["name"]), *(found[key] for key in ("stability", "lost", "net", "gained"))]
+            [visible(row["name"]), *(found[key] for key in ("stability", "lost", "net", "gained"))]
         )
     cells = [[row[0], *map(interval_text, row[1:])] for row in rows]
     return _Table("Kept, lost and gained", cells, ["model", "S", "lost", "net", "gained"])
@@ -138,7 +140,7 @@ def _groups(summary: Mapping[str, Any]) -> Iterator[_Table]:
     headers = ["checkpoint", "known", "S of the base", "S", "kept", "lost", "net", "gained"]
     for column in summary["checkpoints"][0]["groups"]:
         rows = [
-            [_plain(group["group"]), _plain(row["name"]), str(group["known"]), *_of_group(group)]
+            [visible(group["group"]), visible(row["name"]), str(group["known"]), *_of_group(group)]
             for row in summary["checkpoints"]
             for group in row["groups"][column]
         ]
@@ -155,14 +157,14 @@ def _of_group(group: Mapping[str, Any]) -> list[str]:
 
 def _sentences(summary: Mapping[str, Any]) -> Iterator[str]:
     for row in summary["mcnemar"]:
-        first, second = map(_plain, row["checkpoints"])
+        first, second = map(visible, row["checkpoints"])
         yield (
             f"{row['only_first_right']} known facts that only {first} has right, "
             f"{row['only_second_right']} that only {second} has right; exact McNemar "
             f"p = {row['p_value']:.3g}"
         )
     for note in summary["notes"]:
-        yield f"Note: {_plain(note)}"
+        yield f"Note: {visible(note)}"
 
 
 def _facts(outcomes: _Outcomes, fate: str, form: str) -> _Table:
@@ -173,11 +175,11 @@ def _facts(outcomes: _Outcomes, fate: str, form: str) -> _Table:
     columns = list(outcomes.values())
     chosen = [row for row in zip(*columns, strict=True) if any(p.fate == fate for p in row)]
     chosen.sort(key=lambda row: -(row[0].margin or 0))
-    quoted = _code if form == _MARKDOWN else _plain
+    quoted = _code if form == _MARKDOWN else visible
     rows = [
-        [_plain(row[0].fact.relation), *map(quoted, _told(row))] for row in chosen[:_MOST_SHOWN]
+        [visible(row[0].fact.relation), *map(quoted, _told(row))] for row in chosen[:_MOST_SHOWN]
     ]
-    names = ["relation", "question", "gold", "the base", *map(_plain, outcomes)]
+    names = ["relation", "question", "gold", "the base", *map(visible, outcomes)]
     shown = f" ({_MOST_SHOWN} of {len(chosen):,})" if len(chosen) > _MOST_SHOWN else ""
     return _Table(f"Facts that are {fate} in some checkpoint{shown}", rows, names)
 
@@ -188,11 +190,5 @@ def _told(row: Sequence[Pair]) -> list[str]:
     return [*asked, *(pair.reply.text for pair in row)]
 
 
-def _plain(text: str) -> str:
-    """Writes out what a terminal would obey: control characters, and marks of direction."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped)
-
-
 def _code(text: str) -> str:
-    return f"`{_plain(text).replace('`', chr(39))}`" if text else ""
+    return f"`{visible(text).replace('`', chr(39))}`" if text else ""
