@@ -91,8 +91,9 @@ def test_a_smaller_batch_is_recorded_for_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, settings = prefix_engine(16), SlickConfig(runs=2, shard_size=20)
-    classify(WORLD, engine, settings, {}, tmp_path / "whole")
-    cramped = begin(WORLD, engine.name, settings, {}, tmp_path / "cramped")
+    base = {"pretrained": None}
+    classify(WORLD, engine, settings, base, tmp_path / "whole")
+    cramped = begin(WORLD, engine.name, settings, base, tmp_path / "cramped")
     cramped.ask(engine, cramped.shards[:2])
     limit_batch(monkeypatch, engine)
     cramped.ask(engine, cramped.shards)

@@ -80,6 +80,11 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_skips_what_is_done(
     assert plan_sweep(found, Execution())[0]["seconds"] == 0
 
 
+def write_curve(run: Path, **last: float) -> None:
+    points = [{"step": 0, "loss": None}, {"step": 1, "loss": 0.1, **last}]
+    files.write_jsonl(run / CURVE, points)
+
+
 def test_the_choice_is_made_on_validation_and_never_on_heldout(
     sweep: Sweep, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -91,14 +96,14 @@ def test_the_choice_is_made_on_validation_and_never_on_heldout(
         seen[one.path] = {"validation_stability": validation, "plasticity": plasticity}
         # The best by the choice is the worst on D_Held and D_Known.
         others = dict.fromkeys(("stability", "task_learning"), 1 - validation * plasticity)
-        files.write_jsonl(one.path / CURVE, [{"step": 1, **seen[one.path], **others}])
+        write_curve(one.path, **seen[one.path], **others)
     chosen = choose(found, tmp_path)["plain"]
     assert chosen["learning_rate"] == 3e-3
     assert chosen["trials"] == 3
     assert chosen["score"] == pytest.approx(0.8)
     assert chosen["runs"] == [f"runs/plain/0.003-1-{seed}" for seed in (0, 1)]
     for path, values in seen.items():
-        files.write_jsonl(path / CURVE, [values])
+        write_curve(path, **values)
     assert choose(found, tmp_path)["plain"] == chosen
 
 
@@ -113,8 +118,7 @@ def test_some_seeds_choose_and_the_others_train_the_chosen_trial_alone(
     def train(run: Any, path: Path, **_: Any) -> None:
         trained.append(path.name)
         score = scores[run.protocol.learning_rate]
-        point = {"step": 1, "validation_stability": score, "plasticity": score}
-        files.write_jsonl(path / CURVE, [point])
+        write_curve(path, validation_stability=score, plasticity=score)
         files.write_json(path / "run.json", {})
 
     monkeypatch.setattr(sweeps, "finetune", train)
