@@ -1,6 +1,7 @@
 """The house: one word means one thing, and the public interface stays as it is."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,3 +33,13 @@ def test_no_two_public_things_share_a_name() -> None:
     allowed = {f"module {name}" for name in SHARED} | SHARED
     shared = {n: found for n, found in places.items() if len(found) > 1 and n not in allowed}
     assert {n: found for n, found in shared.items() if not n.startswith("_")} == {}
+
+
+def test_each_promise_of_security_names_a_test_that_is_there() -> None:
+    tests = PACKAGE.parents[1] / "tests"
+    there = {name for path in tests.rglob("test_*.py") for name in definitions(path)}
+    told = (tests.parent / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", told))
+    assert len(named) > 20
+    assert named - there == set()
+    assert all((tests.parent / path).is_file() for path in re.findall(r"`(tests/\S+\.py)`", told))
