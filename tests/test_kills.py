@@ -18,6 +18,10 @@ from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
+from factual_forgetting.comparison.command import _write
+from factual_forgetting.comparison.comparing import compare_models, work_folder
+from factual_forgetting.comparison.interview import Opening
+from factual_forgetting.comparison.questions import Questions
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.lab.command import ALMANAC_RECIPE
 from factual_forgetting.lab.pretrain import PretrainConfig, pretrain_base
@@ -29,6 +33,7 @@ from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.labelling import SlickConfig
 from faults import KILLED, attempt, contents, fill
 from small import make_labels
+from stage import Stage, models, questions, some_facts
 from stub import StubEngine, many_facts
 
 Job = Callable[[Path], Any]
@@ -98,6 +103,19 @@ def finetune_job(bundle: Bundle, protocol: Protocol, output: Path) -> None:
     finetune(Run(bundle, short, "sft", MethodSettings(), 0), output / "run", progress=False)
 
 
+def compare_job(questions: Questions, output: Path) -> None:
+    with work_folder(output / "forgotten") as folder:
+        found = compare_models(models(0.3), questions, Opening(), folder, quick=False)
+        _write(found, folder)
+
+
+def sweep_job(bundle: Bundle, recipe: Path, output: Path) -> int:
+    arms = [{"name": name, "method": name} for name in ("sft", "known_only")]
+    told = {"bundle": str(bundle.path), "protocol": str(recipe), "seeds": [0], "arms": arms}
+    (recipe.parent / "sweep.yaml").write_text(yaml.safe_dump(told))
+    return command("sweep", "run", recipe.parent / "sweep.yaml", "--output_path", output / "out")
+
+
 @pytest.fixture
 def job(request: pytest.FixtureRequest) -> Job:
     get = request.getfixturevalue
@@ -121,15 +139,25 @@ def job(request: pytest.FixtureRequest) -> Job:
         return partial(pretrain_job, get("facts"))
     if request.param == "finetune":
         return partial(finetune_job, get("bundle"), get("protocol"))
+    if request.param == "compare":
+        Stage(get("monkeypatch"))
+        return partial(compare_job, questions(some_facts(60)))
+    if request.param == "sweep":
+        recipe = get("tmp_path") / "given" / "short.yaml"
+        short = get("protocol").model_copy(update={"name": "short", "epochs": 1})
+        recipe.parent.mkdir()
+        recipe.write_text(yaml.safe_dump(short.model_dump(mode="json")))
+        return partial(sweep_job, get("bundle"), recipe)
     return classify_job
 
 
-EVERY = ["facts", "export", "build", "classify", "frontier", "record", "board", "drift", "pretrain",
-         "finetune"]  # fmt: skip
+EVERY = ["facts", "export", "build", "classify", "compare", "frontier", "record", "board", "drift",
+         "pretrain", "finetune"]  # fmt: skip
 
 
 def whole(job: Job, output: Path) -> tuple[dict[str, bytes], int]:
     """What an undisturbed command writes, and in how many changes."""
+    output.mkdir()
     status, count = attempt(partial(job, output), output)
     assert status == 0
     found = contents(output)
@@ -160,7 +188,7 @@ def test_killed_before_some_changes(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", EVERY, indirect=True)
+@pytest.mark.parametrize("job", [*EVERY, "sweep"], indirect=True)
 def test_killed_before_every_change(job: Job, tmp_path: Path) -> None:
     expected, count = whole(job, tmp_path / "out")
     for at in range(1, count + 1):

@@ -16,7 +16,8 @@ from factual_forgetting.errors import InputError, UserError
 from factual_forgetting.protocol.recipe import Protocol, protocol_sha256
 from factual_forgetting.protocol.settings import MethodSettings
 
-RUN = "run.json"
+# A run that holds PARTIAL_RUN still has to be finished, or only tidied.
+RUN, PARTIAL_RUN = "run.json", "run.partial.json"
 LOG = "run.log.json"
 CHOSEN, RUNS = "chosen.json", "runs"  # of a sweep
 # While it trains: what it is held to later, the best weights so far by step, and a base made whole.

@@ -21,7 +21,7 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import CHOSEN_BY, read_curve, selection_score
 from factual_forgetting.protocol.grid import Trial, trials
 from factual_forgetting.protocol.recipe import Execution, Protocol, load_protocol
-from factual_forgetting.protocol.run import CHOSEN, RUN, RUNS, Run
+from factual_forgetting.protocol.run import CHOSEN, PARTIAL_RUN, RUN, RUNS, Run
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.protocol.train import finetune, rehearse
 
@@ -86,7 +86,7 @@ class SweepRun:
     @property
     def done(self) -> bool:
         """Whether it is finished."""
-        return (self.path / RUN).exists()
+        return (self.path / RUN).exists() and not (self.path / PARTIAL_RUN).exists()
 
 
 def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:

@@ -28,10 +28,10 @@ from factual_forgetting.protocol.curve import CURVE, OUTCOMES, PARTIAL_CURVE, Cu
 from factual_forgetting.protocol.data import TrainingData, TrainingExamples, seen_order
 from factual_forgetting.protocol.methods import METHODS
 from factual_forgetting.protocol.recipe import Execution, Protocol, is_main_process, world_size
-from factual_forgetting.protocol.run import BEST, LOG, MERGED, RUN, SNAPSHOT, Run
+from factual_forgetting.protocol.run import BEST, LOG, MERGED, PARTIAL_RUN, RUN, SNAPSHOT, Run
 from factual_forgetting.protocol.weights import as_checkpoint
 
-_PARTIAL, _RESUME = "run.partial.json", "resume"
+_RESUME = "resume"
 _BATCH = 64
 _FOLDERS = (_RESUME, SNAPSHOT, BEST, MERGED)
 _WRITTEN = (*_FOLDERS, PARTIAL_CURVE, CURVE, OUTCOMES, LOG, *checkpoint.WRITTEN)
@@ -85,7 +85,7 @@ def finetune(
 
 def _finished(output: Path, identity: dict[str, Any]) -> bool:
     """Tells whether the run is finished; refuses a directory that holds another one."""
-    for name in (RUN, _PARTIAL):
+    for name in (RUN, PARTIAL_RUN):
         if (output / name).exists():
             found = files.read_json(output / name)
             differing = [key for key, value in identity.items() if found.get(key) != value]
@@ -99,17 +99,17 @@ def _finished(output: Path, identity: dict[str, Any]) -> bool:
         raise UserError(f"{output} holds a checkpoint already. Choose another --output_path.")
     if is_main_process():
         outputs.require_folder(output, *_WRITTEN)
-        files.write_json(output / _PARTIAL, identity)
+        files.write_json(output / PARTIAL_RUN, identity)
     return False
 
 
 def _tidy(output: Path) -> None:
     """Removes what only an interrupted run needs; `run.json` is there, so nothing is lost."""
-    if not (output / _PARTIAL).exists():
+    if not (output / PARTIAL_RUN).exists():
         return  # What has such a name now came later, and isn't ours.
     for leftover in _FOLDERS:
         shutil.rmtree(output / leftover, ignore_errors=True)
-    for leftover in (PARTIAL_CURVE, _PARTIAL):
+    for leftover in (PARTIAL_CURVE, PARTIAL_RUN):
         (output / leftover).unlink(missing_ok=True)
 
 
