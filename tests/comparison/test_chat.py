@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-from stage import questions, some_facts
 
 from factual_forgetting.comparison.contestants import Contestant
 from factual_forgetting.comparison.interview import Interview, Opening
 from factual_forgetting.comparison.questions import Manner, chat_template
 from factual_forgetting.errors import InputError
 from factual_forgetting.facts.fact import Fact
+from stage import questions, some_facts
 from tiny import checkpoint_of
 
 TEMPLATE = (

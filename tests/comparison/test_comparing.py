@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, files_of, models, questions, some_facts
 
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
@@ -15,6 +14,7 @@ from factual_forgetting.comparison.questions import COMPARED
 from factual_forgetting.comparison.result import Comparison
 from factual_forgetting.errors import InputError, PackageError, UserError
 from factual_forgetting.scoring.results import read_results
+from stage import Stage, files_of, models, questions, some_facts
 
 FACTS = some_facts()
 

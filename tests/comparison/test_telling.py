@@ -2,13 +2,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from stage import Stage, models, questions, some_facts
 
 from factual_forgetting.comparison.comparing import compare_models
 from factual_forgetting.comparison.interview import Opening
 from factual_forgetting.comparison.result import Comparison
 from factual_forgetting.comparison.telling import breaches, comparison_text
 from factual_forgetting.scoring.threshold import Threshold
+from stage import Stage, models, questions, some_facts
 
 EVIL = "\x1b[31m<script>alert(1)</script> | `![x](http://x)` \u202e"
 

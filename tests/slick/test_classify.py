@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub import BASE, StubEngine, contents, exemplars, many_facts
 
 from factual_forgetting import files
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick.classify import CLASSIFY_LOG, begin, check_redraw, classify
 from factual_forgetting.slick.labelling import Category, Label, SlickConfig, load_labels
+from stub import BASE, StubEngine, contents, exemplars, many_facts
 
 SMALL = SlickConfig(runs=10, shard_size=50)
 HIGHLY_KNOWN, MAYBE_KNOWN, WEAKLY_KNOWN, UNKNOWN = Category

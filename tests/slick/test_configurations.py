@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from stub import many_facts
 
 from factual_forgetting.errors import UserError
 from factual_forgetting.slick.configurations import MAX_POOL_SHARE, draw_configurations
+from stub import many_facts
 
 
 @pytest.mark.parametrize("subjects", [80, 150, 400])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stub import BASE, StubEngine, contents, many_facts
 
 from factual_forgetting import files
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
@@ -18,6 +17,7 @@ from factual_forgetting.engines.prefix import PrefixEngine
 from factual_forgetting.facts.fact import Fact
 from factual_forgetting.slick.classify import begin, classify
 from factual_forgetting.slick.labelling import LABELS_MANIFEST, SlickConfig, load_labels
+from stub import BASE, StubEngine, contents, many_facts
 from tiny import WORLD, checkpoint_of
 
 SMALL = SlickConfig(runs=4, shard_size=20)

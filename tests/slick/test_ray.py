@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub import BASE, StubEngine, contents, many_facts
 
 import factual_forgetting
 from factual_forgetting.engines.opening import open_engine
@@ -16,6 +15,7 @@ from factual_forgetting.slick import on_ray
 from factual_forgetting.slick.classify import Labelling, begin, classify
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.shards import Shard
+from stub import BASE, StubEngine, contents, many_facts
 from tiny import WORLD, checkpoint_of
 
 ray = pytest.importorskip("ray")

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from stub import StubEngine
 
 from factual_forgetting import files
 from factual_forgetting.cli import main
@@ -14,6 +13,7 @@ from factual_forgetting.slick.classify import begin
 from factual_forgetting.slick.labelling import SlickConfig
 from factual_forgetting.slick.planning import estimate_labelling
 from memory import peak_memory
+from stub import StubEngine
 
 
 class Quick(StubEngine):
