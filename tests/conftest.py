@@ -34,6 +34,11 @@ def no_network() -> Iterator[None]:
     assert not reached
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has tests that fork this process run first: later it holds threads that a fork breaks."""
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
 @pytest.fixture(scope="session")
 def facts() -> list[Fact]:
     return [fact for fact in world(facts_per_relation=120) if fact.relation in RELATIONS]

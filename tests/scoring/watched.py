@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from factual_forgetting import ForgettingCallback
@@ -47,3 +48,5 @@ if __name__ == "__main__":
         import fsdp_cpu  # noqa: F401, takes processes on the CPU for GPUs
     given = [Path(argument) for argument in sys.argv[1:4]]
     watched(given[0], load_bundle(given[1]), given[2], per_device_train_batch_size=4)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

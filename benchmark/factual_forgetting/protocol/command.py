@@ -91,11 +91,20 @@ def _finetune(args: argparse.Namespace) -> None:
 
     execution = _execution(args)
     finetune(run, args.output_path, pretrained=place, adapter=adapter, execution=execution)
+    _leave_group()
     if not recipe.is_main_process():
         return
     columns = ["step", "loss", "task_learning", "plasticity", "stability"]
     rows = [[point[name] for name in columns] for point in read_curve(args.output_path)]
     tell(f"{table(rows, columns, numbers=True)}\n\ncheckpoint: {args.output_path}")
+
+
+def _leave_group() -> None:
+    """Leaves the group of processes: one that exits with gloo's threads may abort, and end all."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _base_arguments(args: argparse.Namespace) -> dict[str, Any]:
