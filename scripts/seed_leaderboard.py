@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official
-from factual_forgetting.board.record import Declared, make_record
+from factual_forgetting.board.making import Declared, make_record
 from factual_forgetting.bundle.manifest import MANIFEST, load_bundle, locate_bundle
 from factual_forgetting.checkpoint import ALMANAC
 from factual_forgetting.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import OUTCOMES_SUFFIX, place, record_id
-from factual_forgetting.board.record import Declared, make_record
+from factual_forgetting.board.making import Declared, make_record
 from factual_forgetting.bundle.manifest import (
     HELDOUT,
     KNOWN,

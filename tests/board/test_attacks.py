@@ -11,7 +11,8 @@ from synthetic import ME, drawn, make_bundle, publish, write_record, write_run
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.bundles import reference_of
-from factual_forgetting.board.record import Outcome, load_record, load_records, make_record
+from factual_forgetting.board.making import make_record
+from factual_forgetting.board.record import Outcome, load_record, load_records
 from factual_forgetting.board.record import recompute as computed
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle, load_bundle

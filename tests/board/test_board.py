@@ -14,8 +14,9 @@ from factual_forgetting import files
 from factual_forgetting.board import ranking
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.making import make_record
 from factual_forgetting.board.ranking import Ranked, ranks, resample_counts
-from factual_forgetting.board.record import load_records, make_record
+from factual_forgetting.board.record import load_records
 from factual_forgetting.board.tables import _HEADERS, diff, diff_text, latex, markdown, render_board
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main

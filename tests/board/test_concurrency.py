@@ -9,7 +9,8 @@ import pytest
 from synthetic import ME
 
 from factual_forgetting.board.board import make_board
-from factual_forgetting.board.record import find_records, load_record, make_record
+from factual_forgetting.board.making import make_record
+from factual_forgetting.board.record import find_records, load_record
 from factual_forgetting.board.validate import validate
 from factual_forgetting.bundle.manifest import Bundle
 

@@ -12,7 +12,8 @@ from factual_forgetting import files
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.bundles import bundles_at_hand, reference_of
 from factual_forgetting.board.form import OUTCOMES_SUFFIX, RECORD_FORM, UNSTATED, Record, record_id
-from factual_forgetting.board.record import find_records, load_record, load_records, make_record
+from factual_forgetting.board.making import make_record
+from factual_forgetting.board.record import find_records, load_record, load_records
 from factual_forgetting.board.tables import render_board
 from factual_forgetting.board.validate import validate
 from factual_forgetting.bundle.manifest import Bundle

@@ -10,7 +10,8 @@ from synthetic import ME, drawn, publish
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official, official, reference_of
 from factual_forgetting.board.form import IDENTITY, Record, record_id, slug
-from factual_forgetting.board.record import Declared, find_records, load_record, make_record
+from factual_forgetting.board.making import Declared, make_record
+from factual_forgetting.board.record import find_records, load_record
 from factual_forgetting.board.validate import Finding, validate
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
@@ -251,7 +252,7 @@ def test_the_closed_track_is_a_recipe_at_one_of_its_trials(
 def test_checkpoints_of_any_trainer_are_one_curve(
     bundle: Bundle, results: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from factual_forgetting.board import record as module
+    from factual_forgetting.board import making as module
 
     def read(path: Path, bundle: Bundle) -> Any:
         """The same answers, as of a checkpoint that no run tells of."""

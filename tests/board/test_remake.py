@@ -12,7 +12,8 @@ from synthetic import ME, drawn, publish
 
 import factual_forgetting
 from factual_forgetting import files
-from factual_forgetting.board.record import find_records, load_record, make_record
+from factual_forgetting.board.making import make_record
+from factual_forgetting.board.record import find_records, load_record
 from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import parser

@@ -16,7 +16,8 @@ import yaml
 from board.synthetic import BASE, ME, answered_record, drawn, make_bundle, write_run
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.bundles import make_official, official, reference_of
-from factual_forgetting.board.record import load_record, maintained, make_record
+from factual_forgetting.board.making import make_record
+from factual_forgetting.board.record import load_record, maintained
 from factual_forgetting.board.validate import render_findings, validate
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.command import export_training_data

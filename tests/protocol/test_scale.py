@@ -1,4 +1,3 @@
-import os
 import random
 import signal
 import socket
@@ -26,9 +25,8 @@ from factual_forgetting.errors import UserError
 from factual_forgetting.protocol.recipe import Execution, Protocol, Stored
 from factual_forgetting.protocol.trainer import ForgettingTrainer, arguments
 from factual_forgetting.protocol.weights import as_checkpoint, hollow
+from processes import FSDP, environment
 from small import make_model
-
-SOURCE = str(Path(__file__).parents[2] / "benchmark")
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +46,6 @@ def command(bundle: Bundle, protocol: Path, output: Path, method: str, settings:
         *("--method", method, "--method_args", settings, "--protocol", str(protocol)),
         *("--output_path", str(output)),
     ]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
 
 
 def free_port() -> int:
@@ -85,15 +79,6 @@ def test_two_processes_follow_the_loss_of_one(
     run = files.read_json(tmp_path / "2" / "run.json")
     assert run["resolved"]["world_size"] == 2
     assert run["resolved"]["distributed"] == "MULTI_CPU"
-
-
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The callback: training goes on as if nobody had asked, and what it says can be read again."""
 
-import os
 import random
 import shutil
 import subprocess
@@ -20,7 +19,8 @@ from transformers import TrainerCallback as Plain
 from watched import make_trainer, watched
 
 from factual_forgetting import ForgettingCallback, checkpoint, files
-from factual_forgetting.board.record import Declared, load_record, make_record
+from factual_forgetting.board.making import Declared, make_record
+from factual_forgetting.board.record import load_record
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.errors import InputError, NotFoundError
 from factual_forgetting.facts.almanac import world
@@ -32,8 +32,7 @@ from factual_forgetting.scoring import callback as callbacks
 from factual_forgetting.scoring.frontier import find_runs, frontier
 from factual_forgetting.scoring.statistics import Estimate
 from factual_forgetting.scoring.watch import Watch
-
-ROOT = Path(__file__).parents[2]
+from processes import FSDP, environment
 
 
 def points(output: Path) -> list[dict[str, Any]]:
@@ -173,20 +172,6 @@ def test_the_best_model_at_the_end_ends_the_curve(
     trainer.train()
     assert trainer.state.best_global_step == 3
     assert [point["step"] for point in points(tmp_path)] == [0, 2, 3]
-
-
-def environment() -> dict[str, str]:
-    source = os.pathsep.join(str(ROOT / name) for name in ("benchmark", "tests", "tests/protocol"))
-    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-
-
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
 
 
 @pytest.mark.parametrize("sharding", [{}, FSDP], ids=["whole", "sharded"])

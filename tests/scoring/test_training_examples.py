@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from factual_forgetting import checkpoint, files
-from factual_forgetting.board.record import Declared, make_record
+from factual_forgetting.board.making import Declared, make_record
 from factual_forgetting.bundle.manifest import load_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -18,14 +18,9 @@ from factual_forgetting.board.bundles import (
     references_for,
     sources,
 )
+from factual_forgetting.board.making import Declared, make_record, record_curve
 from factual_forgetting.board.page import BOARD, INDEX, tell_records, write_page
-from factual_forgetting.board.record import (
-    Declared,
-    find_records,
-    load_records,
-    make_record,
-    record_curve,
-)
+from factual_forgetting.board.record import find_records, load_records
 from factual_forgetting.board.tables import diff, diff_text, render_board
 from factual_forgetting.board.validate import check_references, render_findings, validate
 from factual_forgetting.bundle.manifest import load_bundle, locate_bundle

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from factual_forgetting import checkpoint, files, outputs
-from factual_forgetting.board import bundles, record, tables
+from factual_forgetting.board import bundles, making, record, tables
 from factual_forgetting.board.board import curves_of, make_board
 from factual_forgetting.board.page import BOARD
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
@@ -128,8 +128,8 @@ def _arm(output: Path, plan: _Plan, name: str, seed: int) -> Path:
     finetune(told, run, progress=False)
     if not any(results.rglob("results_*.json")):
         run_lm_eval(bundle, "hf", str(run), results, batch_size="256", device="cpu")
-    declared = record.Declared(submitter="demo", trials=1)
-    return record.make_record(results, bundle, output / "records", declared)
+    declared = making.Declared(submitter="demo", trials=1)
+    return making.make_record(results, bundle, output / "records", declared)
 
 
 def _closing(output: Path) -> str:
