@@ -32,6 +32,8 @@ _CSS = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;"
     "color:#1d2228;background:#fbfaf7}table{border-collapse:collapse;display:block;overflow-x:auto}"
     "th,td{padding:.25rem .7rem;border-bottom:1px solid #dcdad3;text-align:left}img{max-width:100%}"
+    "@media(prefers-color-scheme:dark){body{color:#e4e1d9;background:#14171a}"
+    "th,td{border-color:#3a3f45}}"
 )
 _Outcomes = Mapping[str, Sequence[Pair]]
 
