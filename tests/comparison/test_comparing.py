@@ -7,7 +7,12 @@ import pytest
 from factual_forgetting import files
 from factual_forgetting.bundle.manifest import HELDOUT, Bundle
 from factual_forgetting.comparison import comparing
-from factual_forgetting.comparison.comparing import compare_models, default_facts, next_size
+from factual_forgetting.comparison.comparing import (
+    compare,
+    compare_models,
+    default_facts,
+    next_size,
+)
 from factual_forgetting.comparison.contestants import read_contestants
 from factual_forgetting.comparison.interview import Interview, Opening
 from factual_forgetting.comparison.questions import COMPARED
@@ -152,6 +157,13 @@ def test_any_beginning_of_the_order_has_all_relations_in_their_shares() -> None:
     shares = [Counter(f.relation for f in order[:n])["R1"] / n for n in (40, 200, len(order))]
     assert max(shares) - min(shares) < 0.02
     assert [f.subject for f in order] != sorted(f.subject for f in order)
+
+
+@pytest.mark.parametrize("setting", ["runs", "shots"])
+@pytest.mark.parametrize("number", [0, -1, 10_001, 10**9])
+def test_runs_and_shots_have_bounds(setting: str, number: int) -> None:
+    with pytest.raises(InputError, match=f"key '{setting}'"):
+        compare("almanac", "almanac", FACTS, **{setting: number})
 
 
 def test_a_base_that_knows_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from factual_forgetting.facts.fact import Fact
 from factual_forgetting.facts.matching import AnswerKey
 from factual_forgetting.scoring.judging import judge
 from factual_forgetting.slick.configurations import Configurations, draw_configurations
+from factual_forgetting.slick.labelling import MOST_RUNS
 from factual_forgetting.slick.shards import lot_of
 from factual_forgetting.terminal import note
 
@@ -45,8 +46,8 @@ class CompareConfig(Config):
     """
 
     style: Literal["few_shot", "zero_shot", "chat"] = "few_shot"
-    runs: int = Field(default=5, ge=1)
-    shots: int = Field(default=3, ge=1)
+    runs: int = Field(default=5, ge=1, le=MOST_RUNS)
+    shots: int = Field(default=3, ge=1, le=MOST_RUNS)
     seed: int = 0
 
 

@@ -64,7 +64,7 @@ QUOTAS = {
 # What a bundle draws beside D_Known from the same facts, and how many unless told otherwise.
 SPARE = {"validation": 500, "replay": 500}
 _MIN_HIGHLY_KNOWN = 0.3
-_MOST = 10_000  # Runs, exemplars, answers: beyond it a labelling would never end.
+MOST_RUNS = 10_000  # Runs, exemplars, answers: beyond it a labelling would never end.
 
 
 class SlickConfig(Config):
@@ -90,15 +90,15 @@ class SlickConfig(Config):
         shard_size: Questions of a relation that are asked together, about.
     """
 
-    runs: int = Field(default=20, ge=1, le=_MOST)
-    shots: int = Field(default=3, ge=1, le=_MOST)
+    runs: int = Field(default=20, ge=1, le=MOST_RUNS)
+    shots: int = Field(default=3, ge=1, le=MOST_RUNS)
     seed: int = 0
-    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=_MOST)
+    max_new_tokens: int = Field(default=MAX_NEW_TOKENS, ge=1, le=MOST_RUNS)
     exemplars: Literal["relation", "question"] = "relation"
     retire: bool = False
     quota: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     min_highly_known: Share = _MIN_HIGHLY_KNOWN
-    samples: int = Field(default=0, ge=0, le=_MOST)
+    samples: int = Field(default=0, ge=0, le=MOST_RUNS)
     temperature: float = Field(default=0.5, gt=0)
     top_k: int = Field(default=40, ge=1)
     shard_size: int = Field(default=512, ge=1)
