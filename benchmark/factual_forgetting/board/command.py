@@ -29,6 +29,7 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.modelargs import parse_settings
 from factual_forgetting.plotting import require_image
 from factual_forgetting.scoring.frontier import draw_frontier
+from factual_forgetting.scoring.styles import STYLES, TASK
 
 DEFAULT_ROOT = Path("leaderboard/records")
 WARNED = 3
@@ -81,11 +82,15 @@ def _add_record(subparsers: Any) -> None:
     record.add_argument("--method", help="how a checkpoint was made that finetune didn't make")
     settings = "its settings: KEY=VALUE,... or JSON"
     record.add_argument("--method_args", metavar="ARGS", help=settings)
+    record.add_argument("--tasks", choices=tuple(STYLES), default=TASK, help="how it was asked")
     curve = "the results are of checkpoints of one run: one record with their curve"
     record.add_argument("--curve", action="store_true", help=curve)
     record.add_argument("--seed", type=parse_seed, help="its seed")
     record.add_argument("--trials", type=parse_count, help="settings tried before these")
+    told = "whether it trained on D_train, if no run of finetune says so"
+    record.add_argument("--trained", action=argparse.BooleanOptionalAction, default=None, help=told)
     record.add_argument("--repository", metavar="OWNER/NAME", help="where its weights are")
+    record.add_argument("--url", help="where the method is told: a paper, its code")
     record.add_argument("--training_data", metavar="WORDS", help="what it was trained on")
     words, told = ("excluded", "included", "unknown"), "whether facts of D_Held were among that"
     record.add_argument("--heldout", choices=words, help=f"{told} (excluded for runs)")
@@ -104,6 +109,8 @@ def _record(args: argparse.Namespace) -> None:
     told = {key: getattr(args, key) for key in Declared.model_fields}
     told["method_args"] = parse_settings(args.method_args) if args.method_args else None
     declared = parse(Declared, told, "record")
+    if args.curve and args.tasks != TASK:
+        raise InputError("A curve is asked as the protocol asks. Leave out --tasks or --curve.")
     if args.curve:
         bundle = load_bundle(locate_bundle(args.bundle))
         sys.stdout.write(f"{record_curve(args.source, bundle, args.output_path, declared)}\n")
@@ -112,7 +119,8 @@ def _record(args: argparse.Namespace) -> None:
         raise InputError("A seed is of one result. Record them one by one, each with its --seed.")
     bundle = load_bundle(locate_bundle(args.bundle))
     for source in args.source:
-        sys.stdout.write(f"{make_record(source, bundle, args.output_path, declared)}\n")
+        path = make_record(source, bundle, args.output_path, declared, style=args.tasks)
+        sys.stdout.write(f"{path}\n")
 
 
 def _validate(args: argparse.Namespace) -> int:
