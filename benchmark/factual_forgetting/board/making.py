@@ -182,6 +182,12 @@ def make_record(
     return path
 
 
+def require_declared(path: Path, bundle: Bundle, declared: Declared) -> None:
+    """Raises a UserError where a record of a checkpoint would lack what nobody says of it."""
+    run = _read_run(path, bundle) if told_by_run(path) else None
+    _require_agreement(path, run, None, declared)
+
+
 def _require_agreement(
     source: Path, run: _Run | None, results: Results | None, declared: Declared
 ) -> None:
