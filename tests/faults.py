@@ -20,7 +20,12 @@ from factual_forgetting import files
 
 KILLED = -signal.SIGKILL
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
-_RECORDED = re.compile(rb'"recorded": "[^"]*"')
+# When something was written, and how long it took: a record's day, and lm-eval's times.
+_RECORDED = re.compile(
+    rb'"recorded": "[^"]*"|"date": [\d.]+|"(start_time|end_time)": [\d.]+'
+    rb'|"total_evaluation_time_seconds": "[\d.]+"'
+)
+_DATED = re.compile(r"_\d{4}-\d\d-\d\dT[\d.-]+(?=\.json)")  # names of lm-eval's files
 _WRITES = os.O_WRONLY | os.O_RDWR
 
 
@@ -94,7 +99,7 @@ def _changes(event: str, args: tuple[Any, ...], root: str) -> bool:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones too, without what tells times."""
     return {
-        str(path.relative_to(folder)): _RECORDED.sub(b"", path.read_bytes())
+        _DATED.sub("", str(path.relative_to(folder))): _RECORDED.sub(b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.endswith(".log.json")
     }

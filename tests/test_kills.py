@@ -35,6 +35,7 @@ from faults import KILLED, attempt, contents, fill
 from small import make_labels
 from stage import Stage, models, questions, some_facts
 from stub import StubEngine, many_facts
+from words import subcommands
 
 Job = Callable[[Path], Any]
 FEW = 6  # changes that the fast tier tries, of a command that takes long
@@ -89,6 +90,21 @@ def drift_job(base: Path, run: Path, bundle: Bundle, output: Path) -> int:
     return command("drift", base, run, *given)
 
 
+def score_job(run: Path, bundle: Bundle, output: Path) -> int:
+    given = ("--bundle", bundle.path, "--device", "cpu", "--output_path", output / "results")
+    return command("score", "--model_args", f"pretrained={run},dtype=float32", *given)
+
+
+def interference_job(bundle: Bundle, recipe: Path, output: Path) -> int:
+    given = ("--bundle", bundle.path, "--protocol", recipe, "--facts", 8, "--keys", "name")
+    short = ("--most_passes", 1, "--plasticity", 0.1, "--output_path", output / "out")
+    return command("interference", *given, *short)
+
+
+def official_job(bundle: Bundle, output: Path) -> int:
+    return command("official", bundle.path, "--bundles", output / "bundles")
+
+
 def pretrain_job(facts: list[Fact], output: Path) -> None:
     recipe = yaml.safe_load(ALMANAC_RECIPE.read_text())
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -116,6 +132,14 @@ def sweep_job(bundle: Bundle, recipe: Path, output: Path) -> int:
     return command("sweep", "run", recipe.parent / "sweep.yaml", "--output_path", output / "out")
 
 
+def short_recipe(get: Callable[[str], Any]) -> Path:
+    path: Path = get("tmp_path") / "given" / "short.yaml"
+    short = get("protocol").model_copy(update={"name": "short", "epochs": 1})
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(short.model_dump(mode="json")))
+    return path
+
+
 @pytest.fixture
 def job(request: pytest.FixtureRequest) -> Job:
     get = request.getfixturevalue
@@ -135,6 +159,12 @@ def job(request: pytest.FixtureRequest) -> Job:
         return partial(board_job, records / "records", get("bundle"))
     if request.param == "drift":
         return partial(drift_job, get("base"), get("sft"), get("bundle"))
+    if request.param == "score":
+        return partial(score_job, get("sft"), get("bundle"))
+    if request.param == "interference":
+        return partial(interference_job, get("bundle"), short_recipe(get))
+    if request.param == "official":
+        return partial(official_job, get("bundle"))
     if request.param == "pretrain":
         return partial(pretrain_job, get("facts"))
     if request.param == "finetune":
@@ -143,16 +173,31 @@ def job(request: pytest.FixtureRequest) -> Job:
         Stage(get("monkeypatch"))
         return partial(compare_job, questions(some_facts(60)))
     if request.param == "sweep":
-        recipe = get("tmp_path") / "given" / "short.yaml"
-        short = get("protocol").model_copy(update={"name": "short", "epochs": 1})
-        recipe.parent.mkdir()
-        recipe.write_text(yaml.safe_dump(short.model_dump(mode="json")))
-        return partial(sweep_job, get("bundle"), recipe)
+        return partial(sweep_job, get("bundle"), short_recipe(get))
     return classify_job
 
 
 EVERY = ["facts", "export", "build", "classify", "compare", "frontier", "record", "board", "drift",
-         "pretrain", "finetune"]  # fmt: skip
+         "pretrain", "finetune", "score", "interference", "official"]  # fmt: skip
+LONG = ["sweep"]  # in the slow tier alone
+KILLED_AS = {"bundle build": "build", "bundle export": "export", "sweep run": "sweep"}
+NOT_KILLED = {
+    **dict.fromkeys(
+        ("report", "validate", "diff", "env", "tasks-path", "bundle check", "sweep plan"),
+        "writes nothing",
+    ),
+    "demo": "classify, build, finetune, score, record and board in one",
+    "submit": "score and record in one",
+    "register": "copies a few files that it copies again",
+    "unregister": "removes them",
+}
+
+
+def test_every_command_is_killed_somewhere() -> None:
+    """A new one joins EVERY, or says why not."""
+    killed = {KILLED_AS.get(name, name) for name, _ in subcommands() if name not in NOT_KILLED}
+    assert killed == {*EVERY, *LONG}
+    assert {name for name, _ in subcommands()} >= NOT_KILLED.keys()
 
 
 def whole(job: Job, output: Path) -> tuple[dict[str, bytes], int]:
@@ -188,7 +233,7 @@ def test_killed_before_some_changes(job: Job, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [*EVERY, "sweep"], indirect=True)
+@pytest.mark.parametrize("job", [*EVERY, *LONG], indirect=True)
 def test_killed_before_every_change(job: Job, tmp_path: Path) -> None:
     expected, count = whole(job, tmp_path / "out")
     for at in range(1, count + 1):

@@ -317,7 +317,10 @@ def test_two_that_build_one_bundle(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "mine"]
 
 
-@pytest.mark.parametrize("name", ["classify", "finetune", "pretrain"])
+LOCKED = ["classify", "finetune", "pretrain", "score", "demo", "facts"]
+
+
+@pytest.mark.parametrize("name", LOCKED)
 def test_two_at_once(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

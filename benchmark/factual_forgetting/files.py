@@ -24,7 +24,7 @@ import jsonlines
 
 from factual_forgetting.errors import InputError, NotFoundError, UserError
 
-UNFINISHED, _PARTIAL = ".unfinished", ".partial"
+UNFINISHED, PARTIAL = ".unfinished", ".partial"
 _DEEPEST = 64
 _LARGEST, _LONGEST_LINE = 512 << 20, 64 << 20
 # Honest text packs to a tenth, outcomes along a long curve to a few hundredths; a bomb to a
@@ -246,7 +246,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Raises:
         UserError: If another command is writing it.
     """
-    beside = path.with_name(f".{path.name}{_PARTIAL}")
+    beside = path.with_name(f".{path.name}{PARTIAL}")
     beside.mkdir(parents=True, exist_ok=True)
     with alone(beside):
         for left in beside.iterdir():  # by a killed command

@@ -42,7 +42,8 @@ def require_folder(path: Path, *names: str, begun: Callable[[Path], bool] | None
         raise InputError(f"{told}. Free some space, or give another --output_path.") from None
     if there != path.absolute() or (begun is not None and begun(path)):
         return
-    held = sorted(p.name for p in path.iterdir() if any(fnmatch(p.name, name) for name in names))
+    there_now = (p.name for p in path.iterdir() if not p.name.endswith(files.UNFINISHED))
+    held = sorted(of for of in there_now if any(fnmatch(of, name) for name in names))
     if held:
         raise InputError(f"{path} holds {held[0]}, which this command didn't write. {_OTHER}")
 

@@ -66,6 +66,37 @@ def test_what_lm_eval_prints_is_what_we_compute(bundle: Bundle, halfway: Path) -
     assert printed["ff_forgetting_stderr,none"] == pytest.approx(error)
 
 
+def test_what_a_killed_score_left_is_no_result(
+    bundle: Bundle, sft: Path, results: Path, tmp_path: Path
+) -> None:
+    """Half of a file that lm-eval wrote is apart, and samples without results go."""
+    copy = tmp_path / "out" / results.name
+    shutil.copytree(results, copy)
+    left = copy / "samples_factual_forgetting_learning_2020-01-01T00-00-00.123456.jsonl"
+    left.write_text("{")
+    apart = tmp_path / "out" / ".lm-eval.partial" / results.name
+    apart.mkdir(parents=True)
+    (apart / "results_2020-01-01T00-00-00.json").write_text("{")
+    assert find_results([tmp_path / "out"]) == [copy]
+    given = f"pretrained={sft},dtype=float32"
+    assert run_lm_eval(bundle, "hf", given, tmp_path / "out", batch_size="16") == copy
+    assert not left.exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [copy.name]
+    assert len(list(copy.glob("results_*.json"))) == 2
+
+
+@pytest.mark.parametrize("fault", ["save_results_samples", "save_results_aggregated"])
+def test_results_that_lm_eval_could_not_write_are_told(
+    fault: str, bundle: Bundle, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warns of a full disk, and goes on."""
+    from lm_eval.loggers import EvaluationTracker
+
+    monkeypatch.setattr(EvaluationTracker, fault, lambda *given, **named: None)
+    with pytest.raises(UserError, match="no whole results"):
+        run_lm_eval(bundle, "hf", f"pretrained={sft},dtype=float32", tmp_path, batch_size="16")
+
+
 Spoil = Callable[[Path], None]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import StringConstraints
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.board.form import BaseOf, Hash, Metric, Name, slug
 from factual_forgetting.bundle import manifest as m
 from factual_forgetting.bundle.manifest import MANIFEST, Bundle
@@ -104,22 +103,35 @@ def make_official(bundle: Bundle, folder: Path, version: str, dataset: str | Non
         dataset: `owner/dataset@commit` of the Hub where its facts are.
 
     Raises:
-        UserError: If the version names another bundle already.
+        UserError: If the version names another bundle already, or something else is there.
     """
     name = f"{slug(bundle.manifest['base']['pretrained'] or 'base')}/{slug(version)}"
-    path = folder / name / MANIFEST
+    home = folder / name
+    path = home / MANIFEST
+    source = parse(_Source, {"dataset": dataset}, "dataset").model_dump() if dataset else None
     if path.exists() and files.read_json(path) != bundle.manifest:
         raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
-    if dataset:
-        source = parse(_Source, {"dataset": dataset}, "dataset").model_dump()
-        files.write_json(path.with_name(_SOURCE), source)
-    elif bundle.sha256 not in bundles_at_hand([]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for copied in bundle.manifest["files"]:
-            shutil.copyfile(bundle.path / copied, path.with_name(copied))
-    files.write_json(path, bundle.manifest)
-    files.write_json(path.with_name(_REFERENCE), reference_of(bundle, name).model_dump(mode="json"))
+    outputs.require_folder(home, "*", begun=lambda there: _named_there(there, bundle))
+    with outputs.taken(home):
+        # First, since it tells that the folder is ours; the manifest, by which it's found, last.
+        reference = reference_of(bundle, name).model_dump(mode="json")
+        files.write_json(home / _REFERENCE, reference)
+        if source:
+            files.write_json(home / _SOURCE, source)
+        elif bundle.sha256 not in bundles_at_hand([]):
+            for copied in bundle.manifest["files"]:
+                files.write_atomic(home / copied, (bundle.path / copied).read_bytes())
+        files.write_json(path, bundle.manifest)
     return path
+
+
+def _named_there(home: Path, bundle: Bundle) -> bool:
+    """Tells whether this command began that folder for that bundle."""
+    return any(
+        outputs.json_with("sha256", "base")(home / name)
+        and files.read_object(home / name)["sha256"] == bundle.sha256
+        for name in (_REFERENCE, MANIFEST)
+    )
 
 
 def official(folder: Path) -> dict[str, ReferenceRows]:

@@ -165,7 +165,8 @@ def _submit(args: argparse.Namespace) -> int:
         before = Path(scratch)
         write_published(args.records.parent, args.against, before)
         given = (args.checkpoint, bundle, args.records, declared, args.output_path)
-        written = submit(*given, curve=args.curve, style=args.tasks, **scoring)
+        with outputs.taken(args.output_path):
+            written = submit(*given, curve=args.curve, style=args.tasks, **scoring)
         sys.stdout.write("".join(f"{path}\n" for path in written))
         code = _tell_findings(check(args.records, [], before), args.records)
         told = change(before / args.records.name, args.records, {bundle.sha256: bundle})

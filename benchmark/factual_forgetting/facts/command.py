@@ -9,7 +9,7 @@ from typing import Any
 from factual_forgetting import files, outputs
 from factual_forgetting.config import parse, parse_seed
 from factual_forgetting.facts.account import account, plot_account
-from factual_forgetting.facts.cleaning import RULES
+from factual_forgetting.facts.cleaning import RULES, Cleaned
 from factual_forgetting.facts.rows import FIELDS
 from factual_forgetting.facts.sources import (
     NAMED_SOURCES,
@@ -105,13 +105,18 @@ def _run(args: argparse.Namespace) -> None:
     cleaned = clean_source(options, may_be_empty=True)
     told = {"source": options.told(), **account(cleaned)}
     if args.output_path:
-        dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
-        # First, since it tells that the others are ours.
-        files.write_json(args.output_path / _ACCOUNT, told)
-        files.write_jsonl(args.output_path / "facts.jsonl", (f.row() for f in cleaned.facts))
-        files.write_json(args.output_path / "dropped.json", dropped)
-        plot_account(told, args.output_path / "account.png")
+        with outputs.taken(args.output_path):
+            _write(cleaned, told, args.output_path)
     tell(_table(told) if args.format == "table" else files.dumps(told, 2))
+
+
+def _write(cleaned: Cleaned, told: dict[str, Any], output: Path) -> None:
+    dropped = {rule: sorted({row.id for row in rows}) for rule, rows in cleaned.dropped.items()}
+    # First, since it tells that the others are ours.
+    files.write_json(output / _ACCOUNT, told)
+    files.write_jsonl(output / "facts.jsonl", (fact.row() for fact in cleaned.facts))
+    files.write_json(output / "dropped.json", dropped)
+    plot_account(told, output / "account.png")
 
 
 def _wrote_there(folder: Path) -> bool:

@@ -66,7 +66,11 @@ def run_demo(output: Path, *, quick: bool = False) -> None:
     outputs.require_folder(output)
     outputs.require_file(output / BOARD, outputs.json_with("format", "records", "bundles"))
     require_image(output / _FIGURE)
-    plan = _quick_plan() if quick else _full_plan()
+    with outputs.taken(output):
+        _run(output, _quick_plan() if quick else _full_plan())
+
+
+def _run(output: Path, plan: _Plan) -> None:
     jobs = [(name, seed) for seed in plan.seeds for name in _ARMS]
     with _pool(1) as pool:
         pool.submit(_prepare, output, plan).result()

@@ -75,9 +75,10 @@ def run_condition(
     """
     experiment = Experiment(bundle, condition, settings)
     finished = output / _CONDITIONS / f"{experiment.name}.json"
-    if finished.exists():
-        return _read(finished, experiment)
     work, started = output / _WORK / experiment.name, time.time()
+    if finished.exists():
+        shutil.rmtree(work, ignore_errors=True)  # A killed command left it.
+        return _read(finished, experiment)
     with outputs.taken(work):
         result = {**experiment.identity(), **_train(experiment, work, progress)}
         told = {"environment": environment(), "seconds": time.time() - started}

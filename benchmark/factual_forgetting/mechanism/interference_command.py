@@ -68,10 +68,11 @@ def _interference(args: argparse.Namespace) -> None:
             run_condition(bundle, condition, settings, args.output_path, progress=False)
     results = finished_conditions(bundles, settings, args.output_path)
     found = summarised(results, {bundle.sha256: bundle for bundle in bundles}, args.plasticity)
-    files.write_json(folder / _SUMMARY, found)
-    draw_all(found, folder)
-    if args.report:
-        write_report(found, bundles, settings, folder)
+    with outputs.taken(folder):
+        files.write_json(folder / _SUMMARY, found)
+        draw_all(found, folder)
+        if args.report:
+            write_report(found, bundles, settings, folder)
     sys.stdout.write(f"{arms_table(found['arms'], args.plasticity)}\n")
 
 

@@ -159,7 +159,9 @@ def _sweep(args: argparse.Namespace) -> None:
     from factual_forgetting.protocol.sweep import run_all
 
     outputs.require_folder(args.output_path, CHOSEN, begun=_swept_there)
-    chosen = run_all(_sweep_runs(args), args.output_path, _execution(args))
+    runs = _sweep_runs(args)
+    with outputs.taken(args.output_path):
+        chosen = run_all(runs, args.output_path, _execution(args))
     columns = ["learning_rate", "strength", "score", "trials"]
     rows = [[arm, *(f"{row[name]:g}" for name in columns)] for arm, row in chosen.items()]
     told = table(rows, ["arm", *columns])

@@ -153,6 +153,11 @@ def _score(args: argparse.Namespace) -> None:
     for style in args.tasks:
         outputs.require_file(args.output_path / f"report_{style}.json", _is_report)
     bundle = load_bundle(locate_bundle(args.bundle))
+    with outputs.taken(args.output_path):
+        _score_all(args, bundle)
+
+
+def _score_all(args: argparse.Namespace, bundle: Bundle) -> None:
     given = ("tasks", "batch_size", "device", "limit", "descends")
     settings = {name: getattr(args, name) for name in given}
     written = []

@@ -228,7 +228,9 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    found = sorted({file.parent for file in path.rglob("results_*.json")})
+    every = {file.relative_to(path) for file in path.rglob("results_*.json")}
+    # What a killed command was about to write is no result.
+    found = sorted({path / f.parent for f in every if f"{files.PARTIAL}/" not in str(f)})
     if not found:
         raise NotFoundError(f"{path} holds no results_*.json of lm-eval. Score a checkpoint first.")
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factual_forgetting import checkpoint, files
+from factual_forgetting import checkpoint, files, outputs
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.engines.decoding import follow_protocol, tell_ignored
 from factual_forgetting.engines.loading import strictly, way_out
@@ -142,17 +143,50 @@ def _evaluate(
                 include_path=str(tasks_dir()), include_defaults=False, metadata=metadata
             ),
         )
-    samples = results.pop("samples")
-    named = tracker.general_config_tracker
-    results["config"]["model"] = named.model_source = name  # as if lm-eval had made it
-    named.model_name_sanitized = _folder(output, str(named.model_name_sanitized), results)
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task in results["configs"]:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
-    written = output / str(named.model_name_sanitized)
-    if not any(written.glob("results_*.json")):
-        raise InputError(f"lm-eval wrote no results to {written}. Is the disk full?")
+    results["config"]["model"] = name  # as if lm-eval had made it
+    tracker.general_config_tracker.model_source = name
+    return _save(tracker, results, output)
+
+
+def _save(tracker: Any, results: dict[str, Any], output: Path) -> Path:
+    """Has lm-eval write apart, and moves what is whole: the results last, which name the samples.
+
+    What a killed command left goes first.
+    """
+    named, samples = tracker.general_config_tracker, results.pop("samples")
+    name = _folder(output, str(named.model_name_sanitized), results)
+    apart, written = output / f".lm-eval{files.PARTIAL}", output / name
+    with outputs.taken(apart):
+        shutil.rmtree(apart / name, ignore_errors=True)
+        tracker.output_path, named.model_name_sanitized = str(apart), name
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        whole = _require_whole(apart / name, samples)
+        written.mkdir(exist_ok=True)
+        _drop_unnamed(written)
+        for path in whole:
+            path.replace(written / path.name)
+        shutil.rmtree(apart)
     return written
+
+
+def _require_whole(folder: Path, samples: dict[str, Any]) -> list[Path]:
+    """Lists what lm-eval wrote, samples first: its own trouble with a disk it only warns of."""
+    found = sorted(folder.glob("*"), reverse=True)
+    lines = [len(path.read_bytes().splitlines()) for path in found if path.suffix == ".jsonl"]
+    told = [path.name.startswith("results_") for path in found]
+    if sorted(lines) != sorted(map(len, samples.values())) or not any(told):
+        raise InputError(f"lm-eval wrote no whole results to {folder}. Is the disk full?")
+    return found
+
+
+def _drop_unnamed(folder: Path) -> None:
+    """Removes samples whose results a killed command didn't come to move."""
+    dates = [path.stem.removeprefix("results_") for path in folder.glob("results_*.json")]
+    for path in folder.glob("samples_*.jsonl"):
+        if not path.stem.endswith(tuple(dates)):
+            path.unlink()
 
 
 def _folder(output: Path, name: str, results: dict[str, Any]) -> str:
