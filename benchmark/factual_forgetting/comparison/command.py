@@ -26,7 +26,7 @@ from factual_forgetting.comparison.questions import (
 )
 from factual_forgetting.comparison.result import Comparison
 from factual_forgetting.comparison.telling import breaches, comparison_text
-from factual_forgetting.config import parse
+from factual_forgetting.config import parse, parse_batch_size, parse_seed
 from factual_forgetting.engines.opening import ENGINES
 from factual_forgetting.facts.command import add_source_arguments, facts_from_arguments
 from factual_forgetting.facts.rows import RELATION_OF_ALL, lacks_relations
@@ -56,7 +56,9 @@ def add_parser(subparsers: Any) -> None:
     model.add_argument("--model", default="hf", help="model class of lm-eval (hf)")
     model.add_argument("--model_args", default="", help="arguments that all have in common")
     model.add_argument("--engine", choices=ENGINES, default="auto")
-    model.add_argument("--batch_size", default="auto", help="a number or auto")
+    model.add_argument(
+        "--batch_size", type=parse_batch_size, default="auto", help="a number or auto"
+    )
     model.add_argument("--device", default=None)
     asked = parser.add_argument_group("the questions").add_mutually_exclusive_group()
     asked.add_argument(
@@ -69,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="prompts that a known fact passes (5)")
     parser.add_argument("--shots", type=int, default=3, help="exemplars in each (3)")
-    parser.add_argument("--exemplar_seed", type=int, default=0)
+    parser.add_argument("--exemplar_seed", type=parse_seed, default=0)
     parser.add_argument(
         "--quick", action="store_true", help="stop when the net loss is known within 3 points"
     )

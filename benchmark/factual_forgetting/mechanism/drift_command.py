@@ -44,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _drift(args: argparse.Namespace) -> None:
+    _require_layers(args.layers)
     if args.output_path:
         require_image(args.output_path)
         beside = args.output_path.with_suffix(".json")
@@ -105,11 +106,15 @@ def _shape(path: Path) -> dict[str, Any]:
     return {**checkpoint.shape(path), "vocab_size": text.get("vocab_size")}
 
 
+def _require_layers(told: str) -> None:
+    numbers = (part.isdecimal() and len(part) < _DIGITS for part in told.split(","))
+    if told not in (_MIDDLE, _ALL) and not all(numbers):
+        raise InputError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
+
+
 def _layers(told: str, model: Any) -> list[int]:
     if told in (_MIDDLE, _ALL):
         return [middle_layer(model)] if told == _MIDDLE else all_layers(model)
-    if not all(part.isdecimal() and len(part) < _DIGITS for part in told.split(",")):
-        raise InputError(f"--layers {told} is neither {_MIDDLE}, {_ALL} nor numbers as in 3,5.")
     return sorted({int(part) for part in told.split(",")})
 
 
