@@ -38,6 +38,11 @@ def fill(event: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def refuse(event: str) -> None:
+    """As a folder that may only be read, to root too."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def attempt(
     job: Callable[[], Any], root: Path, at: int | None = None, act: Callable[[str], None] = kill
 ) -> tuple[int, int]:

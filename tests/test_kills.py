@@ -31,7 +31,7 @@ from factual_forgetting.protocol.settings import MethodSettings
 from factual_forgetting.protocol.train import finetune
 from factual_forgetting.slick.classify import classify
 from factual_forgetting.slick.labelling import SlickConfig
-from faults import KILLED, attempt, contents, fill
+from faults import KILLED, attempt, contents, fill, refuse
 from small import make_labels
 from stage import Stage, models, questions, some_facts
 from stub import StubEngine, many_facts
@@ -240,7 +240,28 @@ def test_killed_before_every_change(job: Job, tmp_path: Path) -> None:
         assert goes_on(job, tmp_path / "out", at, expected) == KILLED
 
 
-@pytest.mark.parametrize("job", ["facts", "export", "record", "frontier"], indirect=True)
+COMMANDS = ["facts", "export", "frontier", "record", "board", "drift", "score", "interference",
+            "official", "sweep"]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", COMMANDS, indirect=True)
+def test_a_folder_that_may_only_be_read(
+    job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, before any work."""
+    (tmp_path / "out").mkdir()
+    assert attempt(partial(job, tmp_path / "out"), tmp_path / "out", 1, refuse)[0] == 1
+    told = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert len(told) == 1
+    assert "Nothing can be written" in told[0]
+    assert "Permission denied" in told[0]
+    assert not any((tmp_path / "out").iterdir())
+
+
+DISKS = ["facts", "export", "record", "frontier", "official"]
+
+
+@pytest.mark.parametrize("job", DISKS, indirect=True)
 def test_a_disk_that_fills(job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One line, status 1, and the next start goes on."""
     expected, count = whole(job, tmp_path / "out")

@@ -33,6 +33,7 @@ WRITERS = {
     "score": ("score", "--model_args", "almanac", "--output_path"),
     "frontier": ("frontier", "no-run", "--output_path"),
     "record": ("record", "no-run", "--submitter", "me", "--output_path"),
+    "official": ("official", "almanac", "--bundles"),
     "page": ("board", "no-records", "--format", "html", "--output_path"),
     "plot": ("board", "no-records", "--plot"),
 }
@@ -98,6 +99,7 @@ OTHERS = [
     ("demo", "board.json"), ("demo", "frontier.png"),
     ("interference", "at-0.9/mine.txt"),
     ("score", "report_factual_forgetting.json"),
+    ("official", "almanac/v1/mine.txt"),
     ("page", "index.html"), ("page", "board.json"),
 ]  # fmt: skip
 
@@ -113,7 +115,7 @@ def test_files_of_others_in_a_folder_stay(
 ) -> None:
     if name == "build":
         request.getfixturevalue("labels_of_small_world")
-    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / there).write_text("mine")
     refused(capsys, name, tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [there]
@@ -223,16 +225,6 @@ def test_a_full_disk(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> No
         stream.write(bytes(1 << 20))
     assert main(argv) == 1
     assert "Nothing can be written" in capsys.readouterr().err
-
-
-def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0o555)
-    if os.access(locked, os.W_OK):
-        pytest.skip("modes bind nobody here")
-    with pytest.raises(UserError, match="can be written"):
-        outputs.require_folder(locked / "out")
 
 
 def test_faults_of_the_disk_are_told_once_with_the_path(

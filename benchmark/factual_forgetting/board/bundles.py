@@ -109,8 +109,6 @@ def make_official(bundle: Bundle, folder: Path, version: str, dataset: str | Non
     home = folder / name
     path = home / MANIFEST
     source = parse(_Source, {"dataset": dataset}, "dataset").model_dump() if dataset else None
-    if path.exists() and files.read_json(path) != bundle.manifest:
-        raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
     outputs.require_folder(home, "*", begun=lambda there: _named_there(there, bundle))
     with outputs.taken(home):
         # First, since it tells that the folder is ours; the manifest, by which it's found, last.
@@ -127,6 +125,9 @@ def make_official(bundle: Bundle, folder: Path, version: str, dataset: str | Non
 
 def _named_there(home: Path, bundle: Bundle) -> bool:
     """Tells whether this command began that folder for that bundle."""
+    path = home / MANIFEST
+    if path.exists() and files.read_json(path) != bundle.manifest:
+        raise InputError(f"{path} names another bundle. A new bundle needs a new version.")
     return any(
         outputs.json_with("sha256", "base")(home / name)
         and files.read_object(home / name)["sha256"] == bundle.sha256
