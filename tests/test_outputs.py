@@ -360,3 +360,26 @@ def test_names_are_legal_on_windows_and_macos(bundle: Bundle, sft: Path) -> None
     assert [name for name in (*tracked, *made) if not all(map(legal, name.split("/")))] == []
     assert len({name.lower() for name in tracked}) == len(tracked)
     assert max(map(len, tracked)) < 200
+
+
+def test_names_of_strangers_are_made_legal() -> None:
+    from factual_forgetting.board.form import slug
+    from factual_forgetting.scoring.score import _folder
+
+    for name in ("con", "AUX", "nul.txt", "com1", "a.", "a ", "x/nul", 'a<b>:"c|?*', "..", "\n"):
+        assert legal(slug(name))
+    for name in ("con", "Nul.x", "a.", "a "):
+        assert not legal(name)
+        assert legal(files.portable(name))
+        assert legal(_folder(Path("out"), name, {"config": {}, "configs": {}}))
+    for name in ("console", "almanac", "v1.0", "common.json"):
+        assert files.portable(name) == name
+
+
+def test_no_official_bundle_differs_from_another_in_case_alone(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["official", str(bundle.path), "--bundles", str(tmp_path)]
+    assert main([*argv, "--version", "V1"]) == 0
+    assert main([*argv, "--version", "v1"]) == 1
+    assert "where names have no case" in capsys.readouterr().err

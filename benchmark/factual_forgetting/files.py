@@ -31,6 +31,7 @@ _LARGEST, _LONGEST_LINE = 512 << 20, 64 << 20
 # thousandth.
 _MOST_UNPACKED, _MOST_RATIO = 64 << 20, 500
 _MOST_DIGITS = 20
+_UNPORTABLE = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)\d)(\..*)?|.*[. ]")
 _SURROGATE = re.compile(r"\\[uU][0-9a-fA-F]*[dD][89a-fA-F]")
 
 
@@ -44,6 +45,11 @@ def at_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path} begins with no user's ~. Write the whole path.") from None
+
+
+def portable(name: str) -> str:
+    """Returns a name that Windows takes, too: none of its devices, no dot or space at its end."""
+    return f"_{name}_" if _UNPORTABLE.fullmatch(name) else name
 
 
 def sha256_file(path: Path) -> str:

@@ -110,6 +110,10 @@ def make_official(bundle: Bundle, folder: Path, version: str, dataset: str | Non
     path = home / MANIFEST
     source = parse(_Source, {"dataset": dataset}, "dataset").model_dump() if dataset else None
     outputs.require_folder(home, "*", begun=lambda there: _named_there(there, bundle))
+    for other in folder.glob("*/*"):
+        if str(other).lower() == str(home).lower() and other != home:
+            told = f"{other} is there, which is {home} where names have no case"
+            raise InputError(f"{told}. Give another --version.")
     with outputs.taken(home):
         # First, since it tells that the folder is ours; the manifest, by which it's found, last.
         reference = reference_of(bundle, name).model_dump(mode="json")

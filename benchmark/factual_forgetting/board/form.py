@@ -342,7 +342,8 @@ def record_id(record: Mapping[str, Any]) -> str:
 
 def slug(text: str) -> str:
     """Returns a name that can be nothing but a plain folder."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text.rstrip("/").split("/")[-1]).strip("-") or "unnamed"
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", text.rstrip("/").split("/")[-1]).strip("-")
+    return files.portable(plain or "unnamed")
 
 
 def place(record: Mapping[str, Any]) -> str:

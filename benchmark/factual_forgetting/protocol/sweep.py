@@ -108,7 +108,7 @@ def sweep_runs(sweep: Sweep, bundle: Bundle, output: Path) -> list[SweepRun]:
             run = Run(bundle, recipe, arm.method, tried, seed)
             name = f"{trial.learning_rate:g}-{trial.strength:g}-{seed}"
             chooses = seed in (sweep.choosing_seeds or sweep.seeds)
-            path = output / RUNS / arm.name / name
+            path = output / RUNS / files.portable(arm.name) / name
             found.append(SweepRun(arm.name, trial, run, path, chooses))
     return found
 

@@ -195,7 +195,7 @@ def _folder(output: Path, name: str, results: dict[str, Any]) -> str:
     lm-eval names it by the checkpoint, and `a/b` as `a__b`; another one that was asked, or the
     same with other arguments, would share it.
     """
-    own = asked_sha256(results)
+    own, name = asked_sha256(results), files.portable(name)
     if len(name.encode()) > _LONGEST:  # of the parts of a deep path
         end = name.encode()[-_LONGEST:].decode(errors="ignore")
         name = f"{files.sha256_json(name)[:12]}__{end}"
