@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from factual_forgetting import files
-from factual_forgetting.board.exports import Exported, Score, texts
+from factual_forgetting.board.exports import Exported, Reported, texts
 from factual_forgetting.board.record import Outcome, answered
 from factual_forgetting.bundle.manifest import Item
 from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, question_prompt
@@ -110,7 +110,7 @@ def _model(told: Exported) -> dict[str, Any]:
     }
 
 
-def _result(told: Exported, score: Score) -> dict[str, Any]:
+def _result(told: Exported, score: Reported) -> dict[str, Any]:
     measure, record = score.measure, told.record
     interval = {"lower": score.low, "upper": score.high, "confidence_level": 0.95}
     return {

@@ -73,7 +73,7 @@ MEASURES = {
 }  # fmt: skip
 
 
-class Score(NamedTuple):
+class Reported(NamedTuple):
     """A number of a record with the ends of its 95 % interval, over n facts."""
 
     name: str
@@ -119,7 +119,7 @@ class Exported:
         return arm_of(self.record)[0]
 
     @cached_property
-    def scores(self) -> list[Score]:
+    def scores(self) -> list[Reported]:
         """Its numbers, computed from its outcomes; what is null is left out."""
         record, outcomes = self.record, list(self.outcomes)
         found = recompute(self.bundle, outcomes, len(record.curve))
@@ -131,7 +131,7 @@ class Exported:
             found[_AT_P90] = crossing and {**crossing, "n": held}
         told = {name: found[name] for name in MEASURES if found[name] is not None}
         return [
-            Score(name, *(row[key] for key in ("value", "low", "high", "n")))
+            Reported(name, *(row[key] for key in ("value", "low", "high", "n")))
             for name, row in told.items()
         ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from factual_forgetting.board.exports import Exported, Score
+from factual_forgetting.board.exports import Exported, Reported
 from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.board.tables import LEGEND
 from factual_forgetting.errors import InputError, PackageError
@@ -52,7 +52,7 @@ def eval_results(told: Exported) -> dict[str, bytes]:
     return {f"{told.model}/.eval_results/{record.id}.yaml": text.encode()}
 
 
-def _notes(told: Exported, score: Score) -> str:
+def _notes(told: Exported, score: Reported) -> str:
     record = told.record
     protocol = record.protocol.name if record.protocol else "none"
     return (
