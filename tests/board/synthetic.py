@@ -12,6 +12,7 @@ from typing import Any
 from factual_forgetting import checkpoint, files
 from factual_forgetting.board.form import OUTCOMES_SUFFIX, place, record_id
 from factual_forgetting.board.making import Declared, make_record
+from factual_forgetting.board.record import load_record, recompute
 from factual_forgetting.bundle.manifest import (
     HELDOUT,
     KNOWN,
@@ -28,6 +29,7 @@ from factual_forgetting.facts.matching import MATCHER_VERSION
 from factual_forgetting.protocol.curve import CURVE, METRIC_OF_SPLIT, OUTCOMES
 from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256
 from factual_forgetting.protocol.run import RUN
+from factual_forgetting.scoring.styles import FEWSHOT
 
 ME = Declared(submitter="me", trials=1)
 RELATIONS = ("country", "place_of_birth")
@@ -154,6 +156,27 @@ def answered_record(run: Path, bundle: Bundle, root: Path, declared: Declared = 
     for row, (_, item) in zip(rows, bundle.items(), strict=False):
         row["answer"] = item.fact.answers[0] if row["final"] else "Nowhere"
     return write_record(root, content, rows)
+
+
+def any_record(
+    root: Path, bundle: Bundle, kept: int, method: str = "instruct", style: str = FEWSHOT
+) -> Path:
+    """Records a checkpoint that never trained on D_train; it has so many facts of D_Held right."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = write_run(Path(scratch) / "run", bundle, drawn(bundle, kept, 0.0, 0.0), method)
+        path = answered_record(run, bundle, Path(scratch) / "records")
+        content = files.read_json(path)
+        outcomes = load_record(path)[1]
+    held = [one.id for one in outcomes if one.split == HELDOUT]
+    told = [one.model_copy(update={"curve": ""}) for one in outcomes]
+    for index, one in enumerate(told):
+        if one.id in held[kept:]:
+            told[index] = one.model_copy(update={"final": False, "answer": "Nowhere"})
+    metrics = recompute(bundle, told, 0, style=style, trained=False)
+    content |= {"style": style, "trained": False, "protocol": None, "resolved_protocol": None}
+    content |= {"curve": [], "cost": {}, "seed": None, "track": "open", "metrics": metrics}
+    content["weights_sha256"] = hashlib.sha256(f"{method} {kept}".encode()).hexdigest()
+    return write_record(root, content, [one.model_dump() for one in told])
 
 
 def write_record(root: Path, content: dict[str, Any], rows: list[dict[str, Any]]) -> Path:

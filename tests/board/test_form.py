@@ -11,7 +11,14 @@ from synthetic import ME, drawn, publish
 from factual_forgetting import files
 from factual_forgetting.board.board import make_board
 from factual_forgetting.board.bundles import bundles_at_hand, reference_of
-from factual_forgetting.board.form import OUTCOMES_SUFFIX, RECORD_FORM, UNSTATED, Record, record_id
+from factual_forgetting.board.form import (
+    _LATER,
+    OUTCOMES_SUFFIX,
+    RECORD_FORM,
+    UNSTATED,
+    Record,
+    record_id,
+)
 from factual_forgetting.board.making import make_record
 from factual_forgetting.board.record import find_records, load_record, load_records
 from factual_forgetting.board.tables import render_board
@@ -26,7 +33,7 @@ def as_record_2(path: Path) -> Path:
     """Writes a record as the form before had it, under the id that it had there."""
     content = files.read_json(path)
     content |= {"format": "record-2", "level": "self-reported"}
-    for name in ("submitter", "matcher_version", "resolved_protocol", "origin"):
+    for name in _LATER:
         del content[name]
     content["id"] = record_id(content)
     outcomes = path.with_name(content["outcomes"]["file"])

@@ -22,7 +22,7 @@ LEADERBOARD = Path(__file__).parents[2] / "leaderboard"
 # Fields that describe a result without making it another one.
 DESCRIPTION = {
     "format", "id", "base", "resolved_protocol", "track", "trials", "level", "repository",
-    "metrics", "curve", "cost", "environment", "origin", "training_data", "note", "recorded",
+    "metrics", "curve", "cost", "environment", "origin", "training_data", "note", "recorded", "url",
 }  # fmt: skip
 
 
@@ -56,6 +56,9 @@ NOW = {"submitter": "me", "matcher_version": "exact-2"}
         (NOW, "12a709797ac714de"),
         ({**NOW, "submitter": "other"}, "aedf342ee6be83f3"),
         ({**NOW, "matcher_version": "exact-3"}, "356c78572365c891"),
+        ({**NOW, "style": "factual_forgetting", "trained": True}, "12a709797ac714de"),
+        ({**NOW, "style": "factual_forgetting_chat"}, "110345a9e29cb774"),
+        ({**NOW, "trained": False}, "a8d0366f56190075"),
     ],
 )
 def test_identity_is_golden(change: dict[str, Any], identifier: str) -> None:
@@ -127,7 +130,7 @@ def test_a_declaration_is_written_or_refused(
     assert record()["training_data"]["heldout"] == "excluded"
     assert record(training_data="more")["training_data"]["heldout"] == "unknown"
     assert record(method="sft", seed=1)["seed"] == 1
-    for declared in ({"method": "lora"}, {"seed": 2}):
+    for declared in ({"method": "lora"}, {"seed": 2}, {"trained": False}):
         with pytest.raises(UserError, match="Leave out --"):
             record(**declared)
     argv = ["record", *map(str, runs[:2]), "--bundle", str(world.path), "--submitter", "me"]
@@ -187,6 +190,9 @@ def test_results_that_nothing_explains_need_a_method(
     with pytest.raises(UserError, match="Say how it was made with --method"):
         make_record(elsewhere, bundle, tmp_path / "records", ME)
     declared = Declared(submitter="me", method="my_method", seed=3)
+    with pytest.raises(UserError, match="whether it trained on D_train: --trained, --no-trained"):
+        make_record(elsewhere, bundle, tmp_path / "records", declared)
+    declared = declared.model_copy(update={"trained": True})
     path = make_record(elsewhere, bundle, tmp_path / "records", declared)
     found = validate(tmp_path / "records", {bundle.sha256: bundle})
     assert errors(found) == []
@@ -254,7 +260,7 @@ def test_checkpoints_of_any_trainer_are_one_curve(
 ) -> None:
     from factual_forgetting.board import making as module
 
-    def read(path: Path, bundle: Bundle) -> Any:
+    def read(path: Path, *_: Any) -> Any:
         """The same answers, as of a checkpoint that no run tells of."""
         return replace(found, path=path, pretrained=f"/nowhere/{path.name}")
 

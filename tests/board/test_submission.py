@@ -12,11 +12,16 @@ import yaml
 from synthetic import HELDOUT, answered_record, drawn, make_bundle, write_run
 
 from factual_forgetting import files
+from factual_forgetting.board import making, submission
 from factual_forgetting.board.bundles import make_official
 from factual_forgetting.board.form import record_id
-from factual_forgetting.board.record import MAINTAINERS, find_records
+from factual_forgetting.board.record import MAINTAINERS, find_records, load_record
+from factual_forgetting.board.submission import check
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
+from factual_forgetting.scoring.results import Results
+from factual_forgetting.scoring.styles import FEWSHOT
 
 ROOT = Path(__file__).parents[2]
 # The command, for drawn runs, which are shorter than the recipe that they name.
@@ -24,6 +29,9 @@ _SHORT_RUNS = """
 import sys
 from factual_forgetting.board.validate import CHECKS
 from factual_forgetting.cli import main
+from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
+from factual_forgetting.scoring.results import Results
+from factual_forgetting.scoring.styles import FEWSHOT
 
 del CHECKS["steps"]
 sys.exit(main())
@@ -125,7 +133,12 @@ PUBLISHED = [
 @pytest.mark.parametrize("change", PUBLISHED)
 def test_what_is_published_stays(board_of: Path, change: Callable[[Path], None]) -> None:
     change(board_of)
-    assert steps_refusing(board_of) == ["What is published stays as it is"]
+    assert steps_refusing(board_of) == ["Validate"]
+    if change is change_bundle:
+        return  # Whose files are checked before anything is read of it.
+    records = board_of / "submitted/leaderboard/records"
+    found = check(records, [], board_of / "trusted/leaderboard")
+    assert "published" in {finding.check for finding in found}
 
 
 def forge_metric(where: Path) -> None:
@@ -201,3 +214,124 @@ def test_a_dataset_needs_its_whole_commit(
     told = ["--dataset", "me/facts@main", "--bundles", str(tmp_path)]
     assert main(["official", str(world.path), *told]) == 1
     assert "dataset" in capsys.readouterr().err
+
+
+def git(where: Path, *words: str) -> None:
+    named = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    subprocess.run(["git", *named, *words], cwd=where, check=True, capture_output=True)
+
+
+@pytest.fixture
+def clone(world: Bundle, runs: list[Path], tmp_path: Path) -> Path:
+    """A clone of a project that has published a record."""
+    clone = tmp_path / "clone"
+    make_official(world, clone / "leaderboard/bundles", "v1")
+    answered_record(runs[0], world, clone / "leaderboard/records")
+    git(clone, "init", "--initial-branch", "main")
+    git(clone, "add", ".")
+    git(clone, "commit", "--message", "published")
+    return clone
+
+
+@pytest.fixture
+def scoring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Answers everything right without a model; the names of what was scored."""
+    scored = []
+
+    def score(bundle: Bundle, _: str, name: str, folder: Path, **__: object) -> Path:
+        scored.append(name)
+        held = {
+            item.fact.id: item.fact for split, item in bundle.items() if split in METRIC_OF_SPLIT
+        }
+        results = Results(
+            path=folder / "results_1.json",
+            style=FEWSHOT,
+            pretrained=name,
+            name=name,
+            answers={key: fact.answers[0] for key, fact in held.items()},
+            judgements={},
+            correct=dict.fromkeys(held, True),
+            weights_sha256="c" * 64,
+            tokenizer_sha256=None,
+            prompts_sha256="",
+            asked_with={},
+            descent_declared=False,
+            environment={},
+        )
+        monkeypatch.setattr(making, "read_results", lambda *_: results)
+        return folder
+
+    monkeypatch.setattr(submission, "run_lm_eval", score)
+    return scored
+
+
+def submit(clone: Path, bundle: Bundle, *words: str) -> int:
+    told = ["submit", "model", "--bundle", str(bundle.path), "--submitter", "me"]
+    told += ["--tasks", FEWSHOT, "--output_path", str(clone.parent / "results")]
+    return main([*told, "--records", str(clone / "leaderboard/records"), *words])
+
+
+INSTRUCT = ("--method", "instruct", "--no-trained")
+
+
+def test_a_submission_is_scored_recorded_checked_and_compared(
+    clone: Path, world: Bundle, scoring: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(clone, world, *INSTRUCT) == 3  # Nobody declares what it was trained on.
+    out, err = capsys.readouterr()
+    written = Path(out.splitlines()[0])
+    record, _ = load_record(written)
+    assert (record.style, record.trained, record.method.name) == (FEWSHOT, False, "instruct")
+    assert scoring == ["model"]
+    assert "1 records added, 0 removed" in out
+    assert "instruct" in out
+    assert f"git switch --create submit-{record.id}" in err
+
+
+def test_what_nobody_says_is_asked_before_scoring(
+    clone: Path, world: Bundle, scoring: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in ((), "--method NAME"), (INSTRUCT[:2], "--trained, --no-trained"):
+        assert submit(clone, world, *words) == 1
+        assert told in capsys.readouterr().err
+    assert not scoring
+
+
+def test_a_bundle_has_to_be_official(
+    clone: Path, scoring: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_bundle(clone.parent / "other", heldout=24)
+    assert submit(clone, other, *INSTRUCT) == 1
+    assert f"factual-forgetting official {other.path}" in capsys.readouterr().err
+    make_official(other, clone / "leaderboard/bundles", "v2")
+    assert submit(clone, other, *INSTRUCT) == 3
+    assert scoring == ["model"]
+
+
+def test_a_submission_can_t_change_what_is_published(
+    clone: Path, world: Bundle, scoring: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = find_records(clone / "leaderboard/records")[0]
+    files.write_json(path, {**files.read_json(path), "note": "better"})
+    assert submit(clone, world, *INSTRUCT) == 1
+    out, err = capsys.readouterr()
+    assert "it is published, and was changed" in out
+    assert "What is left" not in err
+    assert scoring
+
+
+@pytest.mark.parametrize("branch", [None, "nowhere", "--output=x"])
+def test_what_it_is_compared_with_is_in_a_checkout(
+    world: Bundle,
+    clone: Path,
+    scoring: list[str],
+    capsys: pytest.CaptureFixture[str],
+    branch: str | None,
+) -> None:
+    if branch is None:
+        shutil.rmtree(clone / ".git")
+    named = [f"--against={branch}"] if branch else []
+    assert submit(clone, world, *INSTRUCT, *named) == 1
+    assert "is in no checkout of git" in capsys.readouterr().err
+    assert not scoring
+    assert not (clone / "leaderboard/x").exists()

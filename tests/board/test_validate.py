@@ -316,7 +316,7 @@ def test_missing_seeds_and_declarations_are_warnings(world: Bundle, tmp_path: Pa
 
 def test_the_names_of_the_checks() -> None:
     # Beside `steps`, which is left out for drawn runs.
-    errors = "facts answers id place base protocol track metrics curve start asked"
+    errors = "facts answers id place base protocol track metrics curve style start asked"
     warnings = "agreement before answered origin official seed declared environment"
     assert list(CHECKS) == f"{errors} {warnings}".split()
 

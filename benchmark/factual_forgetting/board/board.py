@@ -23,17 +23,18 @@ from factual_forgetting.board.ranking import (
     shares,
     signs_of,
 )
-from factual_forgetting.board.record import Outcome, arm_of, by_split
+from factual_forgetting.board.record import Arm, Outcome, arm_of, by_split
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.scoring.frontier import SeedCurve
 from factual_forgetting.scoring.metrics import Floats, find_crossing
 from factual_forgetting.scoring.statistics import Estimate, over_seeds, proportion, row_of
+from factual_forgetting.scoring.styles import FEWSHOT
 
 Entry = tuple[Record, list[Outcome]]
 _KNOWN_ONLY, _SFT = "known_only", "sft"
-LEARNS, KEEPS = "learns", "keeps"
+LEARNS, KEEPS, ANY = "learns", "keeps", "any"
 # Of those who need not learn. Below the second, a model that never saw D_Unk may have guessed.
 _NEEDED = (
     ("task_learning", 0.95, "T below .95"),
@@ -55,7 +56,8 @@ def make_board(
     Returns:
         `bundles`: of each its hash, base, reference and `rows`, one for each method, protocol and
         submitter, with ranks of the whole table; `tables` names the rows of *learns* (by S@P90)
-        and *keeps* (by final S, for those who need not learn) in order.
+        and *keeps* (by final S, for those who need not learn) in order, and of *any* (by few-shot
+        S) those that never trained on D_train or were asked otherwise.
 
     Raises:
         UserError: If records of a bundle have other facts than the rest.
@@ -68,7 +70,7 @@ def make_board(
             bundles[record.bundle_sha256] = _Bundle.of(record, outcomes)
         bundles[record.bundle_sha256].add(record, outcomes)
     return {
-        "format": "board-1",
+        "format": "board-2",
         "records": sum(len(bundle.seeds) for bundle in bundles.values()),
         "bundles": [_bundle(key, one, known.get(key)) for key, one in sorted(bundles.items())],
     }
@@ -133,10 +135,13 @@ def _facts(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 class _Arm:
     """A submitter's seeds of a method under a protocol."""
 
-    method: str
-    protocol: str
-    submitter: str
+    key: Arm
     seeds: list[_Seed]
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that it stands in."""
+        return (LEARNS, KEEPS) if self.key.by_protocol else (ANY,)
 
     def stability_at_p90(self) -> Floats | None:
         """S@P90, mean of the seeds, first the estimate, then its resamples; None if never."""
@@ -145,9 +150,7 @@ class _Arm:
 
     def share(self, split: str, relations: list[str], *, macro: bool = False) -> Estimate | None:
         """The final share right of a split, with its interval over facts and seeds."""
-        right = [one.final[split] for one in self.seeds]
-        over_facts = proportion(np.mean(right, axis=0).tolist(), relations, macro=macro)
-        return over_facts and over_seeds(over_facts, [float(seed.mean()) for seed in right])
+        return _share([one.final[split] for one in self.seeds], relations, macro=macro)
 
     def paired(self, other: _Arm | None) -> list[tuple[_Seed, _Seed]]:
         """The runs of both that have the same seed."""
@@ -156,23 +159,32 @@ class _Arm:
         return [(one, theirs[one.record.seed]) for one in self.seeds if one.record.seed in theirs]
 
 
+def _share(
+    seeds: Sequence[Floats], relations: list[str], *, macro: bool = False
+) -> Estimate | None:
+    """Estimates the share of facts, from outcomes of every seed, over facts and seeds."""
+    over_facts = proportion(np.mean(seeds, axis=0).tolist(), relations, macro=macro)
+    return over_facts and over_seeds(over_facts, [float(seed.mean()) for seed in seeds])
+
+
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
-    groups: dict[tuple[str, str, str], list[_Seed]] = defaultdict(list)
+    groups: dict[Arm, list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
         groups[arm_of(one.record)].append(one)
-    arms = [_Arm(*key, _shown(group)) for key, group in sorted(groups.items())]
+    arms = [_Arm(key, _shown(group)) for key, group in sorted(groups.items())]
     references = _references(arms)
-    base_right = reference.base_right if reference else None
-    rows = [_row(arm, references, bundle, base_right) for arm in arms]
-    for table in (LEARNS, KEEPS):
-        _rank(table, arms, rows, bundle.counts[HELDOUT])
-    ordered = {table: sorted(rows, key=partial(_order, table)) for table in (LEARNS, KEEPS)}
+    rows = [_row(arm, references, bundle, reference) for arm in arms]
+    ordered = {}
+    for table in (LEARNS, KEEPS, ANY):
+        there = [(arm, row) for arm, row in zip(arms, rows, strict=True) if table in arm.tables]
+        _rank(table, there, bundle.counts[HELDOUT])
+        ordered[table] = sorted((row for _, row in there), key=partial(_order, table))
     return {
         "sha256": sha256,
         "base": bundle.first.base.pretrained,
         "reference": reference.model_dump(mode="json") if reference else None,
         "counts": {split: len(found) for split, found in bundle.relations.items()},
-        "rows": ordered[LEARNS],
+        "rows": [*ordered[LEARNS], *ordered[ANY]],
         "tables": {table: [row["id"] for row in found] for table, found in ordered.items()},
     }
 
@@ -224,34 +236,38 @@ def _row(
     arm: _Arm,
     references: Mapping[_Recipe, Sequence[_Arm]],
     bundle: _Bundle,
-    base_right: str | None,
+    reference: ReferenceRows | None,
 ) -> dict[str, Any]:
-    records = [one.record for one in arm.seeds]
+    records, key = [one.record for one in arm.seeds], arm.key
     sft, known_only = (_reference(name, arm, references) for name in (_SFT, _KNOWN_ONLY))
     held, relations = bundle.counts[HELDOUT], bundle.relations
     macro = arm.share(HELDOUT, relations[HELDOUT], macro=True)
     declared = {record.training_data.heldout for record in records}
     return {
-        "id": files.sha256_json([arm.method, arm.protocol, arm.submitter])[:12],
-        "method": arm.method,
+        "id": files.sha256_json(key[:3] if key.by_protocol else key)[:12],
+        "method": key.method,
         "family": records[0].method.name,
-        "protocol": arm.protocol,
-        "submitter": arm.submitter,
+        "protocol": key.protocol,
+        "submitter": key.submitter,
+        "style": key.style,
+        "trained": key.trained,
         "track": max(record.track for record in records),
         "trials": max((r.trials for r in records if r.trials), default=None),
         "level": min((record.level for record in records), key=LEVELS.index),
         # The gravest of what the seeds declare.
         "heldout_in_training": max(declared, key=("excluded", "unknown", "included").index),
-        "reference": arm.method == _KNOWN_ONLY,
+        "reference": key.by_protocol and key.method == _KNOWN_ONLY,
         "records": [record.id for record in records],
         "seeds": [record.seed for record in records],
         **{
             metric: row_of(arm.share(split, relations[split]))
+            if key.trained or split == HELDOUT
+            else None
             for split, metric in METRIC_OF_SPLIT.items()
         },
         "stability_macro": macro.value if macro else None,
         "stability_range": _range([float(one.final[HELDOUT].mean()) for one in arm.seeds]),
-        **_against_base(arm, base_right),
+        **_against_base(arm, relations[HELDOUT], reference),
         "stability_at_p90": _at_p90(arm, relations[HELDOUT]),
         "loss_against": {_KNOWN_ONLY: _loss(arm, known_only, held), _SFT: _loss(arm, sft, held)},
         "difference_at_p90": {_SFT: _difference_at_p90(arm, sft)},
@@ -263,40 +279,45 @@ def _row(
 
 
 def _recipe(arm: _Arm) -> _Recipe:
-    return arm.method, arm.protocol.split("@")[0]
+    return arm.key.method, arm.key.protocol.split("@")[0]
 
 
 def _references(arms: Sequence[_Arm]) -> dict[_Recipe, list[_Arm]]:
     """The arms that others are compared with, by method and recipe."""
     found: dict[_Recipe, list[_Arm]] = defaultdict(list)
     for arm in arms:
-        if arm.method in (_SFT, _KNOWN_ONLY):
+        if arm.key.by_protocol and arm.key.method in (_SFT, _KNOWN_ONLY):
             found[_recipe(arm)].append(arm)
     return found
 
 
 def _reference(name: str, arm: _Arm, references: Mapping[_Recipe, Sequence[_Arm]]) -> _Arm | None:
     """The reference under the same recipe: of the same submitter, at the same rate, if there is."""
+    if not arm.key.by_protocol:
+        return None
     return max(
         references.get((name, _recipe(arm)[1]), ()),
         key=lambda other: (
-            other.submitter == arm.submitter,
-            other.protocol == arm.protocol,
+            other.key.submitter == arm.key.submitter,
+            other.key.protocol == arm.key.protocol,
             len(arm.paired(other)),
         ),
         default=None,
     )
 
 
-def _against_base(arm: _Arm, base_right: str | None) -> dict[str, float | None]:
-    """Share now wrong of what the base gets right, and now right of the rest, by the outcomes."""
-    final = np.mean([one.final[HELDOUT] for one in arm.seeds], axis=0)
-    right = np.array([sign == "1" for sign in base_right or ""])
-    if len(right) != len(final):  # Nobody says what the base gets right.
+def _against_base(
+    arm: _Arm, relations: list[str], reference: ReferenceRows | None
+) -> dict[str, Any]:
+    """Share now wrong of what the base gets right in that prompt, and now right of the rest."""
+    told = reference.right_in(arm.key.style) if reference else None
+    right = np.array([sign == "1" for sign in told or ""])
+    if len(right) != len(relations):  # Nobody says what the base gets right.
         return {"lost": None, "gained": None}
+    strata, final = np.array(relations), [one.final[HELDOUT] for one in arm.seeds]
     return {
-        "lost": float(1 - final[right].mean()) if right.any() else None,
-        "gained": float(final[~right].mean()) if not right.all() else None,
+        "lost": row_of(_share([1 - one[right] for one in final], strata[right].tolist())),
+        "gained": row_of(_share([one[~right] for one in final], strata[~right].tolist())),
     }
 
 
@@ -372,11 +393,11 @@ def _mean_curve(arm: _Arm) -> list[dict[str, Any]]:
     ]
 
 
-def _rank(table: str, arms: list[_Arm], rows: list[dict[str, Any]], counts: Matrix) -> None:
-    """Puts each row's rank in a table into it, or None and why."""
-    told = [_ranked_by(table, arm, row, counts) for arm, row in zip(arms, rows, strict=True)]
+def _rank(table: str, there: Sequence[tuple[_Arm, dict[str, Any]]], counts: Matrix) -> None:
+    """Puts the rank of each row of a table into it, or None and why."""
+    told = [_ranked_by(table, arm, row, counts) for arm, row in there]
     found = iter(ranks([one for one in told if not isinstance(one, str)]))
-    for row, one in zip(rows, told, strict=True):
+    for (_, row), one in zip(there, told, strict=True):
         unranked = isinstance(one, str)
         row["unranked"][table] = one if unranked else None
         row["rank"][table] = None if unranked else next(found)
@@ -395,9 +416,11 @@ def _ranked_by(table: str, arm: _Arm, row: dict[str, Any], counts: Matrix) -> Ra
         if (drawn := arm.stability_at_p90()) is None:
             return "never reaches P .90" if row["curve"] else "no curve"
         return Ranked(drawn, [float(one.at_p90[0]) for one in arm.seeds], facts)
-    for metric, least, told in _NEEDED:
+    for metric, least, told in _NEEDED if table == KEEPS else ():
         if row[metric] is None or row[metric]["value"] < least:
             return told
+    if table == ANY and arm.key.style != FEWSHOT:
+        return "not asked few-shot"
     final = [one.final[HELDOUT] for one in arm.seeds]
     return Ranked(_resampled_mean(counts, final), [float(one.mean()) for one in final], facts)
 

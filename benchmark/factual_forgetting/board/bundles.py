@@ -18,7 +18,8 @@ from factual_forgetting.errors import InputError
 from factual_forgetting.facts.account import majority_baseline
 from factual_forgetting.scoring.metrics import accuracy
 from factual_forgetting.scoring.statistics import row_of
-from factual_forgetting.slick.labelling import ZERO_SHOT
+from factual_forgetting.scoring.styles import STYLES
+from factual_forgetting.slick.labelling import FRESH, ZERO_SHOT
 
 _REFERENCE, _SOURCE = "reference.json", "source.json"
 
@@ -40,6 +41,8 @@ class ReferenceRows(Config, strict=True):
         base_stability: Stability of the base itself, in the same prompt.
         base_macro: The same as a mean over relations.
         base_right: Whether the base gets each fact of D_Held right, in order: `1` or `0`.
+        few_shot_stability: Stability of the base itself, few-shot.
+        few_shot_right: As `base_right`, few-shot.
         majority_micro: Share of D_Held that the majority answer of each relation gets right.
         majority_macro: The same as a mean over relations.
         heldout_dropped_for_overlap: Candidates of D_Held that training speaks of, left out.
@@ -53,10 +56,16 @@ class ReferenceRows(Config, strict=True):
     base_stability: Metric
     base_macro: float | None
     base_right: str | None = None
+    few_shot_stability: Metric = None
+    few_shot_right: str | None = None
     majority_micro: float | None
     majority_macro: float | None
     heldout_dropped_for_overlap: int | None
     heldout_subjects_as_training_objects: int | None
+
+    def right_in(self, style: str) -> str | None:
+        """Returns what the base gets right in a style's prompt, as `base_right` has it."""
+        return self.base_right if STYLES[style].outcome == ZERO_SHOT else self.few_shot_right
 
 
 def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
@@ -64,7 +73,7 @@ def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
     held, manifest = bundle.splits[m.HELDOUT], bundle.manifest
     train = [item.fact for split in (m.KNOWN, m.UNKNOWN) for item in bundle.splits[split]]
     majority = majority_baseline(train, [item.fact for item in held])
-    base = {item.fact.id: item.base[ZERO_SHOT] for item in held}
+    base, few_shot = ({i.fact.id: i.base[key] for i in held} for key in (ZERO_SHOT, FRESH))
     macro = accuracy(held, base, macro=True)
     overlap = ("heldout_dropped_for_overlap", "heldout_subjects_as_training_objects")
     told = {
@@ -74,7 +83,9 @@ def reference_of(bundle: Bundle, name: str | None = None) -> ReferenceRows:
         "counts": {split: len(items) for split, items in bundle.splits.items()},
         "base_stability": row_of(accuracy(held, base)),
         "base_macro": macro.value if macro else None,
-        "base_right": "".join("01"[item.base[ZERO_SHOT]] for item in held),
+        "base_right": "".join("01"[right] for right in base.values()),
+        "few_shot_stability": row_of(accuracy(held, few_shot)),
+        "few_shot_right": "".join("01"[right] for right in few_shot.values()),
         "majority_micro": majority["micro"],
         "majority_macro": majority["macro"],
         **{key: manifest.get(key) for key in overlap},

@@ -31,6 +31,7 @@ Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,6
 Repository = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")
 ]
+Url = Annotated[str, StringConstraints(pattern=r"^https://[!-;=?-Z_a-z~%]{1,300}$")]
 Submitter = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,37}[a-z0-9])?$")]
 Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
 Whole = Annotated[int, Field(strict=True, ge=-_MOST, le=_MOST)]
@@ -52,7 +53,9 @@ _RENAMED = {
     "cost": {"extra_forwards": "extra_tokens"},
     "environment": {"batch_size": "training_batch_size"},
 }
-_LATER = {"submitter", "matcher_version", "resolved_protocol", "origin"}
+_LATER = {
+    "submitter", "matcher_version", "resolved_protocol", "origin", "style", "trained", "url",
+}  # fmt: skip
 _NEW_NAMES = {
     "cost": {"extra_tokens"},
     "environment": {"training_batch_size", "scoring_batch_size"},
@@ -207,11 +210,15 @@ class Record(Config):
             has; else `open`.
         trials: Settings that were tried before this one was chosen; None where undeclared.
         matcher_version: The version of answer matching that outcomes were judged by.
+        style: The lm-eval group that asked: zero-shot as in training, few-shot, or chat.
+        trained: Whether the checkpoint ever trained on D_train, as its maker declares where no run
+            says it; if not, it has neither T nor P.
         level: `self-reported`: arithmetic recomputed, outcomes taken on trust; `rescored`: the
             weights, known by hash, were scored again; `reproduced`: trained again. The
             maintainers' file says it, no record.
         weights_sha256: Hash of the checkpoint's weights; None for a served model.
         repository: Where on the Hub the weights are.
+        url: Where the method is told: a paper, say, or its code.
         metrics: Recomputed from the outcomes by every reader, never trusted.
         curve: Evaluated points; empty without a run.
         outcomes: The outcomes file.
@@ -235,9 +242,14 @@ class Record(Config):
     track: Literal["closed", "open"]
     trials: Annotated[int, Field(strict=True, ge=1, le=_MOST)] | None = None
     matcher_version: Key
+    style: Literal[
+        "factual_forgetting", "factual_forgetting_fewshot", "factual_forgetting_chat"
+    ] = "factual_forgetting"
+    trained: Truth = True
     level: SkipJsonSchema[Level] = Field(default="self-reported", exclude=True)
     weights_sha256: Hash | None
     repository: Repository | None = None
+    url: Url | None = None
     metrics: dict[Key, Metric] = Field(max_length=_MOST_ENTRIES)
     curve: list[CurvePoint] = Field(max_length=_MOST_POINTS)
     outcomes: OutcomesOf
@@ -308,9 +320,12 @@ def _with_new_names(part: str, values: Any) -> Any:
 
 
 # Fields that make a result another result. All others describe it, and dates, hosts and notes
-# may change without a new identity. The forms before had neither of the last two.
+# may change without a new identity. The forms before had none of the later ones, and the last ones
+# count where they aren't what they were for every record then.
 _IDENTITY_BEFORE = ("bundle_sha256", "weights_sha256", "method", "protocol", "seed", "outcomes")
-IDENTITY = (*_IDENTITY_BEFORE, "submitter", "matcher_version")
+_IDENTITY_LATER = ("submitter", "matcher_version")
+_USUALLY = {"style": "factual_forgetting", "trained": True}
+IDENTITY = (*_IDENTITY_BEFORE, *_IDENTITY_LATER, *_USUALLY)
 
 
 def record_id(record: Mapping[str, Any]) -> str:
@@ -320,7 +335,8 @@ def record_id(record: Mapping[str, Any]) -> str:
     """
     before = record.get("submitter", UNSTATED) == UNSTATED
     told = {**record, "outcomes": record["outcomes"]["sha256"]}
-    parts = [told[key] for key in (_IDENTITY_BEFORE if before else IDENTITY)]
+    parts = [told[key] for key in (*_IDENTITY_BEFORE, *(() if before else _IDENTITY_LATER))]
+    parts += [{k: told[k]} for k, usual in _USUALLY.items() if told.get(k, usual) != usual]
     return files.sha256_json(["record-1" if before else "record-3", *parts])[:16]
 
 

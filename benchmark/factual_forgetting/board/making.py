@@ -38,6 +38,7 @@ from factual_forgetting.protocol.run import CHOSEN, LOG, read_chosen, told_by_ru
 from factual_forgetting.protocol.settings import resolve
 from factual_forgetting.scoring.report import in_order, steps_of
 from factual_forgetting.scoring.results import Results, read_results
+from factual_forgetting.scoring.styles import TASK
 from factual_forgetting.scoring.task import local_checkpoint, tokenizer_sha256
 from factual_forgetting.slick.labelling import ZERO_SHOT
 
@@ -49,9 +50,11 @@ class Declared(Config):
         submitter: Who that is.
         method: How a checkpoint was made that finetune didn't make.
         method_args: Its settings.
+        trained: Whether it trained on D_train, if no run says it.
         seed: Its seed.
         trials: Settings tried before these were chosen.
         repository: Where on the Hub the weights are.
+        url: Where the method is told.
         training_data: What it was trained on.
         heldout: Whether facts of D_Held were among it.
         note: Anything else.
@@ -60,9 +63,11 @@ class Declared(Config):
     submitter: form.Submitter
     method: str | None = None
     method_args: dict[str, Any] | None = None
+    trained: bool | None = None
     seed: int | None = None
     trials: int | None = None
     repository: str | None = None
+    url: str | None = None
     training_data: str | None = None
     heldout: str | None = None
     note: str | None = None
@@ -75,10 +80,10 @@ class _Log(Told):
 
 
 @dataclass(frozen=True, slots=True)
-class _Trained:
+class _Run:
     """What a run's directory says."""
 
-    run: dict[str, Any]
+    told: dict[str, Any]
     curve: list[dict[str, Any]]
     correct: dict[str, str]  # Outcomes along the curve, by fact id.
     seconds: float | None  # How long training took.
@@ -101,15 +106,19 @@ def record_curve(sources: Sequence[Path], bundle: Bundle, root: Path, declared: 
     Raises:
         UserError: If there are fewer than two, or any can't be recorded by itself.
     """
-    if len(sources) < 2:
-        raise InputError("A curve is of two or more checkpoints. Leave out --curve for one.")
+    if len(sources) < 2 or declared.trained is False:
+        raise InputError(
+            "A curve is of two or more checkpoints of a run that trained on D_train. Leave out "
+            "--curve, or give all of them and leave out --no-trained."
+        )
     found = [read_results(source, bundle) for source in sources]
     if any(one.pretrained and told_by_run(Path(one.pretrained)) for one in found):
         raise InputError("A run of finetune has a curve of its own. Leave out --curve.")
     for one in found:
         _require_all(one.path, one, bundle)
     ordered = in_order(found, declared=True) or found
-    return make_record(ordered[-1].path, bundle, root, declared, ordered)
+    told = declared.model_copy(update={"trained": True})
+    return make_record(ordered[-1].path, bundle, root, told, ordered)
 
 
 def make_record(
@@ -118,6 +127,7 @@ def make_record(
     root: Path,
     declared: Declared,
     points: Sequence[Results] = (),
+    style: str = TASK,
 ) -> Path:
     """Writes a record of an lm-eval output or a run directory with its outcomes; tells its path.
 
@@ -132,33 +142,34 @@ def make_record(
         root: Directory of records.
         declared: What the source doesn't say.
         points: Checkpoints of its training in order, itself the last, where no run tells them.
+        style: Key of `STYLES`: how it was asked. A curve is of the protocol's prompt alone.
 
     Raises:
         UserError: If the source is unfinished, of another bundle, or made nobody says how.
     """
-    trained, results = _read_source(source, bundle)
-    if trained is None and declared.method is None:
-        raise InputError(f"{_not_a_run(source, results)} Say how it was made with --method NAME.")
-    _require_agreement(source, trained, declared)
+    run, results = _read_source(source, bundle, style)
+    _require_agreement(source, run, results, declared)
     _require_all(source, results, bundle)
-    curve, along = (trained.curve, trained.correct) if trained else _curve_of(points, bundle)
+    curve, along = ([], {}) if style != TASK else _curve_of(run, points, bundle)
     outcomes = _outcomes(along, results, bundle)
     rows = [outcome.model_dump() for outcome in outcomes]
-    record = _identity(trained, results, bundle, declared, rows)
-    trials = _trials(trained, record, declared.trials)
+    asked: dict[str, Any] = {"style": style, "trained": bool(run or declared.trained)}
+    record = _identity(run, results, bundle, declared, rows, asked)
+    trials = _trials(run, record, declared.trials)
     record |= {
         "format": form.RECORD_FORM,
         "base": {key: bundle.manifest["base"].get(key) for key in form.BaseOf.model_fields},
-        "resolved_protocol": trained.run["protocol"] if trained else None,
+        "resolved_protocol": run.told["protocol"] if run else None,
         "track": track_of(record["protocol"], record["method"], trials),
         "trials": trials,
         "repository": declared.repository,
-        "metrics": recompute(bundle, outcomes, len(curve)),
+        "url": declared.url,
+        "metrics": recompute(bundle, outcomes, len(curve), **asked),
         "curve": [{key: point[key] for key in form.CurvePoint.model_fields} for point in curve],
-        "cost": _cost(trained, bundle) if trained else {},
-        "environment": _environment(trained, results),
-        "origin": _origin(trained, results, bundle),
-        "training_data": _training_data(trained, declared),
+        "cost": _cost(run, bundle) if run else {},
+        "environment": _environment(run, results),
+        "origin": _origin(run, results, bundle),
+        "training_data": _training_data(run, declared),
         "note": declared.note,
         "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -171,23 +182,29 @@ def make_record(
     return path
 
 
-def _not_a_run(source: Path, results: Results | None) -> str:
-    named = results.pretrained if results else None
-    if named and not Path(named).exists():
-        return f"The checkpoint {named} of {source} isn't there from here, so no run tells of it."
-    return f"{source} is no run of finetune."
+def require_declared(path: Path, bundle: Bundle, declared: Declared) -> None:
+    """Raises a UserError where a record of a checkpoint would lack what nobody says of it."""
+    run = _read_run(path, bundle) if told_by_run(path) else None
+    _require_agreement(path, run, None, declared)
 
 
-def _require_agreement(source: Path, trained: _Trained | None, declared: Declared) -> None:
-    """Refuses a declaration that the run contradicts: it says itself what it is."""
-    run = trained.run if trained else None
-    told = (
-        {"method": run["method"]["name"], "method_args": run["method"]["settings"]}
-        | {"seed": run["seed"]}
-        if run
-        else {}
-    )
-    for name, value in told.items():
+def _require_agreement(
+    source: Path, run: _Run | None, results: Results | None, declared: Declared
+) -> None:
+    """Refuses a declaration that the run contradicts, and asks for what no run tells."""
+    if run is None:
+        named = results.pretrained if results else None
+        told = f"{source} is no run of finetune."
+        if named and not Path(named).exists():
+            told = f"The checkpoint {named} of {source} isn't there from here: no run tells of it."
+        if declared.method is None:
+            raise InputError(f"{told} Say how it was made with --method NAME.")
+        if declared.trained is None:
+            raise InputError(f"{told} Say whether it trained on D_train: --trained, --no-trained.")
+        return
+    method = run.told["method"]
+    known = {"method": method["name"], "method_args": method["settings"], "trained": True}
+    for name, value in {**known, "seed": run.told["seed"]}.items():
         if getattr(declared, name) not in (None, value):
             raise InputError(f"The {name} of the run in {source} is {value}. Leave out --{name}.")
 
@@ -202,20 +219,22 @@ def _require_all(source: Path, results: Results | None, bundle: Bundle) -> None:
             )
 
 
-def _read_source(source: Path, bundle: Bundle) -> tuple[_Trained | None, Results | None]:
+def _read_source(source: Path, bundle: Bundle, style: str) -> tuple[_Run | None, Results | None]:
     if told_by_run(source):
+        if style != TASK:
+            raise InputError(f"{source} is a run, which isn't asked so. Record a score of it.")
         return _read_run(source, bundle), None
-    results = read_results(source, bundle)
+    results = read_results(source, bundle, style)
     path = Path(results.pretrained) if results.pretrained else None
     if path is None or not told_by_run(path):
         return None, results
-    trained = _read_run(path, bundle)
-    if results.weights_sha256 not in (None, trained.run["weights_sha256"]):
+    run = _read_run(path, bundle)
+    if results.weights_sha256 not in (None, run.told["weights_sha256"]):
         raise InputError(f"{source} is of other weights than {path} holds now. Score it again.")
-    return trained, results
+    return run, results
 
 
-def _read_run(path: Path, bundle: Bundle) -> _Trained:
+def _read_run(path: Path, bundle: Bundle) -> _Run:
     if (run := told_by_run(path)) is None:
         raise NotFoundError(f"{path} holds no finished run. Train again.")
     if run["bundle_sha256"] != bundle.sha256:
@@ -236,7 +255,7 @@ def _read_run(path: Path, bundle: Bundle) -> _Trained:
     log = files.read_object(path / LOG) if (path / LOG).is_file() else {"seconds": None}
     seconds = parse(_Log, log, str(path / LOG)).seconds
     told = {key: correct[key] for key in expected}
-    return _Trained(run, curve, told, seconds, _swept(path), tokenizer_sha256(path))
+    return _Run(run, curve, told, seconds, _swept(path), tokenizer_sha256(path))
 
 
 def _swept(path: Path) -> int | None:
@@ -255,11 +274,9 @@ def _swept(path: Path) -> int | None:
     )
 
 
-def _trials(
-    trained: _Trained | None, record: Mapping[str, Any], declared: int | None
-) -> int | None:
+def _trials(run: _Run | None, record: Mapping[str, Any], declared: int | None) -> int | None:
     """Counts the trials before the choice; None where there was one to make and nobody says."""
-    swept = trained.trials if trained else None
+    swept = run.trials if run else None
     if declared is not None and swept is not None and declared < swept:
         raise InputError(f"Its sweep tried {swept} settings. Declare no fewer with --trials.")
     told = declared or swept
@@ -282,17 +299,17 @@ def _weights(path: Path, run: Mapping[str, Any]) -> str:
 
 
 def _identity(
-    trained: _Trained | None,
+    run: _Run | None,
     results: Results | None,
     bundle: Bundle,
     declared: Declared,
     rows: list[dict[str, Any]],
+    asked: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What identifies a result, and what follows from that: its id and its file."""
-    if trained:
-        run = trained.run
-        made = {key: run[key] for key in ("weights_sha256", "method", "seed")}
-        recipe, digest = run["protocol"], run["protocol_sha256"]
+    if run:
+        made = {key: run.told[key] for key in ("weights_sha256", "method", "seed")}
+        recipe, digest = run.told["protocol"], run.told["protocol_sha256"]
         made["protocol"] = {"name": recipe["name"], "sha256": digest} if recipe else None
     else:
         made = {
@@ -307,6 +324,7 @@ def _identity(
         "bundle_sha256": bundle.sha256,
         "submitter": declared.submitter,
         "matcher_version": bundle.matcher,
+        **asked,
         **made,
         "outcomes": outcomes,
     }
@@ -316,9 +334,11 @@ def _identity(
 
 
 def _curve_of(
-    points: Sequence[Results], bundle: Bundle
+    run: _Run | None, points: Sequence[Results], bundle: Bundle
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The points of a curve, the base's first, and the outcomes along it by fact."""
+    if run:
+        return run.curve, run.correct
     if not points:
         return [], {}
     curve = [{"step": step, "loss": None} for step in (0, *steps_of(points))]
@@ -352,15 +372,15 @@ def _outcomes(curves: Mapping[str, str], results: Results | None, bundle: Bundle
     ]
 
 
-def _cost(trained: _Trained, bundle: Bundle) -> dict[str, Any]:
-    run, last = trained.run, trained.curve[-1]
-    gpus = re.match(r"(\d+) x ", str(run["environment"].get("device")))
-    hours = int(gpus[1]) * trained.seconds / 3600 if gpus and trained.seconds is not None else None
+def _cost(run: _Run, bundle: Bundle) -> dict[str, Any]:
+    told, last = run.told, run.curve[-1]
+    gpus = re.match(r"(\d+) x ", str(told["environment"].get("device")))
+    hours = int(gpus[1]) * run.seconds / 3600 if gpus and run.seconds is not None else None
     return {
-        "steps": run["steps"],
+        "steps": told["steps"],
         "tokens": last.get("tokens"),
         "extra_tokens": last.get("teacher_tokens"),
-        "extra_data": _extra_data(run["method"], bundle),
+        "extra_data": _extra_data(told["method"], bundle),
         "gpu_hours": None if hours is None else round(hours, 4),
     }
 
@@ -375,15 +395,15 @@ def _extra_data(method: Mapping[str, Any], bundle: Bundle) -> int | None:
     return len(seen - {item.fact.id for name in (KNOWN, UNKNOWN) for item in bundle.splits[name]})
 
 
-def _environment(trained: _Trained | None, results: Results | None) -> dict[str, Any]:
+def _environment(run: _Run | None, results: Results | None) -> dict[str, Any]:
     """Reports the run and the scoring; of neither known, the matcher that scored again."""
-    if trained:
-        run, resolved = trained.run, trained.run.get("resolved", {})
+    if run:
+        told, resolved = run.told, run.told.get("resolved", {})
         # Without a recipe the trainer's arguments say it.
         weights = resolved.get("dtype", {}).get("weights")
-        protocol = run["protocol"] or {**resolved, "checkpoint_dtype": weights}
+        protocol = told["protocol"] or {**resolved, "checkpoint_dtype": weights}
         made = {
-            **run["environment"],
+            **told["environment"],
             "attention": resolved.get("attention") or protocol.get("attention"),
             "dtype": protocol["checkpoint_dtype"],
             "training_batch_size": str(protocol.get("batch_size") or "") or None,
@@ -403,14 +423,14 @@ def _environment(trained: _Trained | None, results: Results | None) -> dict[str,
     return {key: made[key] for key in form.EnvironmentOf.model_fields if made.get(key) is not None}
 
 
-def _origin(trained: _Trained | None, results: Results | None, bundle: Bundle) -> dict[str, Any]:
+def _origin(run: _Run | None, results: Results | None, bundle: Bundle) -> dict[str, Any]:
     base = bundle.manifest["base"]
     path = local_checkpoint(base["pretrained"], base.get("revision"))
-    descent = "trained" if trained else None
-    if results and not trained:
+    descent = "trained" if run else None
+    if results and not run:
         seen = results.weights_sha256 is not None and base["shape"] is not None
         descent = "declared" if results.descent_declared else "checked" if seen else None
-    asked = results or trained
+    asked = results or run
     return {
         "descent": descent,
         "tokenizer_sha256": asked.tokenizer_sha256 if asked else None,
@@ -418,12 +438,12 @@ def _origin(trained: _Trained | None, results: Results | None, bundle: Bundle) -
     }
 
 
-def _training_data(trained: _Trained | None, declared: Declared) -> dict[str, Any]:
+def _training_data(run: _Run | None, declared: Declared) -> dict[str, Any]:
     told_data = {"description": declared.training_data, "heldout": "unknown"}
-    if trained and trained.run["protocol"] and declared.training_data is None:
+    if run and run.told["protocol"] and declared.training_data is None:
         told = "the bundle's training splits, by finetune"
         told_data = {"description": told, "heldout": "excluded"}
-    elif declared.heldout and declared.training_data is None and not trained:
+    elif declared.heldout and declared.training_data is None and not run:
         raise InputError(
             "--heldout says whether D_Held was among the training data. Say with --training_data "
             "what that was."

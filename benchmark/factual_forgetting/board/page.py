@@ -20,10 +20,10 @@ from factual_forgetting.board.form import Record, place
 from factual_forgetting.board.links import Links
 from factual_forgetting.board.record import Outcome, by_split
 from factual_forgetting.board.remake import remake_commands
-from factual_forgetting.board.tables import LEGEND, marks
+from factual_forgetting.board.tables import ASKED, LEGEND, SEEN, marks
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN, Bundle
 from factual_forgetting.scoring.statistics import interval_text
-from factual_forgetting.slick.labelling import ZERO_SHOT
+from factual_forgetting.scoring.styles import STYLES
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
 _UNPUBLISHED = Links()
@@ -184,7 +184,11 @@ def _references(reference: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     majority = reference["majority_micro"]
     return [
-        {"name": "the base itself", "S": _triple(reference["base_stability"])},
+        {
+            "name": "the base itself",
+            "S": _triple(reference["base_stability"]),
+            "fewShot": _triple(reference["few_shot_stability"]),
+        },
         {"name": "majority answer of each relation", "S": [_rounded(majority), None, None]},
     ]
 
@@ -201,7 +205,10 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
         "p90": _triple(crossing),
         "marks": marks(crossing) if crossing else "",
         "why": None if crossing else ("never" if row["curve"] else "no curve"),
-        "lost": _rounded(row["lost"]),
+        "lost": _triple(row["lost"]),
+        "gained": _triple(row["gained"]),
+        "asked": ASKED[row["style"]],
+        "train": SEEN[row["trained"]],
         "loss": _triple(row["loss_against"]["known_only"]),
     }
 
@@ -254,14 +261,15 @@ def _record_part(
 ) -> dict[str, Any]:
     parts = by_split(outcomes)
     held, new = parts[HELDOUT], parts[UNKNOWN]
-    base = [p.base[ZERO_SHOT] for p in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
+    outcome = STYLES[record.style].outcome
+    base = [p.base[outcome] for p in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
     told = "Facts lost (of those the base gets right in the same prompt)"
     linked = links.of_record(record)
     return {
         "id": record.id,
         "seed": record.seed,
         "S": _share(held),
-        "P": _share(new),
+        "P": _share(new) if record.trained else None,
         "lost": [
             [index, one.answer]
             for index, (one, was_right) in enumerate(zip(held, base, strict=True))
@@ -301,6 +309,9 @@ def _provenance(record: Record) -> list[list[Any]]:
         ["protocol", f"{protocol.name} {protocol.sha256}" if protocol else None],
         ["weights", record.weights_sha256],
         ["repository", record.repository],
+        ["told in", record.url],
+        ["asked", ASKED[record.style]],
+        ["facts of D_train", SEEN[record.trained]],
         ["outcomes", record.outcomes.sha256],
         ["answers judged by", record.matcher_version],
         ["descent", record.origin.descent],

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from tqdm import tqdm
@@ -26,6 +26,7 @@ from factual_forgetting.protocol.curve import (
 from factual_forgetting.protocol.recipe import find_recipe
 from factual_forgetting.protocol.settings import method_label, resolve
 from factual_forgetting.scoring.metrics import curve_metrics, final_metrics
+from factual_forgetting.scoring.styles import STYLES, TASK
 from factual_forgetting.slick.labelling import NOT_ASKED
 
 # Strangers' files are read whole only up to here; the largest honest ones stay far below.
@@ -72,8 +73,31 @@ def track_of(
     return grid.track(recipe, method["name"], settings, None)
 
 
-def arm_of(record: Record) -> tuple[str, str, str]:
-    """Method, protocol and submitter of a record as they are shown; its arm's seeds share them."""
+class Arm(NamedTuple):
+    """What the seeds of an arm share, as it is shown.
+
+    Attributes:
+        method: Its name and settings.
+        protocol: Name and hash of the recipe.
+        submitter: Who answers for it.
+        style: Key of `STYLES`: how it was asked.
+        trained: Whether it trained on D_train.
+    """
+
+    method: str
+    protocol: str
+    submitter: str
+    style: str
+    trained: bool
+
+    @property
+    def by_protocol(self) -> bool:
+        """Whether it trained on D_train and was asked as the protocol asks."""
+        return self.trained and self.style == TASK
+
+
+def arm_of(record: Record) -> Arm:
+    """Returns the arm of a record."""
     name, settings = record.method.name, record.method.settings
     try:
         label = method_label(name, resolve(name, settings))
@@ -82,13 +106,21 @@ def arm_of(record: Record) -> tuple[str, str, str]:
         label = f"{name}({told})" if told else name
     protocol = record.protocol
     recipe = f"{protocol.name}@{protocol.sha256[:8]}" if protocol else _NO_PROTOCOL
-    return label, recipe, record.submitter
+    return Arm(label, recipe, record.submitter, record.style, record.trained)
 
 
-def recompute(bundle: Bundle, outcomes: Sequence[Outcome], points: int) -> dict[str, Any]:
-    """Computes all metrics of a record from its outcomes and the bundle."""
+def recompute(
+    bundle: Bundle,
+    outcomes: Sequence[Outcome],
+    points: int,
+    *,
+    style: str = TASK,
+    trained: bool = True,
+) -> dict[str, Any]:
+    """Computes all metrics of a record from its outcomes, the bundle, and how it was asked."""
     correct = {outcome.id: outcome.final for outcome in outcomes}
-    return {**final_metrics(bundle, correct), **curve_metrics(curve_points(outcomes, points))}
+    final = final_metrics(bundle, correct, trained=trained, outcome=STYLES[style].outcome)
+    return {**final, **curve_metrics(curve_points(outcomes, points))}
 
 
 def curve_points(outcomes: Sequence[Outcome], points: int) -> list[dict[str, float | None]]:

@@ -10,12 +10,14 @@ from typing import Any
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from factual_forgetting import files
-from factual_forgetting.board.board import KEEPS, LEARNS
+from factual_forgetting.board.board import ANY, KEEPS, LEARNS
 from factual_forgetting.scoring.statistics import interval_text
+from factual_forgetting.scoring.styles import CHAT, FEWSHOT, TASK
 
 _TITLES = {
     LEARNS: "Learns new facts (ranked by S@P90)",
     KEEPS: "Need not learn (ranked by final S, at T of .95 and P of .10 or more)",
+    ANY: "Any checkpoint (ranked by few-shot S)",
 }
 # How to read a board, told once: under the tables, on the page, and in leaderboard/README.md.
 LEGEND = {
@@ -30,6 +32,10 @@ LEGEND = {
     "Need not learn": "For methods that train on D_Unk and needn't learn it. By outcomes: P of .10 "
     "or more, since less can be guessed without D_Unk. known_only, which never sees it, is the "
     "ceiling.",
+    "Any checkpoint": "Those that never trained on D_train (instruct models, merges, other "
+    "fine-tunes), and those asked with other exemplars (few-shot) or a chat template before the "
+    "question. Gained: share now right of what the base gets wrong. A chat model is compared with "
+    "the base's few-shot answers.",
     "Intervals": "95 %, over facts, resampled within their relation, and over seeds where there "
     "are three or more.",
     "Rank": "In the order of the numbers: the first leads rank 1, and who is worse than a rank's "
@@ -48,12 +54,18 @@ _START = ("rank", "method", "submitter", "protocol", "track", "level", "seeds")
 _HEADERS = {
     LEARNS: [*_START, "S@P90", "over sft", "P", "S", "macro S", "lost"],
     KEEPS: [*_START, "S", "macro S", "T", "lost", "loss"],
-}
+    ANY: [
+        "rank", "method", "submitter", "asked", "D_train", "level", "seeds", "S", "macro S",
+        "lost", "gained",
+    ],
+}  # fmt: skip
+ASKED = {TASK: "zero-shot", FEWSHOT: "few-shot", CHAT: "chat"}
+SEEN = {True: "seen", False: "never seen"}
 _COMPARED = (
-    f"rank.{LEARNS}", f"rank.{KEEPS}", "stability_at_p90.value", "stability.value",
+    f"rank.{LEARNS}", f"rank.{KEEPS}", f"rank.{ANY}", "stability_at_p90.value", "stability.value",
     "plasticity.value", "task_learning.value", "level", "heldout_in_training",
 )  # fmt: skip
-_ROW_KEY = ("bundle", "method", "protocol", "submitter")
+_ROW_KEY = ("bundle", "method", "protocol", "submitter", "asked", "D_train")
 _Escape = Callable[[str], str]
 
 
@@ -69,7 +81,7 @@ def markdown(board: Mapping[str, Any]) -> str:
     parts = []
     for bundle in board["bundles"]:
         parts.append(f"Bundle {_markdown_text(_title(bundle))}")
-        for table, title in _TITLES.items():
+        for table, title in _tables(bundle):
             cells = _cells(bundle, table, _markdown_text)
             text = tabulate(cells, _HEADERS[table], tablefmt="github", disable_numparse=True)
             parts += [f"**{title}**", text, *_unranked(bundle, table)]
@@ -81,7 +93,7 @@ def _unranked(bundle: Mapping[str, Any], table: str) -> list[str]:
     """Why the methods without a rank have none, each reason once."""
     why: dict[str, list[str]] = {}
     for row in bundle["rows"]:
-        if row["unranked"][table] and not row["reference"]:
+        if row["unranked"].get(table) and not row["reference"]:
             why.setdefault(row["unranked"][table], []).append(_markdown_text(row["method"]))
     told = [f"{reason} ({', '.join(methods)})" for reason, methods in sorted(why.items())]
     return [f"Unranked: {'; '.join(told)}."] if told else []
@@ -92,8 +104,13 @@ def latex(board: Mapping[str, Any]) -> str:
     return "\n\n".join(
         _latex_table(bundle, table, f"{title}. Bundle {_title(bundle)}.")
         for bundle in board["bundles"]
-        for table, title in _TITLES.items()
+        for table, title in _tables(bundle)
     )
+
+
+def _tables(bundle: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The tables of a bundle that have rows, with their titles."""
+    return [(table, title) for table, title in _TITLES.items() if bundle["tables"][table]]
 
 
 def _latex_table(bundle: Mapping[str, Any], table: str, caption: str) -> str:
@@ -147,7 +164,7 @@ def _title(bundle: Mapping[str, Any]) -> str:
 def _cells(bundle: Mapping[str, Any], table: str, escape: _Escape) -> list[list[str]]:
     by_id = {row["id"]: row for row in bundle["rows"]}
     rows = [_row(by_id[identifier], table, escape) for identifier in bundle["tables"][table]]
-    rows += _reference_rows(bundle["reference"])
+    rows += _reference_rows(bundle["reference"], table)
     return [[row[name] for name in _HEADERS[table]] for row in rows]
 
 
@@ -169,18 +186,23 @@ def _row(row: Mapping[str, Any], table: str, escape: _Escape) -> dict[str, str]:
         "S": interval_text(row["stability"]),
         "macro S": _share(row["stability_macro"]),
         "T": _number(row["task_learning"]),
-        "lost": _share(row["lost"]),
+        "asked": ASKED[row["style"]],
+        "D_train": SEEN[row["trained"]],
+        "lost": interval_text(row["lost"]) if table == ANY else _number(row["lost"], "-"),
+        "gained": interval_text(row["gained"]),
         "loss": interval_text(row["loss_against"]["known_only"]),
     }
 
 
-def _reference_rows(reference: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def _reference_rows(reference: Mapping[str, Any] | None, table: str) -> list[dict[str, str]]:
     """The base itself and the majority answer; neither trained, so neither has T or P."""
     if not reference:
         return []
-    none = dict.fromkeys(("rank", "S@P90", "over sft", "lost", "loss"), "-")
-    blank = {**dict.fromkeys(_START, ""), **none, "P": _number(None), "T": _number(None)}
+    none = dict.fromkeys(("rank", "S@P90", "over sft", "lost", "gained", "loss"), "-")
+    blank = {**dict.fromkeys(_HEADERS[table], ""), **none, "P": _number(None), "T": _number(None)}
     base = interval_text(reference["base_stability"]), reference["base_macro"]
+    if table == ANY:
+        base = interval_text(reference["few_shot_stability"]), None
     majority = _share(reference["majority_micro"]), reference["majority_macro"]
     return [
         {**blank, "method": name, "S": stability, "macro S": _share(macro)}
@@ -197,8 +219,8 @@ def marks(crossing: Mapping[str, Any]) -> str:
     return ("~" if crossing["coarse"] else "") + ("^" if crossing["first_point"] else "")
 
 
-def _number(estimate: Mapping[str, Any] | None) -> str:
-    return f"{estimate['value']:.3f}" if estimate else "not trained"
+def _number(estimate: Mapping[str, Any] | None, missing: str = "not trained") -> str:
+    return f"{estimate['value']:.3f}" if estimate else missing
 
 
 def _markdown_text(text: str) -> str:
@@ -238,10 +260,15 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat_rows(board: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     return {
-        (bundle["sha256"][:12], row["method"], row["protocol"], row["submitter"]): _flat(row)
+        (bundle["sha256"][:12], *_row_key(row)): _flat(row)
         for bundle in board["bundles"]
         for row in bundle["rows"]
     }
+
+
+def _row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    named = (row[name] for name in ("method", "protocol", "submitter"))
+    return (*named, ASKED[row["style"]], SEEN[row["trained"]])
 
 
 def diff_text(found: Mapping[str, Any]) -> str:

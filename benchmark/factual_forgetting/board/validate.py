@@ -29,11 +29,14 @@ from factual_forgetting.board.record import (
 )
 from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
 from factual_forgetting.errors import UserError, visible
-from factual_forgetting.facts.matching import MATCHERS, is_correct
+from factual_forgetting.facts.fact import Fact
+from factual_forgetting.facts.matching import MATCHERS
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT, sampled
 from factual_forgetting.protocol.recipe import protocol_sha256, require_own_name
 from factual_forgetting.protocol.run import optimizer_steps
 from factual_forgetting.protocol.settings import SETTINGS
+from factual_forgetting.scoring.judging import says
+from factual_forgetting.scoring.styles import STYLES, Style
 from factual_forgetting.slick.labelling import NOT_ASKED, ZERO_SHOT
 from factual_forgetting.terminal import shown
 
@@ -75,6 +78,11 @@ class _Submission:
     bundle: Bundle
     official: bool | None  # Whether the bundle is; None where no bundles are official.
 
+    @property
+    def style(self) -> Style:
+        """How the checkpoint was asked."""
+        return STYLES[self.record.style]
+
 
 def _facts(given: _Submission) -> Iterator[str]:
     expected = [
@@ -93,15 +101,19 @@ def _answers(given: _Submission) -> Iterator[str]:
         return
     if version != given.bundle.matcher:
         yield f"its answers were matched by {version}, those of the base by {given.bundle.matcher}."
-    accepted = {item.fact.id: item.fact.accepted for _, item in given.bundle.items()}
+    facts, chat = {item.fact.id: item.fact for _, item in given.bundle.items()}, given.style.chat
     wrong = [
         found.id
         for found in given.outcomes
         if found.answer is not None
-        and is_correct(found.answer, accepted[found.id], version) != found.final
+        and _right(found.answer, facts[found.id], chat, version) != found.final
     ]
     if wrong:
         yield f"{len(wrong)} outcomes aren't what their answers score ({wrong[0]} for one)."
+
+
+def _right(answer: str, fact: Fact, chat: bool, matcher: str) -> bool:
+    return says(answer, fact.accepted, fact.subject, chat=chat, matcher=matcher)
 
 
 def _protocol(given: _Submission) -> Iterator[str]:
@@ -150,7 +162,9 @@ def _track(given: _Submission) -> Iterator[str]:
 
 def _metrics(given: _Submission) -> Iterator[str]:
     told = given.record.metrics
-    metrics = recompute(given.bundle, given.outcomes, len(given.record.curve))
+    record = given.record
+    asked: dict[str, Any] = {"style": record.style, "trained": record.trained}
+    metrics = recompute(given.bundle, given.outcomes, len(record.curve), **asked)
     for name, value in metrics.items():
         if not _equal(told.get(name), value):
             yield f"{name} is {told.get(name)}, but the outcomes give {value}."
@@ -184,6 +198,15 @@ def _curve(given: _Submission) -> Iterator[str]:
     differing = _disagreeing(given.outcomes)
     if differing > _MOST_DISAGREEING * len(given.outcomes):
         yield _DISAGREEING.format(differing)
+
+
+def _style(given: _Submission) -> Iterator[str]:
+    """A curve is of training on D_train, in the prompt that is trained."""
+    record = given.record
+    if record.curve and not arm_of(record).by_protocol:
+        yield "it has a curve, which is of a training on D_train, asked as the protocol asks."
+    if record.protocol and not record.trained:
+        yield "it names a protocol, and never trained on D_train."
 
 
 def _start(given: _Submission) -> Iterator[str]:
@@ -282,7 +305,7 @@ def _origin(given: _Submission) -> Iterator[str]:
 
 
 def _seed(given: _Submission) -> Iterator[str]:
-    if given.record.seed is None:
+    if given.record.seed is None and given.record.trained:
         yield "its seed is unknown, so it can't be compared with references of the same seed."
 
 
@@ -291,7 +314,7 @@ def _declared(given: _Submission) -> Iterator[str]:
         yield "it doesn't declare whether it was trained on facts of D_Held."
     if given.record.training_data.heldout == "included":
         yield "it was trained on facts of D_Held: it is shown, and not ranked."
-    if given.record.trials is None:
+    if given.record.trials is None and given.record.trained:
         yield "it doesn't declare how many settings were tried."
 
 
@@ -303,8 +326,8 @@ def _environment(given: _Submission) -> Iterator[str]:
 
 
 _ERRORS = (
-    _facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _start, _steps,
-    _asked,
+    _facts, _answers, _id, _place, _base, _protocol, _track, _metrics, _curve, _style, _start,
+    _steps, _asked,
 )  # fmt: skip
 _WARNINGS = (
     _agreement, _before, _answered, _origin, _official, _seed, _declared, _environment,
@@ -423,10 +446,10 @@ def _duplicates(submissions: list[_Submission], named: Collection[str]) -> Itera
     groups: dict[tuple[_Severity, str, Hashable], list[_Submission]] = defaultdict(list)
     for given in submissions:
         record = given.record
-        same: Hashable = (record.bundle_sha256, record.outcomes.sha256)
+        same: Hashable = (record.bundle_sha256, record.style, record.outcomes.sha256)
         groups["warning", "the same outcomes as {}, to the last fact.", same].append(given)
         if record.weights_sha256 is not None:
-            same = (record.bundle_sha256, record.weights_sha256)
+            same = (record.bundle_sha256, record.style, record.weights_sha256)
             groups["error", "the same weights as {}.", same].append(given)
     for (severity, told, _), (first, *others) in groups.items():
         for other in others:
@@ -450,8 +473,8 @@ def _may_be_equal(first: Record, second: Record) -> bool:
 def _missing_seeds(submissions: list[_Submission]) -> Iterator[Finding]:
     arms: dict[Hashable, list[_Submission]] = defaultdict(list)
     for given in submissions:
-        record = given.record
-        arms[record.bundle_sha256, arm_of(record)].append(given)
+        if given.record.trained:  # Others are one checkpoint each.
+            arms[given.record.bundle_sha256, arm_of(given.record)].append(given)
     for first, *others in arms.values():
         seeds = {given.record.seed for given in (first, *others)}
         if len(seeds) < _FEWEST_SEEDS:

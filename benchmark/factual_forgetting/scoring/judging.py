@@ -91,11 +91,20 @@ def judge(
     accepted = [*golds, *aliases]
     answer = spoken(text, chat=chat)
     correct, strict = (
-        is_correct(answer, names, matcher) or (chat and _says(answer, names, subject, matcher))
-        for names in (accepted, golds)
+        _states(answer, names, subject, chat, matcher) for names in (accepted, golds)
     )
     f1 = token_f1(answer, accepted, matcher)
     return Judgement(correct, strict, f1, abstains(answer, chat=chat))
+
+
+def says(text: str, names: Sequence[str], subject: str, *, chat: bool, matcher: str) -> bool:
+    """Tells whether a generated text gives one of some answers, as `judge` does."""
+    return _states(spoken(text, chat=chat), names, subject, chat, matcher)
+
+
+def _states(answer: str, names: Sequence[str], subject: str, chat: bool, matcher: str) -> bool:
+    exact = is_correct(answer, names, matcher)
+    return exact or (chat and _says(answer, names, subject, matcher))
 
 
 def spoken(text: str, *, chat: bool) -> str:

@@ -48,7 +48,10 @@ const COLUMNS = {
   S: { title: "S", value: (r) => r.S && r.S[0], cell: (r) => interval(r.S) },
   P: { title: "P", value: (r) => r.P && r.P[0], cell: (r) => number(r.P && r.P[0]) },
   T: { title: "T", value: (r) => r.T && r.T[0], cell: (r) => number(r.T && r.T[0]) },
-  lost: { title: "Lost", value: (r) => r.lost, cell: (r) => number(r.lost) },
+  lost: { title: "Lost", value: (r) => r.lost && r.lost[0], cell: (r) => state.table === "any" ? interval(r.lost) : number(r.lost && r.lost[0]) },
+  gained: { title: "Gained", value: (r) => r.gained && r.gained[0], cell: (r) => interval(r.gained) },
+  asked: { title: "Asked", value: (r) => r.asked, cell: (r) => r.asked },
+  train: { title: "D_train", value: (r) => r.train, cell: (r) => r.train },
   loss: { title: "Loss", value: (r) => r.loss && r.loss[0], cell: (r) => number(r.loss && r.loss[0]) },
   seeds: { title: "Seeds", value: (r) => r.seeds, cell: (r) => String(r.seeds) },
   track: { title: "Track", value: (r) => r.track, cell: (r) => r.trials ? `${r.track} (${r.trials} trial${r.trials === 1 ? "" : "s"})` : r.track },
@@ -57,9 +60,12 @@ const COLUMNS = {
 const SHOWN = {
   learns: ["rank", "method", "p90", "S", "P", "lost", "seeds", "track", "level"],
   keeps: ["rank", "method", "S", "T", "lost", "loss", "seeds", "track", "level"],
+  any: ["rank", "method", "asked", "train", "S", "lost", "gained", "level"],
 };
+const TABLES = Object.keys(SHOWN);
 const EXPLAIN = {
   learns: "For those whose model has to learn: stability at the moment when 90 % of the new facts are learned. A method that never gets there is listed, not ranked.",
+  any: "For any checkpoint of the base, whatever it was trained on: what it knows of the held-out facts with other exemplars before the question (few-shot), and what it lost of what the base gets right there.",
   keeps: "For those who only teach a task from data that holds new facts too: final stability of methods that learn the task (T of .95 or more) and were exposed to the new facts (P of .10 or more). Freezing belongs here. Known_only, which never saw them, is the ceiling.",
 };
 
@@ -98,15 +104,16 @@ function matching() {
   }).map(([row]) => row);
 }
 
+// What never trained on D_train has no plasticity and no curve.
+const plotted = () => state.table !== "any";
 function draw() {
   state.rows = matching();
   drawTable(state.rows);
-  drawPlane(state.rows);
-  drawSteps();
+  if (plotted()) { drawPlane(state.rows); drawSteps(); }
   tellStatus();
 }
 function tellStatus() {
-  const total = bundle().rows.filter((row) => !row.reference).length, found = state.rows.length;
+  const total = bundle()[state.table].filter((place) => !bundle().rows[place].reference).length, found = state.rows.length;
   at("status").textContent = `${found} of ${total} methods${found < total ? "; ranks are of the whole table" : ""}. ` +
     `${state.selected.length} selected.`;
 }
@@ -117,8 +124,7 @@ function drawSelection() {
     line.classList.toggle("on", chosen);
     line.querySelector("input").checked = chosen;
   }
-  drawChosen();
-  drawSteps();
+  if (plotted()) { drawChosen(); drawSteps(); }
   tellStatus();
 }
 
@@ -129,7 +135,7 @@ function drawTable(rows) {
   table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
   at("ranked").replaceChildren();
   drawMore();
-  const known = bundle().rows.filter((row) => row.reference).map((row) => tableRow(row, names));
+  const known = bundle()[state.table].map((place) => bundle().rows[place]).filter((row) => row.reference).map((row) => tableRow(row, names));
   at("references").replaceChildren(...known, ...bundle().references.map((row) => referenceRow(row, names)));
 }
 function drawMore() {
@@ -144,7 +150,7 @@ function drawMore() {
 function header(name) {
   const sorted = state.sort === name;
   const sort = () => {
-    const falling = ["p90", "S", "P", "T", "seeds"].includes(name);
+    const falling = ["p90", "S", "P", "T", "gained", "seeds"].includes(name);
     if (state.sort === name) state.up = !state.up;
     else { state.sort = name; state.up = !falling; }
     draw();
@@ -166,7 +172,7 @@ function tableRow(row, names) {
     }));
 }
 function referenceRow(row, names) {
-  const cells = { rank: "–", method: row.name, S: interval(row.S), p90: "–", P: "not trained", T: "not trained" };
+  const cells = { rank: "–", method: row.name, S: interval(state.table === "any" && row.fewShot || row.S), p90: "–", P: "not trained", T: "not trained" };
   return make("tr", {}, make("td", {}), ...names.map((name) =>
     make(name === "method" ? "th" : "td", { scope: name === "method" ? "row" : null }, cells[name] ?? "")));
 }
@@ -367,13 +373,15 @@ function enter() {
   const first = bundle()[state.table].map((place) => rows[place]);
   const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
   state.selected = [...new Set(start.map((row) => row.key))].slice(0, 5);
-  tab(state.table);
+  at("any").hidden = !bundle().any.length;
+  tab(bundle()[state.table].length ? state.table : TABLES.find((name) => bundle()[name].length));
   Promise.all(state.selected.map(load)).then(draw);
 }
 function tab(name) {
   Object.assign(state, { table: name, sort: null });
-  for (const other of ["learns", "keeps"]) at(other).setAttribute("aria-pressed", String(other === name));
+  for (const other of TABLES) at(other).setAttribute("aria-pressed", String(other === name));
   at("explain").textContent = EXPLAIN[name];
+  at("plots").hidden = !plotted();
   draw();
 }
 function start() {
@@ -383,7 +391,7 @@ function start() {
   let timer = 0;
   at("search").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(draw, 80); });
   at("filters").addEventListener("submit", (event) => event.preventDefault());
-  for (const name of ["learns", "keeps"]) at(name).addEventListener("click", () => tab(name));
+  for (const name of TABLES) at(name).addEventListener("click", () => tab(name));
   at("more").addEventListener("click", () => {
     state.shown += STEP;
     const [first] = drawMore();
