@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from synthetic import drawn, publish, write_record
+from synthetic import any_record, drawn, publish, write_record
 
 from factual_forgetting import files
 from factual_forgetting.board.bundles import make_official
 from factual_forgetting.board.record import MAINTAINERS, load_record
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import Bundle, load_bundle, locate_bundle
 from factual_forgetting.cli import main
+from factual_forgetting.scoring.styles import CHAT, FEWSHOT
 
 Export = Callable[..., dict[str, str]]
 DATASET = f"me/facts@{'a' * 40}"
@@ -61,7 +62,11 @@ def never(world: Bundle, tmp_path: Path) -> Path:
 
 def hostile(path: Path) -> Path:
     content = files.read_json(path)
-    content |= {"note": HOSTILE, "training_data": {"description": HOSTILE, "heldout": "unknown"}}
+    content |= {
+        "url": "https://a.example/b?c=d",
+        "note": HOSTILE,
+        "training_data": {"description": HOSTILE, "heldout": "unknown"},
+    }
     content["base"]["pretrained"] = HOSTILE
     rows = [row.model_dump() for row in load_record(path)[1]]
     rows[0] |= {"answer": "one\u2028two\x85three", "final": False}
@@ -98,7 +103,7 @@ def check_log(path: str, log: dict[str, Any], found: dict[str, str]) -> None:
         assert least <= interval["lower"] <= score["score"] <= interval["upper"] <= 1
         assert score["uncertainty"]["num_samples"] > 0
         assert result["source_data"]["source_type"] in {"hf_dataset", "other"}
-        assert result["generation_config"]["generation_args"]["max_tokens"] == 16
+        assert result["generation_config"]["generation_args"]["max_tokens"] in {16, 64}
     for details in additional(log):
         assert all(isinstance(value, str) for value in details.values())
     if beside := log.get("detailed_evaluation_results"):
@@ -155,6 +160,28 @@ def test_every_field_that_every_eval_ever_asks_for(
     assert source == world.sha256
     assert told["source_metadata"]["additional_details"]["level"] == "self-reported"
     assert told["model_info"]["additional_details"]["protocol"] == "almanac-v1"
+
+
+@pytest.mark.parametrize(("style", "most"), [(FEWSHOT, 16), (CHAT, 64)])
+def test_what_never_trained_has_what_it_was_asked(
+    export: Export, tmp_path: Path, style: str, most: int
+) -> None:
+    almanac = load_bundle(locate_bundle("almanac"))
+    path = any_record(tmp_path / "any/records", almanac, 400, style=style)
+    found = export(path)
+    ((name, log),) = logs(found)
+    check_log(name, log, found)
+    names = {result["evaluation_name"] for result in log["evaluation_results"]}
+    assert f"{style}_stability" in names
+    assert not names & {f"{style}_task_learning", f"{style}_plasticity"}
+    told = log["evaluation_results"][0]["generation_config"]["generation_args"]
+    assert told["max_tokens"] == most
+    assert told["prompt_template"].startswith("{exemplars}")
+    samples = found[name.replace(".json", "_samples.jsonl")]
+    rows = [json.loads(line) for line in samples.splitlines()]
+    assert {row["metadata"]["split"] for row in rows} == {"heldout"}
+    assert all(row["input"]["raw"] in row["input"]["formatted"] for row in rows)
+    assert log["model_info"]["additional_details"]["trained_on_d_train"] == "false"
 
 
 def test_the_same_record_is_the_same_files(export: Export, one: Path) -> None:
@@ -262,7 +289,9 @@ def test_a_stranger_s_text_is_no_markup_of_a_card(export: Export, one: Path) -> 
         part for token in parser.parse(card.text) for part in (token, *(token.children or []))
     ]
     kinds = {token.type for token in tokens}
-    assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "hr"}
+    assert not kinds & {"html_block", "html_inline", "image", "em_open", "hr"}
+    links = [token.attrs["href"] for token in tokens if token.type == "link_open"]
+    assert links == ["https://a.example/b?c=d"]
     assert HOSTILE in {token.content for token in tokens if token.type == "code_inline"}
     assert card.data.base_model is None
 

@@ -153,7 +153,7 @@ def test_the_table_has_the_same_types_whatever_it_holds(
         assert [point["stability"] for point in told["curve"]] == [
             point["stability"] for point in row["curve"]
         ]
-        assert told["rank"] == row["rank"]
+        assert {key: told["rank"][key] for key in row["rank"]} == row["rank"]
     # What a board says of a row is in the table, and nothing is dropped unseen.
     assert {*rows[0]} <= {*found["full"].features}
 
@@ -190,12 +190,13 @@ def test_a_record_s_provenance_links(
 ) -> None:
     links = Links(HOME)
     record, outcomes = entries[0]
-    record = record.model_copy(update={"repository": "lab/one"})
+    record = record.model_copy(update={"repository": "lab/one", "url": "https://a.example/b"})
     assert list(tell_records([(record, outcomes)], {world.sha256: world}, tmp_path, links))
     (path,) = (tmp_path / "data").glob("record-*.js")
     told = json.loads(path.read_text().partition(",")[2].removesuffix(")\n"))
     linked = {name: url for name, _, url in told["provenance"] if url}
     assert linked["repository"] == "https://huggingface.co/lab/one"
+    assert linked["told in"] == "https://a.example/b"
     assert linked["record"].startswith(f"{HOME}/records/almanac/")
     assert linked["submitter"] == "https://git.example/me"
     assert write_page(board, {}, tmp_path, links).is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any
 
+from factual_forgetting.board.board import ANY, KEEPS, LEARNS
 from factual_forgetting.board.form import Cost
 
 TABLE = "board.parquet"
@@ -40,7 +41,7 @@ def _schema() -> Any:
     text, number, whole, truth = pa.string(), pa.float64(), pa.int64(), pa.bool_()
     share = {"value": number, "low": number, "high": number}
     estimate = _struct({**share, "n": whole})
-    by_table = ("learns", "keeps")
+    by_table = (LEARNS, KEEPS, ANY)
     point = {"step": whole, "task_learning": number, "plasticity": number, "stability": number}
     crossing = {
         **share, "lowest": number, "highest": number, "coarse": truth, "first_point": truth,
@@ -50,16 +51,17 @@ def _schema() -> Any:
         **dict.fromkeys(("bundle", "bundle_name", "base", "id", "method", "family"), text),
         **dict.fromkeys(("protocol", "submitter", "track", "level", "heldout_in_training"), text),
         "trials": whole,
+        "style": text,
+        "trained": truth,
         "reference": truth,
         "records": pa.list_(text),
         "seeds": pa.list_(whole),
         "rank": _struct(dict.fromkeys(by_table, whole)),
         "unranked": _struct(dict.fromkeys(by_table, text)),
-        **dict.fromkeys(("task_learning", "plasticity", "stability"), estimate),
+        **dict.fromkeys(("task_learning", "plasticity", "stability", "lost", "gained"), estimate),
         "stability_macro": number,
         "stability_range": _struct({"lowest": number, "highest": number}),
         "stability_at_p90": _struct(crossing),
-        **dict.fromkeys(("lost", "gained"), number),
         "loss_against": _struct({"known_only": estimate, "sft": estimate}),
         "difference_at_p90": _struct({"sft": estimate}),
         "cost": _struct(dict.fromkeys(Cost.model_fields, number)),

@@ -12,9 +12,11 @@ from typing import Any
 from factual_forgetting import files
 from factual_forgetting.board.exports import Exported, Reported, texts
 from factual_forgetting.board.record import Outcome, answered
+from factual_forgetting.board.tables import ASKED
 from factual_forgetting.bundle.manifest import Item
-from factual_forgetting.engines.prompts import MAX_NEW_TOKENS, question_prompt
+from factual_forgetting.engines.prompts import question_prompt
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
+from factual_forgetting.scoring.styles import STYLES, TASK
 
 _SCHEMA, _COLLECTION, _US = "0.3.0", "factual-forgetting", "factual-forgetting"
 
@@ -103,8 +105,10 @@ def _model(told: Exported) -> dict[str, Any]:
                 "seed": record.seed,
                 "track": record.track,
                 "trials": record.trials,
+                "trained_on_d_train": record.trained,
                 "trained_on": record.training_data.description,
                 "heldout_in_training": record.training_data.heldout,
+                "url": record.url,
             }
         ),
     }
@@ -115,11 +119,11 @@ def _result(told: Exported, score: Reported) -> dict[str, Any]:
     interval = {"lower": score.low, "upper": score.high, "confidence_level": 0.95}
     return {
         "evaluation_result_id": f"{_evaluation_id(told)}/{score.name}",
-        "evaluation_name": f"factual_forgetting_{score.name}",
+        "evaluation_name": f"{record.style}_{score.name}",
         "source_data": _source(told, measure.split),
         "metric_config": {
             "evaluation_description": measure.told,
-            "metric_id": f"factual_forgetting.{score.name}",
+            "metric_id": f"{record.style}.{score.name}",
             "metric_name": measure.title,
             "metric_unit": "proportion",
             "lower_is_better": measure.falls,
@@ -137,11 +141,13 @@ def _result(told: Exported, score: Reported) -> dict[str, Any]:
         "generation_config": {
             "generation_args": {
                 "temperature": 0.0,
-                "max_tokens": MAX_NEW_TOKENS,
-                "prompt_template": question_prompt("{question}"),
+                "max_tokens": STYLES[record.style].max_new_tokens,
+                "prompt_template": ("" if record.style == TASK else "{exemplars}")
+                + question_prompt("{question}"),
             },
             "additional_details": texts(
                 {
+                    "asked": ASKED[record.style],
                     "matcher": record.matcher_version,
                     "dtype": record.environment.dtype,
                     "device": record.environment.device,
@@ -183,12 +189,16 @@ def _sample(told: Exported, one: Outcome, item: Item) -> dict[str, Any]:
         "schema_version": _SCHEMA,
         "evaluation_id": _evaluation_id(told),
         "model_id": told.model,
-        "evaluation_name": f"factual_forgetting_{name}",
+        "evaluation_name": f"{told.record.style}_{name}",
         "evaluation_result_id": f"{_evaluation_id(told)}/{name}",
         "sample_id": one.id,
         "sample_hash": asked,
         "interaction_type": "single_turn",
-        "input": {"raw": raw, "reference": reference},
+        "input": {
+            "raw": raw,
+            "formatted": STYLES[told.record.style].prompt(item, told.bundle),
+            "reference": reference,
+        },
         "output": {"raw": [answer]},
         "answer_attribution": [
             {

@@ -122,7 +122,8 @@ class Exported:
     def scores(self) -> list[Reported]:
         """Its numbers, computed from its outcomes; what is null is left out."""
         record, outcomes = self.record, list(self.outcomes)
-        found = recompute(self.bundle, outcomes, len(record.curve))
+        asked: Any = {"style": record.style, "trained": record.trained}
+        found = recompute(self.bundle, outcomes, len(record.curve), **asked)
         held = len(self.bundle.splits[HELDOUT])
         found[_AT_P90] = None
         if len(record.curve) > 1:

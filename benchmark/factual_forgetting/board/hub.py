@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from factual_forgetting.board.exports import Exported, Reported
 from factual_forgetting.board.remake import remake_commands
-from factual_forgetting.board.tables import LEGEND
+from factual_forgetting.board.tables import ASKED, LEGEND, SEEN
 from factual_forgetting.errors import InputError, PackageError
 
 CARD = "README.md"
@@ -57,7 +57,8 @@ def _notes(told: Exported, score: Reported) -> str:
     protocol = record.protocol.name if record.protocol else "none"
     return (
         f"95 % interval [{score.low:.4f}, {score.high:.4f}], n = {score.n} facts; "
-        f"method {told.method}, protocol {protocol}, seed {record.seed}; {record.level}; "
+        f"method {told.method}, protocol {protocol}, seed {record.seed}; asked "
+        f"{ASKED[record.style]}; {record.level}; "
         f"factual-forgetting record {record.id}, bundle {record.bundle_sha256[:12]}"
     )
 
@@ -109,6 +110,7 @@ def _card_text(told: Exported) -> str:
         "\n".join(f"- {title}: {what}" for title, what in told_of.items()),
         "## What it is",
         "\n".join(f"- {name}: {_code(value)}" for name, value in _facts_of(told)),
+        *([f"Told in <{told.record.url}>"] if told.record.url else []),
         "## How far to trust this",
         f"{LEGEND['Level']} This record is {told.record.level}. Its numbers are of this bundle "
         "alone, and don't compare with those of another one.",
@@ -125,6 +127,8 @@ def _facts_of(told: Exported) -> list[tuple[str, Any]]:
         "Method": told.method,
         "Protocol": f"{protocol.name} {protocol.sha256}" if protocol else None,
         "Seed": record.seed,
+        "Asked": ASKED[record.style],
+        "Facts of D_train": SEEN[record.trained],
         "Trained on": record.training_data.description,
         "Facts of D_Held in training, as declared": record.training_data.heldout,
         "Bundle": f"{told.title} {record.bundle_sha256}",

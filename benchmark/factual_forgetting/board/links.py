@@ -79,5 +79,6 @@ class Links:
             "submitter": self.submitter(record.submitter),
             "base": self.base(record.base.pretrained),
             "bundle": self.bundle(record.bundle_sha256),
+            "told in": record.url,
             "repository": self.base(record.repository),
         }
