@@ -91,7 +91,7 @@ def check_log(path: str, log: dict[str, Any], found: dict[str, str]) -> None:
     assert {"name", "version"} <= log["eval_library"].keys()
     assert path.split("/")[2:4] == log["model_info"]["id"].split("/")
     assert log["model_info"]["additional_details"].keys() >= {
-        "deployment_type", "model_availability", "base", "method", "seed", "weights_sha256",
+        "deployment_type", "model_availability", "base", "method", "weights_sha256",
     }  # fmt: skip
     for result in log["evaluation_results"]:
         metric, score = result["metric_config"], result["score_details"]

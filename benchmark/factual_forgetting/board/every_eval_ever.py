@@ -88,7 +88,7 @@ def _model(told: Exported) -> dict[str, Any]:
     record, base, protocol = told.record, told.record.base, told.record.protocol
     public = "open_weights" if record.repository else "unknown"
     return {
-        "name": f"{base.pretrained}, {told.method}, seed {record.seed}",
+        "name": f"{base.pretrained}, {told.method}",
         "id": told.model,
         "additional_details": texts(
             {

@@ -115,8 +115,9 @@ class Exported:
 
     @property
     def method(self) -> str:
-        """Its method and settings, as the board shows them."""
-        return arm_of(self.record)[0]
+        """Its method and settings, as the board shows them, and its seed if it has one."""
+        label, seed = arm_of(self.record).method, self.record.seed
+        return label if seed is None else f"{label}, seed {seed}"
 
     @cached_property
     def scores(self) -> list[Reported]:

@@ -57,7 +57,7 @@ def _notes(told: Exported, score: Reported) -> str:
     protocol = record.protocol.name if record.protocol else "none"
     return (
         f"95 % interval [{score.low:.4f}, {score.high:.4f}], n = {score.n} facts; "
-        f"method {told.method}, protocol {protocol}, seed {record.seed}; asked "
+        f"method {told.method}, protocol {protocol}; asked "
         f"{ASKED[record.style]}; {record.level}; "
         f"factual-forgetting record {record.id}, bundle {record.bundle_sha256[:12]}"
     )
@@ -126,7 +126,6 @@ def _facts_of(told: Exported) -> list[tuple[str, Any]]:
         "Base": record.base.pretrained,
         "Method": told.method,
         "Protocol": f"{protocol.name} {protocol.sha256}" if protocol else None,
-        "Seed": record.seed,
         "Asked": ASKED[record.style],
         "Facts of D_train": SEEN[record.trained],
         "Trained on": record.training_data.description,
