@@ -1,4 +1,4 @@
-"""Records in the form of every_eval_ever (schema 0.3.0, https://github.com/evaleval)."""
+"""Records in the form of every_eval_ever (schema 0.3.0, https://evalevalai.com)."""
 
 from __future__ import annotations
 
