@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import any_record
 
-from factual_forgetting.board.board import Entry
+from factual_forgetting.board.board import Entry, make_board
+from factual_forgetting.board.bundles import reference_of
 from factual_forgetting.board.links import Links
 from factual_forgetting.board.page import page, tell_records, write_page
+from factual_forgetting.board.record import load_records
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.scoring.styles import CHAT, FEWSHOT
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -75,7 +79,7 @@ def large(
     few = [row for row in bundle["rows"] if row["id"] in opened]
     narrow = {
         **wide,
-        "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": [], "any": []}}],
+        "bundles": [{**bundle, "rows": few, "tables": dict.fromkeys(bundle["tables"], [])}],
     }
     output = tmp_path_factory.mktemp("large")
     index = written(narrow, entries, world, output)
@@ -372,3 +376,27 @@ def test_links_are_https_and_the_page_s_own(
     found = set(addresses("details.record"))
     assert {one.removeprefix("https://git.example/me")[:6] for one in found} <= {"", "/board"}
     assert f"{home}/note" not in found
+
+
+def test_the_table_of_any_checkpoint(
+    browser: Any, entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    for kept, style in ((20, FEWSHOT), (10, FEWSHOT), (20, CHAT)):
+        any_record(tmp_path / "records", world, kept, f"tuned-{kept}", style)
+    both = [*entries, *load_records(tmp_path / "records")]
+    board = make_board(both, {world.sha256: reference_of(world)})
+    reader = Page(browser, written(board, both, world, tmp_path / "site"))
+    assert "tuned-20" not in reader.methods()
+    reader.one("#any").click()
+    reader.until(lambda: len(reader.methods()) == 3)
+    assert reader.methods() == ["tuned-20", "tuned-10", "tuned-20"]
+    assert reader.column(4) == ["few-shot", "few-shot", "chat"]
+    assert not reader.one("#plots").is_displayed()
+    assert not reader.all("#table input")
+    assert "the base itself" in reader.one("#references").text
+    reader.sort("lost")
+    assert "Lost ▲" in reader.one("#table thead").text
+    reader.one("#learns").click()
+    reader.until(lambda: reader.all("path.way"))
+    assert reader.one("#plots").is_displayed()
+    assert reader.errors() == []

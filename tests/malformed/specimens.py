@@ -326,7 +326,10 @@ def _results(path: Path, bundle: Bundle) -> Specimen:
         report = make_report(bundle, found)
         in_order([found, found])
         make_record(
-            folder, bundle, folder.parent / "records", ME.model_copy(update={"method": "x"})
+            folder,
+            bundle,
+            folder.parent / "records",
+            ME.model_copy(update={"method": "x", "trained": True}),
         )
         files.dumps(report.summary)
         return render.report_markdown([report]), render.facts_markdown([report], "lost")

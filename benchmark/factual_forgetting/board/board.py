@@ -23,7 +23,7 @@ from factual_forgetting.board.ranking import (
     shares,
     signs_of,
 )
-from factual_forgetting.board.record import Arm, Outcome, arm_of, by_split
+from factual_forgetting.board.record import Outcome, RecordArm, arm_of, by_split
 from factual_forgetting.bundle.manifest import HELDOUT, UNKNOWN
 from factual_forgetting.errors import InputError
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
@@ -135,7 +135,7 @@ def _facts(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 class _Arm:
     """A submitter's seeds of a method under a protocol."""
 
-    key: Arm
+    key: RecordArm
     seeds: list[_Seed]
 
     @property
@@ -168,7 +168,7 @@ def _share(
 
 
 def _bundle(sha256: str, bundle: _Bundle, reference: ReferenceRows | None) -> dict[str, Any]:
-    groups: dict[Arm, list[_Seed]] = defaultdict(list)
+    groups: dict[RecordArm, list[_Seed]] = defaultdict(list)
     for one in bundle.seeds.values():
         groups[arm_of(one.record)].append(one)
     arms = [_Arm(key, _shown(group)) for key, group in sorted(groups.items())]

@@ -73,7 +73,7 @@ def track_of(
     return grid.track(recipe, method["name"], settings, None)
 
 
-class Arm(NamedTuple):
+class RecordArm(NamedTuple):
     """What the seeds of an arm share, as it is shown.
 
     Attributes:
@@ -96,7 +96,7 @@ class Arm(NamedTuple):
         return self.trained and self.style == TASK
 
 
-def arm_of(record: Record) -> Arm:
+def arm_of(record: Record) -> RecordArm:
     """Returns the arm of a record."""
     name, settings = record.method.name, record.method.settings
     try:
@@ -106,7 +106,7 @@ def arm_of(record: Record) -> Arm:
         label = f"{name}({told})" if told else name
     protocol = record.protocol
     recipe = f"{protocol.name}@{protocol.sha256[:8]}" if protocol else _NO_PROTOCOL
-    return Arm(label, recipe, record.submitter, record.style, record.trained)
+    return RecordArm(label, recipe, record.submitter, record.style, record.trained)
 
 
 def recompute(

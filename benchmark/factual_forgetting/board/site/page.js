@@ -115,14 +115,14 @@ function draw() {
 function tellStatus() {
   const total = bundle()[state.table].filter((place) => !bundle().rows[place].reference).length, found = state.rows.length;
   at("status").textContent = `${found} of ${total} methods${found < total ? "; ranks are of the whole table" : ""}. ` +
-    `${state.selected.length} selected.`;
+    (plotted() ? `${state.selected.length} selected.` : "");
 }
 // What a selection changes, and nothing else: the focus stays where it is.
 function drawSelection() {
   for (const line of document.querySelectorAll("#table tr[data-key]")) {
     const chosen = state.selected.includes(line.dataset.key);
     line.classList.toggle("on", chosen);
-    line.querySelector("input").checked = chosen;
+    if (plotted()) line.querySelector("input").checked = chosen;
   }
   if (plotted()) { drawChosen(); drawSteps(); }
   tellStatus();
@@ -132,7 +132,7 @@ function drawTable(rows) {
   const names = SHOWN[state.table];
   const table = at("table");
   table.caption.textContent = `${at(state.table).textContent}, bundle ${bundle().title}`;
-  table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
+  table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, plotted() ? "Show" : "")), ...names.map(header)));
   at("ranked").replaceChildren();
   drawMore();
   const known = bundle()[state.table].map((place) => bundle().rows[place]).filter((row) => row.reference).map((row) => tableRow(row, names));
@@ -165,7 +165,7 @@ function tableRow(row, names) {
   const box = make("input", { type: "checkbox", "aria-label": `Show the curve of ${row.method}`, onchange: () => select(row.key) });
   box.checked = slot !== null;
   return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null },
-    make("td", {}, box),
+    make("td", {}, plotted() ? box : null),
     ...names.map((name) => {
       const { head, cell } = COLUMNS[name];
       return make(head ? "th" : "td", { scope: head ? "row" : null }, cell(row));
@@ -395,7 +395,7 @@ function start() {
   at("more").addEventListener("click", () => {
     state.shown += STEP;
     const [first] = drawMore();
-    if (at("more").hidden) first.querySelector("input").focus();
+    if (at("more").hidden) first.querySelector("input, button").focus();
   });
   at("plane").addEventListener("click", (event) => { const key = keyOf(event); if (key) select(key); });
   at("plane").addEventListener("mouseover", (event) => hover(keyOf(event), event));
