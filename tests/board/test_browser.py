@@ -79,7 +79,7 @@ def large(
     few = [row for row in bundle["rows"] if row["id"] in opened]
     narrow = {
         **wide,
-        "bundles": [{**bundle, "rows": few, "tables": {key: [] for key in bundle["tables"]}}],
+        "bundles": [{**bundle, "rows": few, "tables": {table: [] for table in bundle["tables"]}}],
     }
     output = tmp_path_factory.mktemp("large")
     index = written(narrow, entries, world, output)
