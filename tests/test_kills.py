@@ -84,6 +84,11 @@ def board_job(records: Path, bundle: Bundle, output: Path) -> int:
     return command("board", records, *given, "--plot", output / "plot.png")
 
 
+def exports_job(bundle: Bundle, given: Path, output: Path) -> int:
+    told = ("--to", "every_eval_ever", "--bundle", bundle.path, "--output_path", output / "out")
+    return command("export", given, *told)
+
+
 def drift_job(base: Path, run: Path, bundle: Bundle, output: Path) -> int:
     given = ("--bundle", bundle.path, "--device", "cpu", "--output_path", output / "drift.png")
     return command("drift", base, run, *given)
@@ -133,6 +138,10 @@ def job(request: pytest.FixtureRequest) -> Job:
         records = get("tmp_path") / "given"
         record_job(get("sft"), get("bundle"), records)
         return partial(board_job, records / "records", get("bundle"))
+    if request.param == "exports":
+        records = get("tmp_path") / "given"
+        record_job(get("sft"), get("bundle"), records)
+        return partial(exports_job, get("bundle"), records / "records")
     if request.param == "drift":
         return partial(drift_job, get("base"), get("sft"), get("bundle"))
     if request.param == "pretrain":
@@ -151,8 +160,8 @@ def job(request: pytest.FixtureRequest) -> Job:
     return classify_job
 
 
-EVERY = ["facts", "export", "build", "classify", "compare", "frontier", "record", "board", "drift",
-         "pretrain", "finetune"]  # fmt: skip
+EVERY = ["facts", "export", "build", "classify", "compare", "frontier", "record", "board",
+         "exports", "drift", "pretrain", "finetune"]  # fmt: skip
 
 
 def whole(job: Job, output: Path) -> tuple[dict[str, bytes], int]:

@@ -33,6 +33,7 @@ WRITERS = {
     "score": ("score", "--model_args", "almanac", "--output_path"),
     "frontier": ("frontier", "no-run", "--output_path"),
     "record": ("record", "no-run", "--submitter", "me", "--output_path"),
+    "exports": ("export", "no-records", "--to", "every_eval_ever", "--output_path"),
     "page": ("board", "no-records", "--format", "html", "--output_path"),
     "plot": ("board", "no-records", "--plot"),
 }
@@ -98,7 +99,7 @@ OTHERS = [
     ("demo", "board.json"), ("demo", "frontier.png"),
     ("interference", "at-0.9/mine.txt"),
     ("score", "report_factual_forgetting.json"),
-    ("page", "index.html"), ("page", "board.json"),
+    ("page", "index.html"), ("page", "board.json"), ("page", "board.parquet"),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from synthetic import any_record
 
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.links import Links
 from factual_forgetting.board.page import page, tell_records, write_page
 from factual_forgetting.board.record import load_records
 from factual_forgetting.bundle.manifest import Bundle
@@ -346,6 +347,35 @@ def test_names_break_between_words(browser: Any, site: Path, width: int) -> None
         return found
     """
     assert reader.run(broken) == []
+
+
+def test_links_are_https_and_the_page_s_own(
+    browser: Any, board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    home = "https://git.example/me/board/tree/main/leaderboard"
+    links = Links(home, {}, {world.sha256: "almanac/v1"})
+    bundles = {world.sha256: world}
+    hostile = [
+        (record.model_copy(update={"note": f"{home}/note", "url": "javascript:alert(1)"}), outcomes)
+        for record, outcomes in entries
+    ]
+    assert list(tell_records(hostile, bundles, tmp_path, links))
+    page_ = Page(browser, write_page(board, bundles, tmp_path, links))
+
+    def addresses(where: str) -> list[str]:
+        return [str(one.get_attribute("href")) for one in page_.all(f"{where} a")]
+
+    assert addresses("#about") == [f"{home}/bundles/almanac/v1"]
+    told = addresses("#ranked tr:first-child")
+    assert told[0] == "https://git.example/me"
+    assert told[1].startswith(f"{home}/records/almanac/{world.sha256[:12]}/")
+    page_.one("#ranked .open").click()
+    page_.until(lambda: page_.all("details.record"))
+    page_.run("document.querySelector('details.record').open = true")
+    page_.until(lambda: page_.all("details.record .pairs"))
+    found = set(addresses("details.record"))
+    assert {one.removeprefix("https://git.example/me")[:6] for one in found} <= {"", "/board"}
+    assert f"{home}/note" not in found
 
 
 def test_the_table_of_any_checkpoint(
