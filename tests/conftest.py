@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import raised
 from factual_forgetting.bundle.build import BundleConfig, build_bundle
 from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.facts.almanac import world
@@ -23,6 +25,8 @@ from network import REACHED, refuse
 from small import RELATIONS, make_labels, make_model
 
 sys.addaudithook(refuse)
+if "RAISED" in os.environ:
+    raised.watch(Path(os.environ["RAISED"]))
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "submit": ("almanac", "--submitter=me", "--output_path=out"),
     "validate": ("no-records",),
     "board": ("no-records",),
+    "export": ("no-records", "--to=every_eval_ever", "--output_path=out"),
     "diff": ("no-records", "no-records"),
     "official": (),
 }

@@ -85,6 +85,11 @@ def board_job(records: Path, bundle: Bundle, output: Path) -> int:
     return command("board", records, *given, "--plot", output / "plot.png")
 
 
+def exports_job(bundle: Bundle, given: Path, output: Path) -> int:
+    told = ("--to", "every_eval_ever", "--bundle", bundle.path, "--output_path", output / "out")
+    return command("export", given, *told)
+
+
 def drift_job(base: Path, run: Path, bundle: Bundle, output: Path) -> int:
     given = ("--bundle", bundle.path, "--device", "cpu", "--output_path", output / "drift.png")
     return command("drift", base, run, *given)
@@ -157,6 +162,10 @@ def job(request: pytest.FixtureRequest) -> Job:
         records = get("tmp_path") / "given"
         record_job(get("sft"), get("bundle"), records)
         return partial(board_job, records / "records", get("bundle"))
+    if request.param == "exports":
+        records = get("tmp_path") / "given"
+        record_job(get("sft"), get("bundle"), records)
+        return partial(exports_job, get("bundle"), records / "records")
     if request.param == "drift":
         return partial(drift_job, get("base"), get("sft"), get("bundle"))
     if request.param == "score":
@@ -178,9 +187,10 @@ def job(request: pytest.FixtureRequest) -> Job:
 
 
 EVERY = ["facts", "export", "build", "classify", "compare", "frontier", "record", "board", "drift",
-         "pretrain", "finetune", "score", "interference", "official"]  # fmt: skip
+         "exports", "pretrain", "finetune", "score", "interference", "official"]  # fmt: skip
 LONG = ["sweep"]  # in the slow tier alone
 KILLED_AS = {"bundle build": "build", "bundle export": "export", "sweep run": "sweep"}
+KILLED_AS |= {"export": "exports"}
 NOT_KILLED = {
     **dict.fromkeys(
         ("report", "validate", "diff", "env", "tasks-path", "bundle check", "sweep plan"),
@@ -240,8 +250,8 @@ def test_killed_before_every_change(job: Job, tmp_path: Path) -> None:
         assert goes_on(job, tmp_path / "out", at, expected) == KILLED
 
 
-COMMANDS = ["facts", "export", "frontier", "record", "board", "drift", "score", "interference",
-            "official", "sweep"]  # fmt: skip
+COMMANDS = ["facts", "export", "exports", "frontier", "record", "board", "drift", "score",
+            "interference", "official", "sweep"]  # fmt: skip
 
 
 @pytest.mark.parametrize("job", COMMANDS, indirect=True)

@@ -34,6 +34,7 @@ WRITERS = {
     "frontier": ("frontier", "no-run", "--output_path"),
     "record": ("record", "no-run", "--submitter", "me", "--output_path"),
     "official": ("official", "almanac", "--bundles"),
+    "exports": ("export", "no-records", "--to", "every_eval_ever", "--output_path"),
     "page": ("board", "no-records", "--format", "html", "--output_path"),
     "plot": ("board", "no-records", "--plot"),
 }
@@ -100,7 +101,7 @@ OTHERS = [
     ("interference", "at-0.9/mine.txt"),
     ("score", "report_factual_forgetting.json"),
     ("official", "almanac/v1/mine.txt"),
-    ("page", "index.html"), ("page", "board.json"),
+    ("page", "index.html"), ("page", "board.json"), ("page", "board.parquet"),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     # Here, since it takes a while, and may be interrupted.
     from factual_forgetting import __version__
     from factual_forgetting.board import command as board
+    from factual_forgetting.board import export_command
     from factual_forgetting.bundle import command as bundle
     from factual_forgetting.comparison import command as comparison
     from factual_forgetting.facts import command as facts
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     # In the order of the help.
     commands = (
         lab, comparison, drift_command, interference_command, facts, slick, bundle, protocol,
-        scoring, frontier, board,
+        scoring, frontier, board, export_command,
     )  # fmt: skip
     main_parser = argparse.ArgumentParser(
         prog="factual-forgetting",

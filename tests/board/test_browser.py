@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic import any_record
 
-from factual_forgetting.board.board import Entry
+from factual_forgetting.board.board import Entry, make_board
+from factual_forgetting.board.bundles import reference_of
+from factual_forgetting.board.links import Links
 from factual_forgetting.board.page import page, tell_records, write_page
+from factual_forgetting.board.record import load_records
 from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.scoring.styles import CHAT, FEWSHOT
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -68,11 +73,14 @@ def large(
         copies.append(row)
     bundle["rows"] = [*copies, *(row for row in bundle["rows"] if row["reference"])]
     order = [row["id"] for row in bundle["rows"]]
-    bundle["tables"] = {"learns": order, "keeps": order}
+    bundle["tables"] = {"learns": order, "keeps": order, "any": []}
     # Only the data that the test opens is written: 5,000 files take longer than all the rest.
     opened = {row["id"] for row in bundle["rows"][:8] + bundle["rows"][-2:]}
     few = [row for row in bundle["rows"] if row["id"] in opened]
-    narrow = {**wide, "bundles": [{**bundle, "rows": few, "tables": {"learns": [], "keeps": []}}]}
+    narrow = {
+        **wide,
+        "bundles": [{**bundle, "rows": few, "tables": {table: [] for table in bundle["tables"]}}],
+    }
     output = tmp_path_factory.mktemp("large")
     index = written(narrow, entries, world, output)
     index.write_text(page(wide), encoding="utf-8")
@@ -339,3 +347,56 @@ def test_names_break_between_words(browser: Any, site: Path, width: int) -> None
         return found
     """
     assert reader.run(broken) == []
+
+
+def test_links_are_https_and_the_page_s_own(
+    browser: Any, board: dict[str, Any], entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    home = "https://git.example/me/board/tree/main/leaderboard"
+    links = Links(home, {}, {world.sha256: "almanac/v1"})
+    bundles = {world.sha256: world}
+    hostile = [
+        (record.model_copy(update={"note": f"{home}/note", "url": "javascript:alert(1)"}), outcomes)
+        for record, outcomes in entries
+    ]
+    assert list(tell_records(hostile, bundles, tmp_path, links))
+    page_ = Page(browser, write_page(board, bundles, tmp_path, links))
+
+    def addresses(where: str) -> list[str]:
+        return [str(one.get_attribute("href")) for one in page_.all(f"{where} a")]
+
+    assert addresses("#about") == [f"{home}/bundles/almanac/v1"]
+    told = addresses("#ranked tr:first-child")
+    assert told[0] == "https://git.example/me"
+    assert told[1].startswith(f"{home}/records/almanac/{world.sha256[:12]}/")
+    page_.one("#ranked .open").click()
+    page_.until(lambda: page_.all("details.record"))
+    page_.run("document.querySelector('details.record').open = true")
+    page_.until(lambda: page_.all("details.record .pairs"))
+    found = set(addresses("details.record"))
+    assert {one.removeprefix("https://git.example/me")[:6] for one in found} <= {"", "/board"}
+    assert f"{home}/note" not in found
+
+
+def test_the_table_of_any_checkpoint(
+    browser: Any, entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    for kept, style in ((20, FEWSHOT), (10, FEWSHOT), (20, CHAT)):
+        any_record(tmp_path / "records", world, kept, f"tuned-{kept}", style)
+    both = [*entries, *load_records(tmp_path / "records")]
+    board = make_board(both, {world.sha256: reference_of(world)})
+    reader = Page(browser, written(board, both, world, tmp_path / "site"))
+    assert "tuned-20" not in reader.methods()
+    reader.one("#any").click()
+    reader.until(lambda: len(reader.methods()) == 3)
+    assert reader.methods() == ["tuned-20", "tuned-10", "tuned-20"]
+    assert reader.column(4) == ["few-shot", "few-shot", "chat"]
+    assert not reader.one("#plots").is_displayed()
+    assert not reader.all("#table input")
+    assert "the base itself" in reader.one("#references").text
+    reader.sort("lost")
+    assert "Lost ▲" in reader.one("#table thead").text
+    reader.one("#learns").click()
+    reader.until(lambda: reader.all("path.way"))
+    assert reader.one("#plots").is_displayed()
+    assert reader.errors() == []

@@ -107,9 +107,10 @@ def test_what_is_written(
     assert {str(p) for p in one} >= {
         "index.html",
         "board.json",
+        "board.parquet",
         f"data/facts-{world.sha256[:12]}.js",
     }
-    assert len(one) == 2 + 1 + 4 + 12
+    assert len(one) == 3 + 1 + 4 + 12
 
 
 def test_only_what_the_command_wrote_is_removed(

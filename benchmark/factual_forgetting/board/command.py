@@ -18,6 +18,8 @@ from factual_forgetting.board.bundles import (
     references_for,
     sources,
 )
+from factual_forgetting.board.dataset import TABLE
+from factual_forgetting.board.links import Links
 from factual_forgetting.board.making import Declared, make_record, record_curve
 from factual_forgetting.board.page import BOARD, INDEX, tell_records, write_page
 from factual_forgetting.board.record import find_records, load_records
@@ -61,6 +63,8 @@ def add_parser(subparsers: Any) -> None:
     _add_bundles(board)
     board.add_argument("--format", choices=FORMATS, default="markdown")
     board.add_argument("--output_path", type=Path, help="directory for --format html")
+    told = "https address of the folder above RECORDS, to link them from the page"
+    board.add_argument("--home", metavar="URL", help=told)
     board.add_argument("--plot", type=Path, help="also draw stability against plasticity there")
     board.set_defaults(run=_board)
 
@@ -198,20 +202,21 @@ def _board(args: argparse.Namespace) -> None:
     if (args.format == "html") != (args.output_path is not None):
         raise InputError("The page needs a directory, the other formats none: --output_path DIR.")
     if args.output_path:
-        outputs.require_folder(args.output_path, INDEX, BOARD, begun=_paged_there)
+        outputs.require_folder(args.output_path, INDEX, BOARD, TABLE, begun=_paged_there)
     if args.plot:
         require_image(args.plot)
     gc.set_threshold(100_000)  # Outcomes hold no circles; looking for some takes a fifth longer.
+    links = Links.beside(args.records, args.home)
     bundles, entries = bundles_at_hand(args.bundle), load_records(args.records)
     if args.format == "html":
-        entries = tell_records(entries, bundles, args.output_path)
+        entries = tell_records(entries, bundles, args.output_path, links)
     board = make_board(entries, references_for(args.records, bundles))
     if args.plot:
         if len(board["bundles"]) > 1:
             raise InputError("The records are of several bundles; plot each bundle's by itself.")
         draw_frontier(curves_of(board["bundles"][0]), args.plot)
     if args.format == "html":
-        told = str(write_page(board, bundles, args.output_path))
+        told = str(write_page(board, bundles, args.output_path, links))
     else:
         told = render_board(board, args.format)
     sys.stdout.write(f"{told}\n")

@@ -15,7 +15,9 @@ from typing import Any
 
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry
+from factual_forgetting.board.dataset import TABLE, write_table
 from factual_forgetting.board.form import Record, place
+from factual_forgetting.board.links import Links
 from factual_forgetting.board.record import Outcome, by_split
 from factual_forgetting.board.remake import remake_commands
 from factual_forgetting.board.tables import ASKED, LEGEND, SEEN, marks
@@ -24,6 +26,7 @@ from factual_forgetting.scoring.statistics import interval_text
 from factual_forgetting.scoring.styles import STYLES
 
 INDEX, BOARD, DATA = "index.html", "board.json", "data"
+_UNPUBLISHED = Links()
 _OURS = re.compile(r"(facts-[0-9a-f]{12}|record-[0-9a-f]{16}|[0-9a-f]{12}-[0-9a-f]{12})\.js")
 _SHOWN = (
     "method", "family", "protocol", "submitter", "track", "level", "trials", "rank", "unranked",
@@ -32,7 +35,10 @@ _SHOWN = (
 
 
 def tell_records(
-    entries: Iterable[Entry], bundles: Mapping[str, Bundle], output: Path
+    entries: Iterable[Entry],
+    bundles: Mapping[str, Bundle],
+    output: Path,
+    links: Links = _UNPUBLISHED,
 ) -> Iterator[Entry]:
     """Writes the data of each record on its way to the board, so that they are read once.
 
@@ -40,15 +46,21 @@ def tell_records(
         entries: The records with their outcomes.
         bundles: Bundles at hand by hash; of others the page knows facts by number only.
         output: Directory of the page.
+        links: Addresses of what it names.
     """
     for record, outcomes in entries:
-        part = _record_part(record, outcomes, bundles.get(record.bundle_sha256))
+        part = _record_part(record, outcomes, bundles.get(record.bundle_sha256), links)
         _write_data(output, f"record-{record.id}", part)
         yield record, outcomes
 
 
-def write_page(board: Mapping[str, Any], bundles: Mapping[str, Bundle], output: Path) -> Path:
-    """Writes the page, `board.json`, and the data of rows and bundles; tells the page's path.
+def write_page(
+    board: Mapping[str, Any],
+    bundles: Mapping[str, Bundle],
+    output: Path,
+    links: Links = _UNPUBLISHED,
+) -> Path:
+    """Writes the page, the board as JSON and as a table, and data; tells the page's path.
 
     The page needs no server and no network. Data that is shown on demand lies in scripts beside
     it, since a page opened from file:// may load scripts and nothing else. What an earlier call
@@ -58,6 +70,7 @@ def write_page(board: Mapping[str, Any], bundles: Mapping[str, Bundle], output: 
         board: What `make_board` made of records that went through `tell_records`.
         bundles: As there.
         output: As there.
+        links: As there.
     """
     kept = set()
     for bundle in board["bundles"]:
@@ -69,7 +82,9 @@ def write_page(board: Mapping[str, Any], bundles: Mapping[str, Bundle], output: 
             kept |= {_data(output, f"record-{name}") for name in row["records"]}
     _remove_stale(output / DATA, kept)
     files.write_atomic(output / BOARD, (files.dumps(board) + "\n").encode())
-    files.write_atomic(output / INDEX, page(board).encode())
+    with files.atomic(output / TABLE) as stream:
+        write_table(board, stream)
+    files.write_atomic(output / INDEX, page(board, links).encode())
     return output / INDEX
 
 
@@ -82,11 +97,11 @@ def _remove_stale(folder: Path, kept: set[Path]) -> None:
                 path.unlink()
 
 
-def page(board: Mapping[str, Any]) -> str:
+def page(board: Mapping[str, Any], links: Links = _UNPUBLISHED) -> str:
     """Returns the page's HTML with the board's summary in it."""
     site = package_files("factual_forgetting.board") / "site"
     template, css, js = ((site / f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
-    summary = {"bundles": [_bundle(bundle) for bundle in board["bundles"]]}
+    summary = {"bundles": [_bundle(bundle, links) for bundle in board["bundles"]]}
     policy = (
         f"default-src 'none'; script-src '{_digest(js)}' 'self' file:; "
         f"style-src '{_digest(css)}'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -124,14 +139,23 @@ def _call(name: str) -> str:
     return f"factualForgetting({_json(name)},"
 
 
-def _bundle(bundle: Mapping[str, Any]) -> dict[str, Any]:
+def _bundle(bundle: Mapping[str, Any], links: Links) -> dict[str, Any]:
     reference, short = bundle["reference"] or {}, bundle["sha256"][:12]
     places = {row["id"]: place for place, row in enumerate(bundle["rows"])}
     return {
         "title": reference.get("name") or f"{bundle['base']} {short}",
         "about": _about(bundle, reference),
+        "links": [["Base", links.base(bundle["base"])], ["Bundle", links.bundle(bundle["sha256"])]],
         "facts": f"facts-{short}",
-        "rows": [{"key": f"{short}-{row['id']}", **_row(row)} for row in bundle["rows"]],
+        "rows": [
+            {
+                "key": f"{short}-{row['id']}",
+                "by": links.submitter(row["submitter"]),
+                "source": links.records(bundle["base"], bundle["sha256"], row["family"]),
+                **_row(row),
+            }
+            for row in bundle["rows"]
+        ],
         "references": _references(reference),
         # By their place in `rows`.
         **{name: [places[row] for row in rows] for name, rows in bundle["tables"].items()},
@@ -232,12 +256,15 @@ def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:
     }
 
 
-def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None) -> dict[str, Any]:
+def _record_part(
+    record: Record, outcomes: list[Outcome], bundle: Bundle | None, links: Links
+) -> dict[str, Any]:
     parts = by_split(outcomes)
     held, new = parts[HELDOUT], parts[UNKNOWN]
     outcome = STYLES[record.style].outcome
     base = [p.base[outcome] for p in bundle.splits[HELDOUT]] if bundle else [True] * len(held)
     told = "Facts lost (of those the base gets right in the same prompt)"
+    linked = links.of_record(record)
     return {
         "id": record.id,
         "seed": record.seed,
@@ -251,7 +278,7 @@ def _record_part(record: Record, outcomes: list[Outcome], bundle: Bundle | None)
         "lostTitle": told if bundle else "Facts of D_Held now wrong",
         "learned": [index for index, one in enumerate(new) if one.final],
         "command": "\n".join(remake_commands(record)),
-        "provenance": _provenance(record),
+        "provenance": [[name, value, linked.get(name)] for name, value in _provenance(record)],
     }
 
 

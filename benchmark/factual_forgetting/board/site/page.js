@@ -34,6 +34,8 @@ function make(tag, attributes, ...children) {
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
+// Addresses of the page's own making, and still only https.
+const anchor = (text, url) => /^https:\/\//.test(url || "") ? make("a", { href: url, rel: "noopener noreferrer" }, text) : text;
 const number = (value) => value === null || value === undefined ? "–" : value.toFixed(3).replace(/^(-?)0\./, "$1.");
 const bundle = () => data.bundles[state.bundle];
 const rowOf = (key) => bundle().byKey.get(key);
@@ -75,7 +77,7 @@ function methodCell(row) {
   if (row.leak === "unknown") cell.append(make("span", { class: "tag" }, "undeclared"));
   if (row.reference) cell.append(make("span", { class: "tag" }, state.table === "keeps" ? "the ceiling" : "reference"));
   else if (row.unranked[state.table] && row.unranked[state.table] !== row.told) cell.append(make("span", { class: "tag" }, row.unranked[state.table]));
-  cell.append(make("small", {}, `${row.protocol.split("@")[0]}, by ${row.submitter}`));
+  cell.append(make("small", {}, `${row.protocol.split("@")[0]}, by `, anchor(row.submitter, row.by), ...(row.source ? [", ", anchor("records", row.source)] : [])));
   return cell;
 }
 function interval(estimate, marks) {
@@ -113,14 +115,14 @@ function draw() {
 function tellStatus() {
   const total = bundle()[state.table].filter((place) => !bundle().rows[place].reference).length, found = state.rows.length;
   at("status").textContent = `${found} of ${total} methods${found < total ? "; ranks are of the whole table" : ""}. ` +
-    `${state.selected.length} selected.`;
+    (plotted() ? `${state.selected.length} selected.` : "");
 }
 // What a selection changes, and nothing else: the focus stays where it is.
 function drawSelection() {
   for (const line of document.querySelectorAll("#table tr[data-key]")) {
     const chosen = state.selected.includes(line.dataset.key);
     line.classList.toggle("on", chosen);
-    line.querySelector("input").checked = chosen;
+    if (plotted()) line.querySelector("input").checked = chosen;
   }
   if (plotted()) { drawChosen(); drawSteps(); }
   tellStatus();
@@ -130,7 +132,7 @@ function drawTable(rows) {
   const names = SHOWN[state.table];
   const table = at("table");
   table.caption.textContent = `${at(state.table).textContent}, bundle ${bundle().title}`;
-  table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, "Show")), ...names.map(header)));
+  table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "range" }, plotted() ? "Show" : "")), ...names.map(header)));
   at("ranked").replaceChildren();
   drawMore();
   const known = bundle()[state.table].map((place) => bundle().rows[place]).filter((row) => row.reference).map((row) => tableRow(row, names));
@@ -163,7 +165,7 @@ function tableRow(row, names) {
   const box = make("input", { type: "checkbox", "aria-label": `Show the curve of ${row.method}`, onchange: () => select(row.key) });
   box.checked = slot !== null;
   return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null },
-    make("td", {}, box),
+    make("td", {}, plotted() ? box : null),
     ...names.map((name) => {
       const { head, cell } = COLUMNS[name];
       return make(head ? "th" : "td", { scope: head ? "row" : null }, cell(row));
@@ -306,7 +308,7 @@ function select(key) {
 
 const text = (value) => value === null || value === undefined || value === "" ? "–" : String(value);
 function pairs(entries) {
-  return make("dl", { class: "pairs" }, ...entries.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, text(value))]));
+  return make("dl", { class: "pairs" }, ...entries.flatMap(([name, value, url]) => [make("dt", {}, name), make("dd", {}, anchor(text(value), url))]));
 }
 function open(key) {
   const row = rowOf(key);
@@ -366,7 +368,7 @@ function enter() {
   // What the table shows elsewhere.
   for (const row of rows) row.told = row.leak === "included" ? "trained on D_Held" : row.why === "never" ? "never reaches P .90" : row.why;
   bundle().byKey = new Map(rows.map((row) => [row.key, row]));
-  at("about").textContent = bundle().about;
+  at("about").replaceChildren(bundle().about, ...bundle().links.filter(([, url]) => url).flatMap(([name, url]) => [" ", anchor(name, url)]));
   Object.assign(state, { shown: PAGE, selected: [], sort: null });
   const first = bundle()[state.table].map((place) => rows[place]);
   const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
@@ -393,7 +395,7 @@ function start() {
   at("more").addEventListener("click", () => {
     state.shown += STEP;
     const [first] = drawMore();
-    if (at("more").hidden) first.querySelector("input").focus();
+    if (at("more").hidden) first.querySelector("input, button").focus();
   });
   at("plane").addEventListener("click", (event) => { const key = keyOf(event); if (key) select(key); });
   at("plane").addEventListener("mouseover", (event) => hover(keyOf(event), event));
