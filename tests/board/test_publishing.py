@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-import yaml
 from synthetic import answered_record
+from workflow import failing_step, read_workflow
 
 from factual_forgetting import files
 from factual_forgetting.board.board import Entry, make_board
@@ -27,43 +24,13 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 HOME = "https://git.example/me/board/tree/0123/leaderboard"
 DATASET = f"me/facts@{'a' * 40}"
-# The command, for drawn runs, which are shorter than the recipe that they name.
-_SHORT_RUNS = """
-import sys
-from factual_forgetting.board.validate import CHECKS
-from factual_forgetting.cli import main
-
-del CHECKS["steps"]
-sys.exit(main())
-"""
-
-
-def built(where: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the shell steps of the workflow that builds the page, up to the first that fails."""
-    workflow = yaml.safe_load((ROOT / ".github/workflows/page.yml").read_text())
-    command = where / "bin/factual-forgetting"
-    command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\n{_SHORT_RUNS}")
-    command.chmod(0o755)
-    told = {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "benchmark"),
-        "GITHUB_SERVER_URL": "https://git.example",
-        "GITHUB_REPOSITORY": "me/board",
-        "GITHUB_SHA": "0123",
-    }
-    steps = [step for step in workflow["jobs"]["build"]["steps"] if "run" in step]
-    for step in steps[1:]:
-        shell = ["bash", "-e", "-o", "pipefail", "-c", step["run"]]
-        ran = subprocess.run(
-            shell, cwd=where, env=os.environ | told, capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
-            break
-    return ran
+RUNNER = {
+    "GITHUB_SERVER_URL": "https://git.example",
+    "GITHUB_REPOSITORY": "me/board",
+    "GITHUB_SHA": "0123",
+}
 
 
 @pytest.fixture
@@ -84,8 +51,7 @@ def summary(index: Path) -> dict[str, Any]:
 
 def test_the_workflow_builds_page_and_data(leaderboard: Path, world: Bundle) -> None:
     where = leaderboard.parent
-    ran = built(where)
-    assert ran.returncode == 0, ran.stderr
+    assert failing_step("page.yml", "build", where, **RUNNER) is None
     (bundle,) = summary(where / "site/index.html")["bundles"]
     assert bundle["links"] == [["Base", None], ["Bundle", f"{HOME}/bundles/almanac/v1"]]
     assert {row["by"] for row in bundle["rows"]} == {"https://git.example/me"}
@@ -107,12 +73,12 @@ def test_what_does_not_hold_is_not_published(leaderboard: Path) -> None:
     content = files.read_json(path)
     content["metrics"]["stability"]["value"] = 1.0
     files.write_json(path, content)
-    assert built(leaderboard.parent).returncode
+    assert failing_step("page.yml", "build", leaderboard.parent, **RUNNER) == "Validate"
     assert not (leaderboard.parent / "site").exists()
 
 
 def test_the_workflow_may_publish_and_nothing_else() -> None:
-    workflow = yaml.safe_load((ROOT / ".github/workflows/page.yml").read_text())
+    workflow = read_workflow("page.yml")
     assert workflow["permissions"] == {"contents": "read"}
     assert "permissions" not in workflow["jobs"]["build"]
     assert workflow["jobs"]["publish"]["permissions"] == {"pages": "write", "id-token": "write"}

@@ -1,15 +1,13 @@
 """The shell steps of the workflow that checks a pull request, on submissions right and wrong."""
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from synthetic import HELDOUT, answered_record, drawn, make_bundle, write_run
+from workflow import failing_step
 
 from factual_forgetting import files
 from factual_forgetting.board import making, submission
@@ -22,20 +20,6 @@ from factual_forgetting.cli import main
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.scoring.results import Results
 from factual_forgetting.scoring.styles import FEWSHOT
-
-ROOT = Path(__file__).parents[2]
-# The command, for drawn runs, which are shorter than the recipe that they name.
-_SHORT_RUNS = """
-import sys
-from factual_forgetting.board.validate import CHECKS
-from factual_forgetting.cli import main
-from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
-from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.styles import FEWSHOT
-
-del CHECKS["steps"]
-sys.exit(main())
-"""
 
 
 @pytest.fixture
@@ -50,26 +34,10 @@ def board_of(world: Bundle, runs: list[Path], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def steps_refusing(where: Path) -> list[str]:
-    """Runs the steps as the runner does, up to the first that fails; returns that one's name."""
-    steps = yaml.safe_load((ROOT / ".github/workflows/submission.yml").read_text())["jobs"]
-    command = where / "bin/factual-forgetting"
-    command.parent.mkdir()
-    command.write_text(f"#!{sys.executable}\n{_SHORT_RUNS}")
-    command.chmod(0o755)
-    told = {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "benchmark"),
-        "GITHUB_STEP_SUMMARY": str(where / "summary.md"),
-    }
-    for step in steps["validate"]["steps"]:
-        if "run" not in step or "pip install" in step["run"]:
-            continue
-        shell = ["bash", "-e", "-c", step["run"]]
-        at = where / step.get("working-directory", ".")
-        if subprocess.run(shell, cwd=at, env=os.environ | told, check=False).returncode:
-            return [step["name"]]
-    return []
+def refusing(where: Path) -> str | None:
+    """The step of the workflow that refuses the submission."""
+    told = {"GITHUB_STEP_SUMMARY": str(where / "summary.md")}
+    return failing_step("submission.yml", "validate", where, **told)
 
 
 def added(where: Path) -> Path:
@@ -95,7 +63,7 @@ def older_main(where: Path) -> None:
 @pytest.mark.parametrize("change", [lambda where: None, new_bundle, older_main])
 def test_what_is_right_passes(board_of: Path, change: Callable[[Path], object]) -> None:
     change(board_of)
-    assert steps_refusing(board_of) == []
+    assert refusing(board_of) is None
     assert (board_of / "summary.md").read_text()
 
 
@@ -133,7 +101,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("change", PUBLISHED)
 def test_what_is_published_stays(board_of: Path, change: Callable[[Path], None]) -> None:
     change(board_of)
-    assert steps_refusing(board_of) == ["Validate"]
+    assert refusing(board_of) == "Validate"
     if change is change_bundle:
         return  # Whose files are checked before anything is read of it.
     records = board_of / "submitted/leaderboard/records"
@@ -175,7 +143,7 @@ FORGED = [forge_metric, unknown_bundle, forge_reference, forge_facts, claim_a_na
 @pytest.mark.parametrize("change", FORGED)
 def test_what_is_forged_is_refused(board_of: Path, change: Callable[[Path], None]) -> None:
     change(board_of)
-    assert steps_refusing(board_of) == ["Validate"]
+    assert refusing(board_of) == "Validate"
 
 
 def test_where_official_bundles_are(
