@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -94,4 +94,9 @@ def taken(folder: Path, *, shared: bool = False) -> Iterator[Any]:
     """Makes a folder and keeps other commands out of it while this one writes."""
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder, shared=shared):
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                folder.rmdir()  # Where nothing was written.
+            raise
