@@ -97,6 +97,7 @@ def taken(folder: Path, *, shared: bool = False) -> Iterator[Any]:
         try:
             yield
         except BaseException:
-            with suppress(OSError):
-                folder.rmdir()  # Where nothing was written.
+            if not shared:
+                with suppress(OSError):
+                    folder.rmdir()  # Where nothing was written.
             raise
