@@ -18,8 +18,7 @@ from factual_forgetting.bundle.manifest import HELDOUT, KNOWN, UNKNOWN, Bundle
 from factual_forgetting.errors import InputError
 
 _DATASET = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
-# What no file system, or no place that takes results, has for the name of a folder.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?|data|unknown|.*\.", re.I)
+_TAKEN = ("data", "unknown")  # Folders that every_eval_ever has for other things.
 _WILSON, _TANGO = "score interval, stratified by relation", "paired score interval, stratified"
 _RESAMPLED = "facts resampled within their relation"
 _AT_P90 = "stability_at_p90"
@@ -180,7 +179,7 @@ def require_name(model: str) -> None:
     Raises:
         UserError: If it is one that a file system reserves, or leads elsewhere.
     """
-    if any(_RESERVED.fullmatch(part) for part in model.split("/")):
+    if any(files.portable(p) != p or p.lower() in _TAKEN for p in model.split("/")):
         raise InputError(
             f"{model} can't be the name of a folder everywhere. Record the result again with "
             "another --repository or --submitter."
