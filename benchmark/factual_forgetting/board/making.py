@@ -184,8 +184,7 @@ def make_record(
 
 def require_declared(path: Path, bundle: Bundle, declared: Declared) -> None:
     """Raises a UserError where a record of a checkpoint would lack what nobody says of it."""
-    run = _read_run(path, bundle) if told_by_run(path) else None
-    _require_agreement(path, run, None, declared)
+    _require_agreement(path, _read_run(path, bundle), None, declared)
 
 
 def _require_agreement(
@@ -220,23 +219,21 @@ def _require_all(source: Path, results: Results | None, bundle: Bundle) -> None:
 
 
 def _read_source(source: Path, bundle: Bundle, style: str) -> tuple[_Run | None, Results | None]:
-    if told_by_run(source):
+    if run := _read_run(source, bundle):
         if style != TASK:
             raise InputError(f"{source} is a run, which isn't asked so. Record a score of it.")
-        return _read_run(source, bundle), None
+        return run, None
     results = read_results(source, bundle, style)
-    path = Path(results.pretrained) if results.pretrained else None
-    if path is None or not told_by_run(path):
-        return None, results
-    run = _read_run(path, bundle)
-    if results.weights_sha256 not in (None, run.told["weights_sha256"]):
-        raise InputError(f"{source} is of other weights than {path} holds now. Score it again.")
+    run = _read_run(Path(results.pretrained), bundle) if results.pretrained else None
+    if run and results.weights_sha256 not in (None, run.told["weights_sha256"]):
+        where = results.pretrained
+        raise InputError(f"{source} is of other weights than {where} holds now. Score it again.")
     return run, results
 
 
-def _read_run(path: Path, bundle: Bundle) -> _Run:
+def _read_run(path: Path, bundle: Bundle) -> _Run | None:
     if (run := told_by_run(path)) is None:
-        raise NotFoundError(f"{path} holds no finished run. Train again.")
+        return None
     if run["bundle_sha256"] != bundle.sha256:
         raise InputError(f"{path} was trained on another bundle than {bundle.path}. Give --bundle.")
     if run.get("foreign_base"):
