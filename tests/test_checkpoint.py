@@ -13,7 +13,7 @@ import pytest
 
 from factual_forgetting import checkpoint
 from factual_forgetting.cli import main
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 
 
 @pytest.fixture
@@ -127,3 +127,15 @@ def test_a_gguf_file_is_refused_with_the_way_to_convert_it(
     arguments += ["--method", "sft"] if command == "finetune" else []
     assert main(arguments) == 1
     assert "scripts/from_gguf.py DIR FILE OUTPUT" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_size_that_is_no_whole_number(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "hidden_size": 64.5}))
+    with pytest.raises(InputError, match=r"a size is no whole number\. Restore the file"):
+        checkpoint.shape(copy)
+
+
+def test_a_local_model_without_a_checkpoint() -> None:
+    with pytest.raises(InputError, match=r"--model hf needs pretrained=\.\.\. in --model_args"):
+        checkpoint.describe_base("hf", {"dtype": "float32"})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from factual_forgetting import files
-from factual_forgetting.errors import UserError
+from factual_forgetting.errors import InputError, UserError
 
 
 def killed(job, *args: object) -> None:
@@ -53,3 +53,10 @@ def test_a_lock_keeps_others_out_and_goes_with_a_killed_command(tmp_path: Path) 
     with files.alone(tmp_path, shared=True), files.alone(tmp_path, shared=True):
         pass
     assert not any(tmp_path.iterdir())
+
+
+def test_a_file_beyond_any_honest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LARGEST", 1 << 20)
+    (tmp_path / "run.json").write_text(f'"{"x" * (1 << 20)}"')
+    with pytest.raises(InputError, match=r"larger than 1 MiB\. Give another file"):
+        files.read_json(tmp_path / "run.json")

@@ -5,6 +5,7 @@ import pytest
 
 from factual_forgetting import tasks
 from factual_forgetting.cli import main
+from factual_forgetting.errors import NotFoundError, PackageError
 
 
 def test_tasks_are_registered_and_removed_again(
@@ -24,3 +25,15 @@ def test_tasks_are_registered_and_removed_again(
     assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["others"]
     assert main(["unregister"]) == 1
     assert "There is nothing to remove" in capsys.readouterr().err
+
+
+def test_an_installation_without_task_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "GROUP", "lost")
+    with pytest.raises(NotFoundError, match=r"Install the package again"):
+        tasks.tasks_dir()
+
+
+def test_nowhere_to_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PackageError, match=r"Install it: pip install lm_eval"):
+        tasks.registered_dir()
