@@ -38,7 +38,7 @@ from stub import StubEngine, many_facts
 from words import subcommands
 
 Job = Callable[[Path], Any]
-FEW = 6  # changes that the fast tier tries, of a command that takes long
+FEW = 4  # changes that the fast tier tries, of a command that takes long
 
 
 def command(*words: object) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import any_record
+from synthetic import any_record, make_bundle
 
 from factual_forgetting.board.board import Entry, make_board
 from factual_forgetting.board.bundles import reference_of
@@ -90,7 +90,14 @@ def large(
 class Page:
     """What a reader does."""
 
-    def __init__(self, driver: Any, path: Path, width: int = 1440, dark: bool = False) -> None:
+    def __init__(
+        self,
+        driver: Any,
+        path: Path,
+        width: int = 1440,
+        dark: bool = False,
+        wait: bool = True,
+    ) -> None:
         self.driver = driver
         size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": width < 600}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -99,7 +106,7 @@ class Page:
         driver.get("about:blank")
         driver.get_log("browser")
         driver.get(path.as_uri())
-        self.until(lambda: self.all("#ranked tr") and self.all("path.way"))
+        self.until(lambda: self.all("#ranked tr") and (self.all("path.way") or not wait))
 
     def until(self, condition: Any) -> Any:
         return WebDriverWait(self.driver, 20).until(lambda _: condition())
@@ -396,7 +403,32 @@ def test_the_table_of_any_checkpoint(
     assert "the base itself" in reader.one("#references").text
     reader.sort("lost")
     assert "Lost ▲" in reader.one("#table thead").text
+    reader.one("#ranked .open").click()
+    reader.until(lambda: reader.all(".record pre"))
+    assert "0 facts lost, 0 right" in reader.one(".record summary").text
+    assert "--no-trained" in reader.one(".record pre").text
+    assert "gained" not in reader.one("dl.pairs").text  # Of nothing that the base gets wrong.
+    reader.one("#close").click()
     reader.one("#learns").click()
     reader.until(lambda: reader.all("path.way"))
     assert reader.one("#plots").is_displayed()
+    assert reader.errors() == []
+
+
+def test_a_bundle_without_trained_checkpoints(
+    browser: Any, entries: list[Entry], world: Bundle, tmp_path: Path
+) -> None:
+    other = make_bundle(tmp_path / "bundle", heldout=24)
+    any_record(tmp_path / "records", other, 20)
+    both = [*entries, *load_records(tmp_path / "records")]
+    board = make_board(both)
+    reader = Page(browser, written(board, both, world, tmp_path / "site"), wait=False)
+    where = [bundle["sha256"] for bundle in board["bundles"]]
+    for sha256 in (other.sha256, world.sha256, other.sha256, world.sha256):
+        Select(reader.one("#bundle")).select_by_index(where.index(sha256))
+        of_world = sha256 == world.sha256
+        reader.until(lambda: "instruct" in reader.methods() or reader.all("#plots path.way"))
+        assert reader.one("#learns" if of_world else "#any").get_attribute("aria-pressed") == "true"
+        if of_world:
+            reader.until(lambda: len(reader.all("#ranked tr.on, #references tr.on")) == 4)
     assert reader.errors() == []

@@ -20,6 +20,7 @@ from factual_forgetting.cli import parser
 from factual_forgetting.modelargs import parse_settings
 from factual_forgetting.protocol.recipe import Protocol, load_protocol
 from factual_forgetting.protocol.settings import resolve
+from factual_forgetting.scoring.styles import FEWSHOT
 
 
 def test_the_printed_commands_make_the_record_again(
@@ -70,11 +71,16 @@ def test_a_rate_of_the_grid_travels(world: Bundle, tmp_path: Path) -> None:
 
 def test_what_finetune_didn_t_make_is_scored_again(world: Bundle, tmp_path: Path) -> None:
     record, _ = load_record(publish(tmp_path, world, drawn(world, 1, 0.3, 0.1)))
-    other = record.model_copy(update={"protocol": None, "repository": "me/model"})
+    told = {"protocol": None, "repository": "me/model", "style": FEWSHOT, "trained": False}
+    other = record.model_copy(update=told)
+    other.method.settings["rank"] = 8
     score, again = remake_commands(other)
     told = parser().parse_args(shlex.split(score)[1:])
     assert told.model_args == ["pretrained=me/model"]
-    assert parser().parse_args(shlex.split(again)[1:]).method == "sft"
+    assert told.tasks == [FEWSHOT]
+    told = parser().parse_args(shlex.split(again)[1:])
+    assert (told.method, told.tasks, told.trained) == ("sft", FEWSHOT, False)
+    assert parse_settings(told.method_args) == {"rank": 8}
 
 
 @pytest.mark.parametrize("text", ['{"a": ', "{" * 100_000, '{"a": NaN}'])

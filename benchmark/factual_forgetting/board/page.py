@@ -236,17 +236,20 @@ def _numbers(row: Mapping[str, Any]) -> list[list[str]]:
     """What a row's part says beside the table: macro averages and paired differences."""
     crossing, losses = row["stability_at_p90"], row["loss_against"]
     seeds = f"{crossing['lowest']:.3f} to {crossing['highest']:.3f}" if crossing else "-"
-    return [
+    found = [
         ["T", interval_text(row["task_learning"])],
         ["P", interval_text(row["plasticity"])],
         ["S, mean over facts", interval_text(row["stability"])],
         ["S, mean over relations", f"{row['stability_macro']:.3f}"],
+        ["lost", interval_text(row["lost"])],
+        ["gained", interval_text(row["gained"])],
         ["S@P90", interval_text(crossing)],
         ["S@P90, range of seeds", seeds],
         ["S@P90 - that of sft, same seeds", interval_text(row["difference_at_p90"]["sft"])],
         ["S of known_only - S, same seeds", interval_text(losses["known_only"])],
         ["S of sft - S, same seeds", interval_text(losses["sft"])],
     ]
+    return [pair for pair in found if pair[1] != "-"]
 
 
 def _facts(bundle: Bundle) -> dict[str, list[list[str]]]:

@@ -11,6 +11,7 @@ from factual_forgetting.board.form import UNSTATED, Record
 from factual_forgetting.bundle.manifest import MANIFEST
 from factual_forgetting.checkpoint import ALMANAC, embedded
 from factual_forgetting.protocol.recipe import load_protocol, protocol_sha256, recipe_names
+from factual_forgetting.scoring.styles import TASK
 
 _PROTOCOL, _RUN, _RESULTS = "protocol.yaml", "run", "results"
 
@@ -22,20 +23,24 @@ def remake_commands(record: Record) -> list[str]:
     looked for in `bundle-` and the first digits of its hash.
     """
     bundle = _bundle_name(record)
-    given = ["--bundle", bundle]
+    given = ["--bundle", bundle, *(["--tasks", record.style] if record.style != TASK else [])]
     submitter = "NAME" if record.submitter == UNSTATED else record.submitter
     publish = ["record", _RESULTS, *given, "--submitter", submitter, "--output_path", "records"]
     if record.protocol is None:
         place = f"pretrained={record.repository}" if record.repository else "CHECKPOINT"
-        seed = [] if record.seed is None else ["--seed", str(record.seed)]
-        publish += ["--method", record.method.name, *seed]
+        publish += ["--method", record.method.name, *_settings(record)]
+        publish += [] if record.seed is None else ["--seed", str(record.seed)]
+        publish += ["--trained" if record.trained else "--no-trained"]
         return [_command(*_score(place, given)), _command(*publish)]
     first, protocol = _protocol_argument(record)
-    train = ["finetune", *given, "--protocol", protocol, "--method", record.method.name]
-    settings = record.method.settings
-    train += ["--method_args", files.dumps(settings)] if settings else []
-    train += ["--seed", str(record.seed), "--output_path", _RUN]
+    train = ["finetune", *given[:2], "--protocol", protocol, "--method", record.method.name]
+    train += [*_settings(record), "--seed", str(record.seed), "--output_path", _RUN]
     return [*first, *(_command(*words) for words in (train, _score(_RUN, given), publish))]
+
+
+def _settings(record: Record) -> list[str]:
+    settings = record.method.settings
+    return ["--method_args", files.dumps(settings)] if settings else []
 
 
 def _score(checkpoint: str, given: list[str]) -> list[str]:

@@ -327,15 +327,17 @@ function open(key) {
 function recordPart(record, facts, only) {
   const body = make("div", {});
   const part = make("details", { class: "record", "data-record": record.id, ontoggle: () => { if (part.open && !body.childNodes.length) fill(body, record, facts); } },
-    make("summary", {}, `Seed ${text(record.seed)}: S ${number(record.S)}, P ${number(record.P)}, ${record.lost.length} facts lost, ${record.learned.length} learned`), body);
+    make("summary", {}, `Seed ${text(record.seed)}: S ${number(record.S)}, P ${number(record.P)}, ${record.lost.length} facts lost, ${record.learned.length} ${learned(record)}`), body);
   if (only) part.open = true;
   return part;
 }
+// What never trained on D_Unk knew it, or guessed.
+const learned = (record) => record.P === null ? "right" : "learned";
 function fill(body, record, facts) {
   body.append(make("h3", {}, "Make it again"), make("pre", { tabindex: "0" }, record.command), copyButton(record.command),
     make("h3", {}, "Provenance"), pairs(record.provenance),
     make("h3", {}, `${record.lostTitle}: ${record.lost.length}`), factList(record.lost, facts && facts.heldout, true),
-    make("h3", {}, `New facts learned (D_Unk): ${record.learned.length}`), factList(record.learned.map((index) => [index, null]), facts && facts.unknown, false));
+    make("h3", {}, `Facts of D_Unk ${learned(record)}: ${record.learned.length}`), factList(record.learned.map((index) => [index, null]), facts && facts.unknown, false));
 }
 function copyButton(command) {
   const button = make("button", { type: "button", onclick: () => {
@@ -370,11 +372,12 @@ function enter() {
   bundle().byKey = new Map(rows.map((row) => [row.key, row]));
   at("about").replaceChildren(bundle().about, ...bundle().links.filter(([, url]) => url).flatMap(([name, url]) => [" ", anchor(name, url)]));
   Object.assign(state, { shown: PAGE, selected: [], sort: null });
-  const first = bundle()[state.table].map((place) => rows[place]);
+  const table = [state.table, ...TABLES].find((name) => bundle()[name].length);
+  const first = bundle()[table].map((place) => rows[place]);
   const start = [...first.filter((row) => !row.reference).slice(0, 3), ...rows.filter((row) => row.family === "sft" || row.reference)];
   state.selected = [...new Set(start.map((row) => row.key))].slice(0, 5);
   at("any").hidden = !bundle().any.length;
-  tab(bundle()[state.table].length ? state.table : TABLES.find((name) => bundle()[name].length));
+  tab(table);
   Promise.all(state.selected.map(load)).then(draw);
 }
 function tab(name) {
