@@ -42,11 +42,7 @@ def parse_pairs(text: str) -> dict[str, Any]:
             raise InputError(f"'{part}' is not key=value. Write key=value,key=value.")
         if key in pairs:
             raise InputError(f"{key} is given twice in '{text}'. Give it once.")
-        try:
-            found = {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
-        except ValueError as error:
-            raise InputError(f"{key} in '{text}' is no value ({error}). Mend it.") from None
-        pairs |= found
+        pairs |= {key: value} if key in _NAMES else simple_parse_args_string(f"{key}={value}")
     return pairs
 
 
