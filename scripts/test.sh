@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types and tests. `--all` adds the slow tier. Other arguments go to pytest.
+# Lint, types and tests. `--all` adds the slow tier, and asks that the tests saw every message of
+# an error. Other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh dev
@@ -9,9 +10,14 @@ tier=()
 if [ "${1:-}" = "--all" ]; then
     shift
     tier=(-m "")
+    RAISED=$(mktemp)
+    export RAISED
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/lint-imports --no-cache
 .venv/bin/python -m pytest "${tier[@]}" "$@"
+if [ -n "${RAISED:-}" ] && [ $# -eq 0 ]; then
+    .venv/bin/python tests/raised.py "$RAISED"
+fi

@@ -64,3 +64,4 @@ if __name__ == "__main__":
     missing = unseen(set(Path(sys.argv[1]).read_text().split()))
     sys.stdout.write("".join(f"{place}\n" for place in missing))
     sys.stderr.write(f"{len(missing)} errors raised in no test, of {len(list(sites()))}\n")
+    sys.exit(bool(missing))
