@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from factual_forgetting import files
 from factual_forgetting.board.bundles import fetch_official, make_official, official
 from factual_forgetting.board.making import make_record, record_curve
 from factual_forgetting.board.record import find_records, load_record
-from factual_forgetting.bundle.manifest import Bundle
+from factual_forgetting.bundle.manifest import UNKNOWN, Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.errors import InputError, NotFoundError, PackageError
+from factual_forgetting.scoring.results import read_results
 
 
 def test_versions_that_differ_in_case_alone(world: Bundle, tmp_path: Path) -> None:
@@ -29,6 +31,26 @@ def test_reference_rows_of_another_bundle(world: Bundle, tmp_path: Path) -> None
     shutil.copyfile(first.with_name("reference.json"), second.with_name("reference.json"))
     with pytest.raises(InputError, match="is not of the bundle in"):
         official(tmp_path / "bundles")
+
+
+def test_a_bundle_has_one_name(world: Bundle, tmp_path: Path) -> None:
+    home = make_official(world, tmp_path, "v1").parent
+    other = Path(shutil.copytree(home, tmp_path / "almanac/v9")) / "reference.json"
+    files.write_json(other, {**files.read_json(other), "name": "almanac/v9"})
+    with pytest.raises(InputError, match=r"has a name already\. Remove it"):
+        official(tmp_path)
+
+
+def test_answers_of_all_splits(
+    bundle: Bundle, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_results(results, bundle)
+    (first, *_) = bundle.splits[UNKNOWN]
+    fewer = replace(found, correct={k: v for k, v in found.correct.items() if k != first.fact.id})
+    where = "factual_forgetting.board.making.read_results"
+    monkeypatch.setattr(where, lambda *_: fewer)
+    with pytest.raises(InputError, match=r"no answers to the facts of unknown.* with all tasks"):
+        make_record(results, bundle, tmp_path, ME)
 
 
 def test_a_source_of_another_bundle(
