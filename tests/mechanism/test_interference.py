@@ -302,6 +302,7 @@ def reported(
     return f"{asked} --output_path {folder / 'out'}".split(), folder / "out"
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_figures_and_report(
     reported: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

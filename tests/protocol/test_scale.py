@@ -81,13 +81,14 @@ def test_two_processes_follow_the_loss_of_one(
     assert run["resolved"]["distributed"] == "MULTI_CPU"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("self_distillation", "teacher=snapshot"),
-        pytest.param("lora", "", marks=pytest.mark.slow),
-        pytest.param("early_stop", "", marks=pytest.mark.slow),
-        pytest.param("wise_ft", "points=2", marks=pytest.mark.slow),
+        ("lora", ""),
+        ("early_stop", ""),
+        ("wise_ft", "points=2"),
     ],
 )
 def test_a_sharded_run_is_that_of_one_process(
@@ -148,7 +149,8 @@ def killed_and_resumed(
     return kills
 
 
-@pytest.mark.parametrize(("moments", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("moments", "seed"), [(2, 0), (10, 1)])
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     bundle: Bundle, brief: Path, tmp_path: Path, moments: int, seed: int
 ) -> None:
