@@ -41,3 +41,8 @@ def test_a_directory_that_exists_wins_over_any_parsing(
         expected = {"pretrained": path, "dtype": "float32", "use_cache": False}
         assert parse_model_args(given) == expected
         assert parse_model_args(f"dtype=float32,pretrained={path}")["pretrained"] == path
+
+
+def test_a_key_stands_once() -> None:
+    with pytest.raises(UserError, match=r"a is given twice .* Give it once"):
+        parse_pairs("a=1,b=2,a=3")
