@@ -19,7 +19,7 @@ from factual_forgetting.bundle.manifest import Bundle
 from factual_forgetting.cli import main
 from factual_forgetting.protocol.curve import METRIC_OF_SPLIT
 from factual_forgetting.scoring.results import Results
-from factual_forgetting.scoring.styles import FEWSHOT
+from factual_forgetting.scoring.styles import FEWSHOT, TASK
 
 
 @pytest.fixture
@@ -93,8 +93,16 @@ def change_bundle(where: Path) -> None:
     path.write_text(path.read_text() + "\n")
 
 
+def link_published(where: Path) -> None:
+    records = where / "submitted/leaderboard/records"
+    (folder,) = records.iterdir()
+    shutil.move(folder, where / "submitted/elsewhere")
+    folder.symlink_to(where / "submitted/elsewhere")
+
+
 PUBLISHED = [
-    edit_published, remove_published, raise_level, raise_level_of_an_older_main, change_bundle,
+    edit_published, remove_published, link_published, raise_level, raise_level_of_an_older_main,
+    change_bundle,
 ]  # fmt: skip
 
 
@@ -234,9 +242,11 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def submit(clone: Path, bundle: Bundle, *words: str) -> int:
-    told = ["submit", "model", "--bundle", str(bundle.path), "--submitter", "me"]
-    told += ["--tasks", FEWSHOT, "--output_path", str(clone.parent / "results")]
-    return main([*told, "--records", str(clone / "leaderboard/records"), *words])
+    told = ["--bundle", str(bundle.path), "--submitter", "me", "--tasks", FEWSHOT]
+    told += ["--output_path", str(clone.parent / "results")]
+    told += ["--records", str(clone / "leaderboard/records")]
+    names = [word for word in words[:1] if word == "other"]
+    return main(["submit", "model", *names, *told, *words[len(names) :]])
 
 
 INSTRUCT = ("--method", "instruct", "--no-trained")
@@ -259,7 +269,14 @@ def test_a_submission_is_scored_recorded_checked_and_compared(
 def test_what_nobody_says_is_asked_before_scoring(
     clone: Path, world: Bundle, scoring: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words, told in ((), "--method NAME"), (INSTRUCT[:2], "--trained, --no-trained"):
+    two = ("other", "--curve", "--tasks", TASK)
+    for words, told in (
+        ((), "--method NAME"),
+        (INSTRUCT[:2], "--trained, --no-trained"),
+        (two, "--method NAME"),
+        ((*two, *INSTRUCT), "two or more checkpoints of a run that trained"),
+        ((*two[1:], *INSTRUCT[:2]), "two or more checkpoints"),
+    ):
         assert submit(clone, world, *words) == 1
         assert told in capsys.readouterr().err
     assert not scoring

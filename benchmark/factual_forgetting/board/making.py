@@ -106,19 +106,28 @@ def record_curve(sources: Sequence[Path], bundle: Bundle, root: Path, declared: 
     Raises:
         UserError: If there are fewer than two, or any can't be recorded by itself.
     """
-    if len(sources) < 2 or declared.trained is False:
-        raise InputError(
-            "A curve is of two or more checkpoints of a run that trained on D_train. Leave out "
-            "--curve, or give all of them and leave out --no-trained."
-        )
+    told = of_curve(declared, len(sources))
     found = [read_results(source, bundle) for source in sources]
     if any(one.pretrained and told_by_run(Path(one.pretrained)) for one in found):
         raise InputError("A run of finetune has a curve of its own. Leave out --curve.")
     for one in found:
         _require_all(one.path, one, bundle)
     ordered = in_order(found, declared=True) or found
-    told = declared.model_copy(update={"trained": True})
     return make_record(ordered[-1].path, bundle, root, told, ordered)
+
+
+def of_curve(declared: Declared, points: int) -> Declared:
+    """Returns what is declared of a curve's last checkpoint, which trained on D_train.
+
+    Raises:
+        UserError: If there are fewer than two checkpoints, or they are said never to have trained.
+    """
+    if points < 2 or declared.trained is False:
+        raise InputError(
+            "A curve is of two or more checkpoints of a run that trained on D_train. Leave out "
+            "--curve, or give all of them and leave out --no-trained."
+        )
+    return declared.model_copy(update={"trained": True})
 
 
 def make_record(

@@ -19,7 +19,13 @@ from factual_forgetting.board.bundles import (
     references_for,
 )
 from factual_forgetting.board.form import slug
-from factual_forgetting.board.making import Declared, make_record, record_curve, require_declared
+from factual_forgetting.board.making import (
+    Declared,
+    make_record,
+    of_curve,
+    record_curve,
+    require_declared,
+)
 from factual_forgetting.board.record import MAINTAINERS, load_records, maintained
 from factual_forgetting.board.tables import diff
 from factual_forgetting.board.validate import Finding, check_references, validate
@@ -55,7 +61,8 @@ def _changed(before: Path, after: Path) -> Iterator[Finding]:
     published = (path for part in ("bundles", "records") for path in (before / part).rglob("*"))
     for path in sorted(published):
         now = after / path.relative_to(before)
-        if path.is_file() and (now.is_symlink() or not _same(path, now)):
+        linked = now.resolve() != after.resolve() / path.relative_to(before)
+        if path.is_file() and (linked or not _same(path, now)):
             told = "it is published, and was changed or removed. Put it back; add beside it."
             yield Finding("published", "error", str(now), told)
     with suppress(UserError):  # Which `validate` tells.
@@ -135,9 +142,9 @@ def submit(
             f"{bundle.path} is no official bundle of {records.parent}. Make it one, in the same "
             f"pull request, with: factual-forgetting official {bundle.path}"
         )
-    if not curve:
-        for name in checkpoints:
-            require_declared(Path(name), bundle, declared)
+    told = of_curve(declared, len(checkpoints)) if curve else declared
+    for name in checkpoints:
+        require_declared(Path(name), bundle, told)
     scored = [_scored(name, bundle, output, style, scoring) for name in checkpoints]
     if curve:
         return [record_curve(scored, bundle, records, declared)]
