@@ -120,7 +120,7 @@ function tellStatus() {
 // What a selection changes, and nothing else: the focus stays where it is.
 function drawSelection() {
   for (const line of document.querySelectorAll("#table tr[data-key]")) {
-    const chosen = state.selected.includes(line.dataset.key);
+    const chosen = plotted() && state.selected.includes(line.dataset.key);
     line.classList.toggle("on", chosen);
     if (plotted()) line.querySelector("input").checked = chosen;
   }
@@ -161,7 +161,7 @@ function header(name) {
     make("button", { type: "button", onclick: sort }, title + (sorted ? (state.up ? " ▲" : " ▼") : "")));
 }
 function tableRow(row, names) {
-  const slot = color(row);
+  const slot = plotted() ? color(row) : null;
   const box = make("input", { type: "checkbox", "aria-label": `Show the curve of ${row.method}`, onchange: () => select(row.key) });
   box.checked = slot !== null;
   return make("tr", { "data-key": row.key, class: slot !== null ? "on" : null },
